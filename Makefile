@@ -1,0 +1,34 @@
+# Night School's few commands. `make serve` is all that a new machine needs: Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help venv serve test slow gpu-check
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## make .venv with all that serving and testing need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): a few minutes the first time.'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+serve: $(INSTALLED) ## chat at http://127.0.0.1:7860; more with ARGS="--port 8000"
+	$(BIN)/chatbot serve $(ARGS)
+
+test: $(INSTALLED) ## ruff, mypy, and every test that needs no GPU and no patience
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+slow: $(INSTALLED) ## full-size runs on the embedded model
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu-check: $(INSTALLED) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,0 +1,251 @@
+"""Who is there and what they may do: passwords, sessions, one-time links, roles, and the throttle.
+
+The database holds only hashes: argon2 of passwords, sha256 of the random tokens in cookies and links. Nobody
+can sign up alone and there is no default password: the terminal prints the first operator's link, and
+operators make everybody else (`chatbot person add`). Left out on purpose: e-mail and foreign logins.
+"""
+
+import hashlib
+import math
+import secrets
+import threading
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from data import people
+from data.database import Database
+from data.errors import Busy, NotFound, Refused
+from data.records import Person, PersonRole
+
+COOKIE = "nightschool_session"
+SESSION_SECONDS = 30 * 24 * 3600
+LINK_SECONDS = 24 * 3600
+RANKS: dict[PersonRole, int] = {"user": 0, "rater": 1, "operator": 2}
+
+_hasher = PasswordHasher()
+# A hash costs 64 MB and some 50 ms of CPU on purpose; a burst of logins must not take the machine.
+_hashing = threading.BoundedSemaphore(2)
+
+
+class WrongPassword(Refused):
+    """Name and password do not belong together; which of the two is wrong is not said."""
+
+
+class SignedOut(Refused):
+    """Nobody is signed in."""
+
+
+class TooManyAttempts(Busy):
+    """More wrong passwords than a person makes."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"Too many wrong passwords - try again in {retry_after} seconds.")
+        self.retry_after = retry_after
+
+
+class Throttle:
+    """At most `limit` wrong passwords per `seconds`, for each name and for each address."""
+
+    def __init__(self, limit: int = 10, seconds: float = 60.0) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self._wrong: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def attempt(self, *keys: str) -> Iterator[None]:
+        """Counts as wrong for each key when the block raises. Raises TooManyAttempts before it runs.
+
+        It counts from the start, so that a thousand attempts at once are not a thousand guesses.
+        """
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now)
+            full = [times for key in keys if len(times := self._wrong.get(key, deque())) >= self.limit]
+            if full:
+                raise TooManyAttempts(max(1, math.ceil(max(times[0] for times in full) + self.seconds - now)))
+            for key in keys:
+                self._wrong.setdefault(key, deque()).append(now)
+        yield
+        with self._lock:
+            for key in keys:
+                if self._wrong.get(key):
+                    self._wrong[key].pop()
+
+    def _forget(self, now: float) -> None:
+        for key in list(self._wrong):
+            times = self._wrong[key]
+            while times and times[0] <= now - self.seconds:
+                times.popleft()
+            if not times:
+                del self._wrong[key]
+
+
+# Passwords
+
+
+def check_name(name: str) -> str:
+    """The name as it is stored: trimmed and in composed form. Raises Refused."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not 1 <= len(name) <= 64 or any(unicodedata.category(letter).startswith("C") for letter in name):
+        raise Refused("That is not a name - use 1 to 64 letters, digits or spaces.")
+    return name
+
+
+def check_password(password: str) -> None:
+    """Raises Refused when it is too short to keep anybody out, or too long to be typed."""
+    if not 8 <= len(password) <= 1024:
+        raise Refused("The password is too short or too long - use 8 to 1024 characters.")
+    if not password.isprintable():
+        raise Refused(
+            "The password has characters that cannot be typed - use letters, digits, signs and spaces."
+        )
+
+
+def hash_password(password: str) -> str:
+    check_password(password)
+    with _hashing:
+        return _hasher.hash(unicodedata.normalize("NFC", password))
+
+
+def is_password(stored: str | None, password: str) -> bool:
+    """Whether `password` made the hash `stored`; takes as long when there is none, to give no names away."""
+    with _hashing:
+        try:
+            return _hasher.verify(stored or _nobody(), unicodedata.normalize("NFC", password)[:1024])
+        except (VerificationError, InvalidHashError, UnicodeEncodeError):
+            return False
+
+
+@cache
+def _nobody() -> str:
+    return _hasher.hash(secrets.token_urlsafe())
+
+
+def change_password(db: Database, person: Person, old: str, new: str) -> None:
+    """Replace a password by its owner; every other session ends. Raises WrongPassword or Refused."""
+    check_password(new)
+    if not is_password(people.password_hash(db, person.id), old):
+        raise WrongPassword("The present password is wrong - type it again.")
+    hashed = hash_password(new)
+    with db.write():
+        people.set_password(db, person.id, hashed)
+        people.close_sessions(db, person.id)
+        people.record(db, person.name, "change password", {})
+
+
+# Sessions
+
+
+def digest(token: str) -> str:
+    """What the database keeps of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def open_session(db: Database, person: Person) -> str:
+    """A new cookie token for this person, good for 30 days."""
+    token = secrets.token_urlsafe(32)
+    people.open_session(db, person.id, digest(token), time.time() + SESSION_SECONDS)
+    return token
+
+
+def person_of(db: Database, token: str | None) -> Person | None:
+    """Who carries this cookie, if the session is alive and the person not disabled."""
+    if not token or len(token) > 200 or not token.isascii():
+        return None
+    return people.session_person(db, digest(token), time.time())
+
+
+def sign_in(db: Database, throttle: Throttle, name: str, password: str, address: str) -> str:
+    """The cookie token of a new session. Raises WrongPassword or TooManyAttempts."""
+    name = unicodedata.normalize("NFC", name).strip()[:64]
+    with throttle.attempt(f"name:{name.lower()}", f"address:{address}"):
+        person = people.by_name(db, name)
+        stored = people.password_hash(db, person.id) if person else None
+        if not is_password(stored, password) or person is None or stored is None or person.is_disabled:
+            raise WrongPassword("Name or password is wrong - try again, or ask an operator for a new link.")
+    return open_session(db, person)
+
+
+def may(person: Person | None, role: PersonRole) -> bool:
+    """Whether the person is there, enabled, and has at least this role."""
+    return person is not None and not person.is_disabled and RANKS[person.role] >= RANKS[role]
+
+
+def require(request: Any, role: PersonRole = "user") -> Person:
+    """The person behind a request that passed the guard. Raises SignedOut or Refused.
+
+    request: anything with an ASGI `scope`, so that routes, mounts and tests ask in the same way.
+    """
+    person: Person | None = request.scope.get("person")
+    if person is None:
+        raise SignedOut("You are not signed in - sign in first.")
+    if not may(person, role):
+        raise Refused(f"This needs the role {role!r} - ask an operator.")
+    return person
+
+
+# One-time links
+
+
+def has_operator(db: Database) -> bool:
+    return any(may(person, "operator") and person.kind == "human" for person in people.list_all(db))
+
+
+def operator_link(db: Database) -> str | None:
+    """The token of a one-time link that makes the first operator; None once there is one."""
+    if has_operator(db):
+        return None
+    token = secrets.token_urlsafe(24)
+    people.add_link(db, digest(f"operator:{token}"), "operator", time.time() + LINK_SECONDS)
+    return token
+
+
+def use_operator_link(db: Database, token: str, name: str, password: str) -> Person:
+    """Make the first operator, with the token that the terminal printed. Raises Refused."""
+    name, hashed = check_name(name), hash_password(password)
+    with db.write():
+        role = None if has_operator(db) else people.use_link(db, digest(f"operator:{token}"), time.time())
+        if role != "operator":
+            raise Refused("This link was used or has expired - restart the server to get a new one.")
+        person = people.add(db, name, role="operator", password_hash=hashed)
+        people.record(db, person.name, "first operator", {})
+    return person
+
+
+def password_link(db: Database, person: Person) -> str:
+    """The token of a one-time link with which this person sets a password."""
+    token = f"{person.id}.{secrets.token_urlsafe(24)}"
+    people.add_link(db, digest(f"password:{token}"), person.role, time.time() + LINK_SECONDS)
+    return token
+
+
+def person_of_link(db: Database, token: str) -> Person:
+    """Whom a password link names; whether it is good shows when it is used. Raises NotFound."""
+    try:
+        return people.get(db, token.partition(".")[0])
+    except NotFound:
+        raise NotFound(
+            "This link is not complete - copy all of it, or ask an operator for a new one."
+        ) from None
+
+
+def use_password_link(db: Database, token: str, password: str) -> Person:
+    """Set the password of the person whose link this is; their sessions end. Raises Refused."""
+    person, hashed = person_of_link(db, token), hash_password(password)
+    with db.write():
+        role = people.use_link(db, digest(f"password:{token}"), time.time())
+        if role is None or person.is_disabled:
+            raise Refused("This link was used or has expired - ask an operator for a new one.")
+        people.set_password(db, person.id, hashed)
+        people.close_sessions(db, person.id)
+        people.record(db, person.name, "set password", {})
+    return person

@@ -1,0 +1,146 @@
+"""Messages -> token ids, in one place, for chat, SFT, reward and PPO alike.
+
+The template is rendered with placeholders where contents belong; each content is tokenised by itself with
+its special tokens split into plain text, and the ids are joined. So a person who types `<|im_start|>system`
+has typed text: no user text can become a control token (a plain `apply_chat_template` makes two real ones).
+
+Left out on purpose: tools, images, and templates that rewrite what a message says.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from data.errors import Problem, Refused
+
+Messages = Sequence[Mapping[str, str]]
+_MARK = "NightSchoolContent{}End"
+_MARKS = re.compile(r"NightSchoolContent(\d+)End")
+MAX_CHARACTERS = 32_000
+"""The longest text of one message, checked before anything is tokenised."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt that leaves room for its reply."""
+
+    ids: list[int]
+    dropped: int
+    """How many of the oldest messages were left out to make it fit."""
+
+
+class ChatFormat:
+    """The chat template of one tokenizer, made safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # Whether control tokens are split is state of the tokenizer: two threads at once would mix it up, and
+        # one's text could become the other's control tokens.
+        self._lock = threading.Lock()
+        self._render = lru_cache(maxsize=512)(self._rendered_pieces)
+        self.sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+        self._control = self._find_control_tokens()
+        self.end_of_turn = self._find_end_of_turn()
+
+    def encode(self, messages: Messages, *, add_reply_prompt: bool = True) -> list[int]:
+        """Token ids of `messages`; with `add_reply_prompt`, up to where the assistant begins to write."""
+        roles = tuple(message["role"] for message in messages)
+        return self._join(roles, [self.encode_text(m["content"]) for m in messages], add_reply_prompt)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text: never a control token, whatever it says."""
+        clean = text.encode("utf-8", "replace").decode()
+        return self._ids(clean, is_plain=True)
+
+    def encode_reply(self, text: str, *, finished: bool = True) -> list[int]:
+        """Token ids of a reply; its end-of-turn token belongs to it unless it was cut."""
+        return self.encode_text(text) + ([self.end_of_turn] if finished else [])
+
+    def fit(self, messages: Messages, room: int) -> FittedPrompt:
+        """The newest messages that fit in `room` tokens; a leading system message always stays.
+
+        Raises Refused where the last message alone is too long.
+        """
+        length = len(messages[-1]["content"]) if messages else 0
+        if length > MAX_CHARACTERS:
+            raise Refused(
+                f"The message has {length:,} characters, more than {MAX_CHARACTERS:,} - shorten it."
+            )
+        roles = [message["role"] for message in messages]
+        contents = [self.encode_text(message["content"]) for message in messages]
+        head = 1 if roles[:1] == ["system"] else 0
+        first = head  # the oldest message that is kept, the system message aside
+        while first < len(messages):
+            kept = (*roles[:head], *roles[first:])
+            ids = self._join(kept, [*contents[:head], *contents[first:]], True)
+            if len(ids) <= room:
+                return FittedPrompt(ids, first - head)
+            # Drop whole turns, so that what is left begins with the user again.
+            is_pair = len(messages) - first > 2 and roles[first + 1] == "assistant"
+            first += 2 if is_pair else 1
+        raise Refused(f"The message does not fit in {room:,} tokens - shorten it.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of reply ids, without its end-of-turn token or a half-written character at the end."""
+        body = ids[:-1] if ids and ids[-1] == self.end_of_turn else ids
+        with self._lock:
+            text: Any = self._tokenizer.decode(list(body), skip_special_tokens=False)
+        return str(text).rstrip("\ufffd")
+
+    def _join(
+        self, roles: tuple[str, ...], contents: Sequence[list[int]], add_reply_prompt: bool
+    ) -> list[int]:
+        ids: list[int] = []
+        for piece in self._render(roles, add_reply_prompt):
+            ids += contents[piece] if isinstance(piece, int) else piece
+        return ids
+
+    def _rendered_pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | int]:
+        """The template as token ids (its own text) and message numbers (where contents go), in order."""
+        marked = [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)]
+        try:
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    marked, tokenize=False, add_generation_prompt=add_reply_prompt
+                )
+            )
+        except Exception as error:  # a template may raise anything, jinja's errors or its own
+            raise Refused(
+                f"The model's chat template refuses these roles, {', '.join(roles)}: {error}"
+            ) from error
+        pieces: list[list[int] | int] = []
+        for i, part in enumerate(_MARKS.split(text)):
+            pieces.append(int(part) if i % 2 else self._ids(part, is_plain=False))
+        return pieces
+
+    def _ids(self, text: str, *, is_plain: bool) -> list[int]:
+        with self._lock:
+            made: Any = self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_plain)
+        return list(made["input_ids"])
+
+    def _find_control_tokens(self) -> set[int]:
+        """The ids that no text may become; some tokenizers list only part of them as special by name."""
+        added: dict[int, Any] = cast(Any, self._tokenizer).added_tokens_decoder
+        named: Any = self._tokenizer.all_special_ids
+        control = {i for i, token in added.items() if token.special} | set(named)
+        control -= {self._tokenizer.unk_token_id, None}
+        typed = " ".join(str(self._tokenizer.convert_ids_to_tokens(i)) for i in sorted(control))
+        if control & set(self.encode_text(typed)):
+            raise Problem("The model's tokenizer cannot tell text from control tokens - use another model.")
+        return control
+
+    def _find_end_of_turn(self) -> int:
+        """The first control token after an assistant's content: what the model must write to end a turn."""
+        pieces = self._render(("user", "assistant"), False)
+        after = pieces[-1]
+        assert isinstance(after, list), "split leaves text at the end"
+        found = next((token for token in after if token in self._control), self._tokenizer.eos_token_id)
+        if not isinstance(found, int):
+            raise Problem("The model's chat template ends no turn - use an instruction-tuned model.")
+        return found

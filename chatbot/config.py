@@ -1,0 +1,68 @@
+"""What a person may turn when starting the server: `ServeConfig`, the flags of `chatbot serve`.
+
+One dial, `--model`, decides the rest: precision, device, context length and the length of replies follow
+from it and from the hardware. State lies where `data/home.py` says; that is not a flag.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from data.errors import Refused
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The settings of one server process."""
+
+    host: Annotated[str, "The address to listen on; 0.0.0.0 is every interface."] = "127.0.0.1"
+    port: Annotated[int, "The port to listen on; 0 takes any free one."] = 7860
+    model: Annotated[
+        str | None, "A directory or hub id of a chat model; without it, the embedded SmolLM2-135M-Instruct."
+    ] = None
+    replies: Annotated[int, "How many replies a turn shows at first, 1 to 9; each person can change it."] = 4
+    max_new_tokens: Annotated[
+        int, "The longest reply in tokens; 0 chooses 128 on a CPU and 256 on a GPU."
+    ] = 0
+    threads: Annotated[int, "CPU threads of the model; 0 leaves the choice to torch."] = 0
+    public_url: Annotated[
+        str, "The address people type when it is not this machine's, e.g. https://chat.example.org."
+    ] = ""
+    trainer: Annotated[bool, "Start `trainer watch` beside the server, so that one command learns too."] = (
+        True
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise Refused(f"Port {self.port!r} is out of range - use a number from 0 to 65535.")
+        if not 1 <= self.replies <= 9:
+            raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
+        if self.max_new_tokens < 0 or self.threads < 0:
+            raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
+        if self.public_url:
+            url = urlsplit(self.public_url)
+            if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/"):
+                raise Refused(
+                    f"{self.public_url!r} is not the address of a site - "
+                    "give scheme and host without a path, like https://chat.example.org."
+                )
+
+    @property
+    def url(self) -> str:
+        """Where a person on this machine finds the server."""
+        name = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://[{name}]:{self.port}" if ":" in name else f"http://{name}:{self.port}"
+
+    @property
+    def trusted_hosts(self) -> frozenset[str]:
+        """The names this server answers to, in lower case."""
+        public = urlsplit(self.public_url).hostname if self.public_url else None
+        return frozenset(name.lower() for name in (*LOOPBACK_NAMES, self.host, public) if name)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose scripts may talk to this server."""
+        named = (f"http://127.0.0.1:{self.port}", f"http://localhost:{self.port}", self.url)
+        return tuple(dict.fromkeys((*named, *([self.public_url.rstrip("/")] if self.public_url else []))))

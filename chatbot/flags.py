@@ -1,0 +1,142 @@
+"""Command-line flags made from a frozen dataclass, and the frame every command line of Night School runs in.
+
+A field is `Annotated[T, "A sentence."]`; the sentence is the flag's help, the default is the field's. So a
+setting is described once, beside its user. Left out on purpose: lists, nested dataclasses, configuration
+files and environment variables.
+
+    @dataclass(frozen=True)
+    class ServeConfig:
+        port: Annotated[int, "The port the pages answer on."] = 7860
+
+    add_flags(parser, ServeConfig)
+    config = from_flags(parser.parse_args(), ServeConfig)
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from data.errors import Problem
+
+Config = TypeVar("Config")
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Adds one flag per field of the dataclass `cls`: `max_new_tokens` becomes `--max-new-tokens`."""
+    hints = get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        kind, sentence = _kind_and_sentence(cls, field.name, hints[field.name])
+        assert field.default is not dataclasses.MISSING, f"{cls.__name__}.{field.name} needs a default"
+        _add_flag(parser, field.name, kind, sentence, field.default)
+
+
+def from_flags(namespace: argparse.Namespace, cls: type[Config]) -> Config:
+    """The dataclass with the values that `add_flags` had parsed; its `__post_init__` checks them."""
+    assert dataclasses.is_dataclass(cls), f"{cls.__name__} must be a dataclass"
+    return cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
+
+
+def to_flags(config: Any) -> list[str]:
+    """The arguments that say the same as `config`, for a child process; defaults are left out."""
+    arguments = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default or value is None:
+            continue
+        flag = _flag(field.name)
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            arguments.append(f"{flag}={value}")
+    return arguments
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kind_and_sentence(cls: type[Any], name: str, hint: Any) -> tuple[Any, str]:
+    """The type and the sentence of `Annotated[T, "sentence"]`; `T | None` counts as T."""
+    assert get_origin(hint) is Annotated, f"{cls.__name__}.{name} needs Annotated[type, 'a sentence.']"
+    kind, sentence = get_args(hint)[:2]
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    return kind, str(sentence)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, sentence: str, default: Any) -> None:
+    words = sentence.replace("%", "%%")
+    if default is not None and default != "":
+        words += f" (default: {default})".replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(
+            _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=default, help=words
+        )
+    elif get_origin(kind) is Literal:
+        parser.add_argument(_flag(name), dest=name, choices=get_args(kind), default=default, help=words)
+    else:
+        assert kind in (str, int, float, Path), f"a flag cannot be made from {kind!r}"
+        metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+        parser.add_argument(_flag(name), dest=name, type=kind, default=default, help=words, metavar=metavar)
+
+
+def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and turns what a person can mend into a sentence; returns the exit code.
+
+    A Problem is one sentence on stderr (with `--json`, `{"error": ...}` on stdout) and its own exit code;
+    Ctrl-C is 130; a reader that went away (`| head`) is no error. Everything else is a bug and shows
+    its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Server and trainer share the cores: OpenMP threads that spin while they wait would slow both by ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # It warns at each start about a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        code = run(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except Problem as problem:
+        if "--json" in arguments:
+            print(json.dumps({"error": str(problem)}, ensure_ascii=False))
+        else:
+            print(problem, file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; pointing it at nothing keeps that silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def show(value: Any, lines: Sequence[str], *, as_json: bool) -> None:
+    """Prints what a command has found out: `value` as JSON, or `lines` for a person."""
+    print(json.dumps(_finite(value), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the columns under each other."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,131 @@
+"""The server's eye on the database: when another version is published, load it and let it serve.
+
+The wire between trainer and server is one row, `serving`. A changed row is followed in four steps: verify
+the files, build the version beside the old one, compare its log-probabilities with those in its manifest,
+move the pointer. If any of them fails, what serves stays, the failure is logged once and shown by `problem`.
+"""
+
+import logging
+import threading
+import time
+
+import torch
+
+from chatbot import adapters
+from chatbot.engine import Engine
+from chatbot.policy import TokenBatch, logits_of
+from data import versions
+from data.database import Database
+from data.errors import Problem, Refused
+from data.home import Home
+from data.records import BASE_VERSION
+
+log = logging.getLogger(__name__)
+
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08}
+"""Largest mean difference of a reply token's log-probability, in nats, between manifest and own build; the
+bfloat16 bound is measured (benchmarks/RESULTS.md)."""
+
+RETRY_SECONDS = 30.0
+"""A version that could not be loaded is tried again after this: memory or a disk may have been short."""
+
+
+class Follower:
+    """Keeps an engine serving what the database says."""
+
+    def __init__(self, db: Database, home: Home, engine: Engine, *, interval: float = 0.5) -> None:
+        self._db = db
+        self._home = home
+        self._engine = engine
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="following", daemon=True)
+        self._failed: str | None = None
+        self._retry_at = 0.0
+        self.problem: str | None = None
+        """Why the version that should serve does not, as a sentence; None when it does."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def follow_once(self) -> bool:
+        """Look, and change over if needed; True when the engine serves what the database says."""
+        wanted = versions.serving(self._db).current
+        if wanted == self._engine.version:
+            self.problem, self._failed = None, None
+            return True
+        if wanted == self._failed and time.monotonic() < self._retry_at:
+            return False
+        try:
+            self._change_to(wanted)
+        except Exception as error:
+            self._keep_what_serves(wanted, error)
+            return False
+        log.info("Serving %s.", wanted)
+        return True
+
+    def _change_to(self, name: str) -> None:
+        if name != BASE_VERSION:
+            load_verified(self._db, self._home, self._engine, name)
+        self._engine.serve(name)
+
+    def _keep_what_serves(self, wanted: str, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        problem = f"{wanted} does not serve: {reason.rstrip('.')}. {self._engine.version} goes on answering."
+        if problem != self.problem:
+            log.error(problem, exc_info=None if isinstance(error, Problem) else error)
+        self.problem, self._failed = problem, wanted
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self.follow_once()
+            except Exception:
+                log.exception("Looking for a new version failed; trying again.")
+
+
+def load_verified(db: Database, home: Home, engine: Engine, name: str) -> None:
+    """Load version `name` into `engine` after checking its files and what it computes.
+
+    Raises NotFound for an unknown version and Refused for a damaged one or one of another base.
+    """
+    version = versions.get(db, name)
+    if name == BASE_VERSION:
+        return
+    base = engine.base
+    directory = home.adapters / version.path
+    manifest_file = directory / adapters.MANIFEST
+    if manifest_file.is_file() and adapters.hash_file(manifest_file) != version.sha256:
+        raise Refused(f"The manifest of version {name!r} is not the one published - publish another version.")
+    manifest = adapters.verify(
+        directory, base_sha256=base.sha256, template_sha256=base.format.sha256, model_config=base.config
+    )
+    engine.load(name, directory)
+    try:
+        _check_canary(engine, name, manifest)
+    except Exception:
+        engine.unload(name)
+        raise
+
+
+@torch.inference_mode()
+def _check_canary(engine: Engine, name: str, manifest: adapters.Manifest) -> None:
+    model = engine.model_of(name)
+    tolerance = CANARY_TOLERANCE[engine.dtype]
+    for canary in manifest.canary:
+        ids, start = canary["ids"], canary["reply_start"]
+        batch = TokenBatch.of([ids[:-1]], engine.device)
+        hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+        logprobs = torch.log_softmax(logits_of(model, hidden[0, start - 1 :]), dim=-1)
+        mean = float(logprobs.gather(1, torch.tensor(ids[start:], device=engine.device)[:, None]).mean())
+        if not abs(mean - canary["logprob"]) <= tolerance:
+            raise Refused(
+                f"Version {name!r} computes other log-probabilities here than where it was trained "
+                f"({mean:.4f} instead of {canary['logprob']:.4f}) - train it again on this machine."
+            )

@@ -1,0 +1,218 @@
+"""The guard before every route and mount: pure ASGI middleware, because SSE breaks under the other kind.
+
+In this order it refuses: foreign host names, foreign origins on unsafe methods, bodies above 1 MB, people who
+are not signed in or lack the role, Gradio's routes that we do not use (some of them call other hosts), and a
+page session that belongs to somebody else. It puts the person into the scope and the security headers on the
+answer. Every route is closed unless it stands in `PUBLIC`; the pages check roles once more.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from urllib.parse import parse_qs, quote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chatbot import accounts
+from chatbot.config import LOOPBACK_NAMES, ServeConfig
+from chatbot.pages.account import PAGE_HEADERS, message_page
+from data.records import Person, PersonRole
+
+BODY_LIMIT = 1_000_000
+PUBLIC = frozenset(
+    {"/login", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
+)
+"""Open to everybody; /metrics looks at the caller itself."""
+UNUSED = ("/vibe-", "/undo-vibe-edit", "/proxy=", "/dev/reload", "/run-history", "/token", "/monitoring")
+"""Gradio's routes that no page of ours uses, without their prefix."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+KEPT_PAGE_SESSIONS = 10_000
+
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' blob:; "
+    "worker-src 'self' blob:; frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+"""What Gradio needs and no more; the plain pages set a stricter one themselves."""
+SECURITY_HEADERS = {
+    "content-security-policy": CONTENT_POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # Not no-referrer: browsers would then send "Origin: null" with our own forms.
+    "referrer-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Guard:
+    """Wraps the whole application. `person_of` turns a cookie into the person it belongs to, or None."""
+
+    def __init__(
+        self, app: ASGIApp, config: ServeConfig, person_of: Callable[[str | None], Person | None]
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.person_of = person_of
+        self._page_sessions: OrderedDict[str, str] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # no page of ours opens one
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["person"] = None
+        guarded = self._with_headers(scope, send)
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, guarded)
+            return
+        await _with_body_limit(self.app, scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Why this request goes no further, as the answer to send; None lets it pass."""
+        headers = Headers(scope=scope)
+        if (host := host_name(headers.get("host", ""))) not in self.config.trusted_hosts:
+            return _say(
+                scope, 400, f"This server does not answer to the name {host!r} - start it with --public-url."
+            )
+        if scope["method"] not in SAFE_METHODS and not self._is_own_origin(scope, headers):
+            return _say(scope, 403, "The request came from another site - open Night School itself.")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 9 or int(length) > BODY_LIMIT:
+            return _say(scope, 413, "The request is too large - send at most 1 MB.")
+        scope["person"] = self.person_of(cookie(headers))
+        return self._role_refusal(scope)
+
+    def _role_refusal(self, scope: Scope) -> Response | None:
+        path = scope["path"]
+        if path in PUBLIC:
+            return None
+        person = scope["person"]
+        if person is None:
+            if is_page(scope):
+                query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+                return RedirectResponse(f"/login?next={quote(path + query)}", 303)
+            return _say(scope, 401, "You are not signed in - sign in first.")
+        if not accounts.may(person, needed_role(path)):
+            return _say(scope, 403, "This page is for operators - ask one of them.")
+        inner = path.removeprefix("/operate").removeprefix("/gradio_api")
+        if inner.startswith(UNUSED):
+            return _say(scope, 404, "There is no such page - go back to the start.")
+        if (page := page_session(scope, inner)) and not self._owns(page, person):
+            return _say(scope, 403, "This page belongs to somebody else - reload it.")
+        return None
+
+    def _is_own_origin(self, scope: Scope, headers: Headers) -> bool:
+        """Browsers name the site that sends; programs name none, and carry no cookie by accident."""
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+        return origin in (f"{scope['scheme']}://{headers.get('host', '')}", *self.config.origins)
+
+    def _owns(self, page: str, person: Person) -> bool:
+        """A page session belongs to whoever used it first; Gradio itself would give it to anybody."""
+        owner = self._page_sessions.setdefault(page, person.id)
+        self._page_sessions.move_to_end(page)
+        if len(self._page_sessions) > KEPT_PAGE_SESSIONS:
+            self._page_sessions.popitem(last=False)
+        return owner == person.id
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("strict-transport-security", "max-age=31536000")
+            await send(message)
+
+        return guarded
+
+
+def needed_role(path: str) -> PersonRole:
+    """The least role that may see a path."""
+    return "operator" if path == "/operate" or path.startswith("/operate/") else "user"
+
+
+def host_name(host: str) -> str:
+    """`[::1]:7860` -> `::1`; anything malformed -> the empty name, which nobody trusts."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return "" if parts.username is not None or parts.path else (parts.hostname or "")
+    except ValueError:
+        return ""
+
+
+def cookie(headers: Headers) -> str | None:
+    """The session token a browser sends."""
+    cookies: dict[str, str] = cookie_parser(headers.get("cookie", ""))
+    return cookies.get(accounts.COOKIE)
+
+
+def page_session(scope: Scope, inner: str) -> str | None:
+    """The Gradio page session that a following request names, if it is one."""
+    if inner.startswith("/heartbeat/"):
+        return str(inner.removeprefix("/heartbeat/"))
+    if inner.startswith("/queue/data"):
+        query = str(scope["query_string"].decode("latin-1"))
+        return parse_qs(query).get("session_hash", [""])[0]
+    return None
+
+
+def is_page(scope: Scope) -> bool:
+    """Whether a person at a browser asks to see a page, rather than a script for data."""
+    return scope["method"] in ("GET", "HEAD") and "text/html" in Headers(scope=scope).get("accept", "")
+
+
+def is_local(scope: Scope) -> bool:
+    """Whether the caller is a program on this machine, not a proxy that speaks for somebody else."""
+    headers = Headers(scope=scope)
+    client = scope.get("client") or ("", 0)
+    forwarded = "forwarded" in headers or "x-forwarded-for" in headers
+    return (
+        not forwarded and client[0] in LOOPBACK_NAMES and host_name(headers.get("host", "")) in LOOPBACK_NAMES
+    )
+
+
+def _say(scope: Scope, status: int, sentence: str) -> Response:
+    if is_page(scope):
+        return HTMLResponse(message_page(sentence), status, PAGE_HEADERS)
+    return JSONResponse({"error": sentence}, status)
+
+
+async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run `app`, but end a body that grows past the limit without having said so."""
+    received, is_over, has_started = 0, False, False
+
+    async def counted() -> Message:
+        nonlocal received, is_over
+        message = await receive()
+        received += len(message.get("body", b""))
+        is_over = is_over or received > BODY_LIMIT
+        return {"type": "http.disconnect"} if is_over else message
+
+    async def watched(message: Message) -> None:
+        nonlocal has_started
+        if is_over and not has_started:
+            return  # the application's word on its broken body; ours follows
+        has_started = True
+        await send(message)
+
+    try:
+        await app(scope, counted, watched)
+    except Exception:
+        if not is_over:
+            raise
+    if is_over and not has_started:
+        body = json.dumps({"error": "The request is too large - send at most 1 MB."}).encode()
+        kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 413, "headers": kind})
+        await send({"type": "http.response.body", "body": body})

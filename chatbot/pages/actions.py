@@ -1,0 +1,238 @@
+"""What people do on the chat page: open, send, rank, reword, stop, rename, delete, and what they then see.
+
+Every function here is reached by a browser: each is given who asks and what was sent, and checks that the
+conversation, the turn and the reply are theirs. What one look at the page started never draws over a later
+one: answers carry the number of the look that asked (`look`). No events here; those are in chat.py.
+"""
+
+from dataclasses import dataclass
+from html import escape
+
+import gradio as gr
+
+from chatbot.config import ServeConfig
+from chatbot.pages import board as boards
+from chatbot.pages import history as histories
+from chatbot.pages import sidebar as sidebars
+from chatbot.pages import words
+from chatbot.pages.board import View
+from chatbot.pages.composer import composer_view
+from chatbot.pages.payload import Payload
+from chatbot.turns import Turns
+from data import conversations, people, rankings
+from data.database import Database, new_id
+from data.errors import NotFound, Problem, Refused
+from data.records import Message, Person
+
+MESSAGE_LENGTH = 200_000
+"""Longer texts are not even read; `Turns` refuses from 32,000 characters with a sentence."""
+
+Page = tuple[View, View, View, View]
+"""What the page shows: history, board, composer, sidebar."""
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What people can do on the chat page, for whoever asks."""
+
+    db: Database
+    turns: Turns
+    config: ServeConfig
+
+    def person(self, request: gr.Request) -> Person:
+        """Who asks. Refused where the session has ended meanwhile."""
+        try:
+            person = people.get(self.db, request.username or "")
+        except NotFound:
+            person = None
+        if person is None or person.is_disabled:
+            language = words.language_of(request.cookies, request.headers)
+            raise Refused(words.word("signed_out", language))
+        return person
+
+    def own_turn(self, person: Person, turn_id: str) -> Message:
+        """A turn of this person's own conversation."""
+        turn = conversations.message(self.db, turn_id)
+        conversations.get(self.db, turn.conversation_id, person.id)
+        if turn.role != "user":
+            raise Refused("Only a person's message is a turn - reload the page.")
+        return turn
+
+    # What the page shows
+
+    def show(
+        self, person: Person, conversation_id: str, look: int, turn_id: str = "", **answer: object
+    ) -> Page:
+        """The whole page at a turn of a conversation: the given one, else the latest; empty is a new chat."""
+        count = self.config.replies
+        side = sidebars.sidebar_view(self.db, person, conversation_id, look, count)
+        composer = composer_view(conversation_id, look, count, **answer)
+        if not conversation_id:
+            return histories.empty_history(look, count), boards.empty_board(look), composer, side
+        conversation = conversations.get(self.db, conversation_id, person.id)
+        turn_id = turn_id or histories.latest_turn(self.db, conversation_id)
+        history = histories.history_view(self.db, person, conversation, turn_id, look, count)
+        board = self.board(person, turn_id, look) if turn_id else boards.empty_board(look)
+        return history, board, composer, side
+
+    def board(self, person: Person, turn_id: str, look: int) -> View:
+        """The board alone."""
+        return boards.board_view(self.db, self.turns, person, turn_id, look, self.config.replies)
+
+    # What a person does: each takes who asks and what the browser sent
+
+    def open_chat(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Open a conversation where it was left, or an empty page."""
+        conversation_id = sent.text("conversation_id")
+        page = self.show(person, conversation_id, sent.look)
+        return page, str(page[1]["turn_id"])
+
+    def stay(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Where the person was when something went wrong; an empty page where even that cannot be shown."""
+        answer: View = {"answered": sent.text("key"), "is_sent": False}
+        try:
+            turn_id = sent.text("turn_id")
+            here = self.own_turn(person, turn_id).conversation_id if turn_id else sent.text("conversation_id")
+            page = self.show(person, here, sent.look, turn_id, **answer)
+        except Problem:
+            page = self.show(person, "", sent.look, **answer)
+        return page, str(page[1]["turn_id"])
+
+    def revisit(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Go back to an earlier turn, to rank it or to go on from there."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
+
+    def send(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """A message under the reply the person continues from, with the ranking they had not saved yet."""
+        key, text = sent.text("key"), sent.text("text", MESSAGE_LENGTH)
+        conversation_id, turn_id = sent.text("conversation_id"), sent.text("turn_id")
+        parent = None
+        if conversation_id and turn_id:
+            turn = self.own_turn(person, turn_id)
+            if ranking := sent.part("ranking"):
+                boards.save_ranking(self.db, person, turn, ranking)
+            parent = boards.continued_reply(self.db, person, turn.id, sent.text("chosen"))
+            if parent is None:
+                raise Refused("This turn has no finished reply yet - wait for one, or press Regenerate.")
+        elif not conversation_id and text.strip():
+            conversation_id = self._begun(person, key, sent.yes("may_train", True))
+        live = self._begin(person, sent, text, conversation_id, parent.id if parent else None)
+        return self._shown(person, live, sent)
+
+    def branch(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Another wording of an earlier message: a sibling of it, with replies of its own."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        text = sent.text("text", MESSAGE_LENGTH)
+        return self._shown(
+            person, self._begin(person, sent, text, turn.conversation_id, turn.parent_id), sent
+        )
+
+    def regenerate(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """More replies to the same message; those that are there stay."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        self.turns.regenerate(person, turn.id, sent.number("replies", 1, 9, self.config.replies))
+        return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
+
+    def save_ranking(self, person: Person, sent: Payload) -> View:
+        turn = self.own_turn(person, sent.text("turn_id"))
+        boards.save_ranking(self.db, person, turn, sent)
+        return self.board(person, turn.id, sent.look)
+
+    def withdraw(self, person: Person, sent: Payload) -> View:
+        """Undo: the person says nothing of this turn any more."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        rankings.withdraw(self.db, turn.id, person.id)
+        return self.board(person, turn.id, sent.look)
+
+    def demonstrate(self, person: Person, sent: Payload) -> View:
+        """Keep a person's own wording of a reply: a demonstration, better than what it replaces."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        reply_id = sent.text("message_id")
+        if reply_id not in {reply.id for reply in boards.shown_replies(self.db, turn.id, person.id)}:
+            raise Refused("This reply does not belong to the turn - reload the page.")
+        conversations.add_edit(self.db, reply_id, sent.text("text", 32_000), person.id)
+        return self.board(person, turn.id, sent.look)
+
+    def stop_reply(self, person: Person, sent: Payload) -> View:
+        """End one reply where it stands."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        self.turns.stop(person, turn.id, sent.text("message_id"))
+        return self.board(person, turn.id, sent.look)
+
+    def stop_turn(self, person: Person, sent: Payload) -> View:
+        """End all replies of a turn where they stand."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        self.turns.stop(person, turn.id)
+        return self.board(person, turn.id, sent.look)
+
+    # What a person does in the sidebar
+
+    def search_chats(self, person: Person, sent: Payload, **more: object) -> View:
+        """The sidebar, filtered by what stands in the search box."""
+        search = sent.text("search", sidebars.SEARCH_LENGTH)
+        here = sent.text("conversation_id")
+        view = sidebars.sidebar_view(self.db, person, here, sent.look, self.config.replies, search)
+        return view | more
+
+    def rename_chat(self, person: Person, sent: Payload) -> View:
+        conversations.rename(self.db, sidebars.target(self.db, person, sent), sent.text("title", 200))
+        return self.search_chats(person, sent)
+
+    def export_chat(self, person: Person, sent: Payload) -> View:
+        file = sidebars.exported(self.db, sidebars.target(self.db, person, sent), new_id())
+        return self.search_chats(person, sent, file=file)
+
+    def set_training(self, person: Person, sent: Payload) -> View:
+        """Whether nights may learn from the open chat; of a new chat only the page knows."""
+        may_train = sent.yes("may_train", True)
+        if here := sent.text("conversation_id"):
+            conversations.get(self.db, here, person.id)
+            conversations.set_may_train(self.db, here, may_train)
+        return self.search_chats(person, sent, may_train=may_train)
+
+    def delete_chat(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Remove a conversation; the page stays where it is unless that was the open one."""
+        gone, here = sidebars.target(self.db, person, sent), sent.text("conversation_id")
+        for message in conversations.messages(self.db, gone):
+            if message.role == "user" and self.turns.live(message.id):
+                self.turns.stop(person, message.id)
+        conversations.delete(self.db, gone)
+        left = "" if gone == here else here
+        *page, _ = self.show(person, left, sent.look)
+        search, count = sent.text("search", sidebars.SEARCH_LENGTH), self.config.replies
+        side = sidebars.sidebar_view(self.db, person, left, sent.look, count, search)
+        return (page[0], page[1], page[2], side), str(page[1]["turn_id"])
+
+    def _begun(self, person: Person, key: str, may_train: bool) -> str:
+        """Where a first message goes: the conversation it began if `key` was sent before, else (empty) a new
+        one; one that nights may not learn from is made here."""
+        if earlier := conversations.by_request_key(self.db, person.id, key):
+            return earlier.conversation_id
+        return "" if may_train else conversations.create(self.db, person.id, may_train=False).id
+
+    def _begin(
+        self, person: Person, sent: Payload, text: str, conversation_id: str, parent_id: str | None
+    ) -> Message:
+        """The turn, stored and being answered; where the engine is busy, stored, to be regenerated."""
+        key = sent.text("key")
+        try:
+            live = self.turns.send(
+                person,
+                text,
+                conversation_id=conversation_id or None,
+                parent_id=parent_id,
+                replies=sent.number("replies", 1, 9, self.config.replies),
+                request_key=key or None,
+            )
+        except Problem as problem:
+            stored = conversations.by_request_key(self.db, person.id, key) if key else None
+            if stored is None:
+                raise
+            gr.Warning(escape(str(problem)))
+            return stored
+        return conversations.message(self.db, live.turn_id)
+
+    def _shown(self, person: Person, turn: Message, sent: Payload) -> tuple[Page, str]:
+        answer = {"answered": sent.text("key"), "is_sent": True}
+        return self.show(person, turn.conversation_id, sent.look, turn.id, **answer), turn.id

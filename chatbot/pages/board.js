@@ -1,0 +1,246 @@
+// The ranking board: K cards, ranks with ties, keys, and the foot that says the order and saves it.
+// The ranks live here until they are saved; the server checks everything that is sent.
+const REASONS = ['correct', 'helpful', 'clear', 'short', 'detailed', 'tone', 'followed'];
+const fire = night.patient(trigger, watch);
+let value = null;
+let cards = new Map();
+let mine = null; // what the person has done on this turn so far
+let foot = null;
+const list = h('div', { class: 'cards', role: 'list', 'aria-label': t('replies') });
+const notice = h('p', { class: 'notice', role: 'status' });
+const root = h('section', { class: 'board', hidden: true }, notice, list);
+element.replaceChildren(root);
+
+const replies = () => value.replies;
+const find = (id) => replies().find((reply) => reply.id === id);
+const finished = () => replies().filter((reply) => !isWriting(reply));
+const ask = (event, more = {}) => fire(event, {
+  look: value.look, conversation_id: value.conversation_id, turn_id: value.turn_id, ...more,
+});
+const remembered = (turn) => { try { return sessionStorage.getItem(`night_next_${turn}`); } catch { return null; } };
+const remember = (turn, id) => { try { sessionStorage.setItem(`night_next_${turn}`, id || ''); } catch { /* for now only */ } };
+
+const blank = () => ({ places: {}, best: '', allBad: false, selected: '', since: Date.now(), reasons: new Set() });
+const fromSaved = (saved) => {
+  const places = saved.kind === 'full' ? saved.places : {};
+  const best = saved.kind === 'best' ? Object.keys(saved.places).find((id) => saved.places[id] === 1) : '';
+  return { ...blank(), places: { ...places }, best, allBad: saved.kind === 'all_bad', reasons: new Set(saved.reasons) };
+};
+const kind = () => {
+  if (mine.best) return 'best';
+  if (mine.allBad) return 'all_bad';
+  return Object.keys(mine.places).length ? 'full' : '';
+};
+// Equal and without gaps: 1, 1, 3 becomes 1, 1, 2.
+const compacted = () => {
+  const steps = [...new Set(Object.values(mine.places))].sort((x, y) => x - y);
+  return Object.fromEntries(Object.entries(mine.places).map(([id, place]) => [id, steps.indexOf(place) + 1]));
+};
+const orderText = () => {
+  const places = compacted();
+  const ranked = replies().filter((reply) => places[reply.id]);
+  const tiers = [...new Set(ranked.map((reply) => places[reply.id]))].sort((x, y) => x - y);
+  return tiers.map((tier) => ranked.filter((r) => places[r.id] === tier).map((r) => r.letter).join(' = ')).join(' > ');
+};
+const orderSentence = () => {
+  if (mine.best) return t('order_best', { letter: find(mine.best).letter });
+  if (mine.allBad) return t('order_all_bad');
+  const count = Object.keys(mine.places).length;
+  if (count === 0) return value.saved?.kind === 'skip' ? t('order_skip') : t('order_empty');
+  return count === 1 ? t('order_one', { letter: orderText() }) : orderText();
+};
+const placesOfKind = () => {
+  if (mine.best) return Object.fromEntries(finished().map((reply) => [reply.id, reply.id === mine.best ? 1 : 2]));
+  if (mine.allBad) return Object.fromEntries(finished().map((reply) => [reply.id, 1]));
+  return compacted();
+};
+const summary = (kindNow, places, reasons, comment) =>
+  JSON.stringify([kindNow, Object.entries(places).sort(), [...reasons].sort(), comment]);
+const isSavedAsIs = () => !!value.saved && (value.saved.kind === 'skip' ? !kind()
+  : summary(value.saved.kind, value.saved.places, value.saved.reasons, value.saved.comment)
+    === summary(kind(), placesOfKind(), mine.reasons, foot.comment.value.trim()));
+const canSave = () => !isSavedAsIs() && (kind() === 'best' || kind() === 'all_bad' || Object.keys(mine.places).length > 1);
+
+// The reply that the next message will answer: chosen, else the best ranked, else the first finished.
+const nextId = () => {
+  if (mine.chosen && find(mine.chosen)) return mine.chosen;
+  const places = mine.allBad ? {} : placesOfKind();
+  const ranked = replies().filter((reply) => places[reply.id]).sort((x, y) => places[x.id] - places[y.id]);
+  return (ranked[0] || finished()[0] || {}).id;
+};
+
+const change = (action) => { action(); update(); };
+const unless = (id, action) => { const reply = find(id); if (reply && !isWriting(reply)) change(() => action(reply)); };
+const does = {
+  select: (id, focus) => {
+    mine.selected = id;
+    if (focus) cards.get(id).root.focus();
+    update();
+  },
+  place: (id, place) => unless(id, () => {
+    mine.best = ''; mine.allBad = false;
+    if (place) mine.places[id] = place; else delete mine.places[id];
+  }),
+  best: (id) => unless(id, () => { mine.best = mine.best === id ? '' : id; mine.allBad = false; mine.places = {}; }),
+  allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; }),
+  allTied: () => change(() => {
+    mine.best = ''; mine.allBad = false;
+    mine.places = Object.fromEntries(finished().map((reply) => [reply.id, 1]));
+  }),
+  clear: () => change(() => { mine.places = {}; mine.best = ''; mine.allBad = false; }),
+  next: (id) => {
+    change(() => { mine.chosen = mine.chosen === id ? '' : id; });
+    remember(value.turn_id, mine.chosen);
+    document.dispatchEvent(new CustomEvent('night:write'));
+  },
+  copy: (id, button) => night.copy(find(id).edit?.text ?? find(id).text, button),
+  edit: (id) => openEditor(cards.get(id), find(id), (text) => ask('demonstrate', { message_id: id, text })),
+  stop: (id) => ask('stop_reply', { message_id: id }),
+  stopAll: () => ask('stop_turn'),
+  regenerate: () => ask('regenerate', { look: night.look(), replies: Number(night.preference('replies')) || value.default_replies }),
+  save: () => { if (canSave()) ask('save_ranking', ranking(kind(), placesOfKind())); },
+  skip: () => ask('save_ranking', ranking('skip', {})),
+  undo: () => { ask('withdraw'); mine = { ...blank(), chosen: mine.chosen }; foot.comment.value = ''; night.say(t('withdrawn')); },
+};
+const ranking = (kindNow, places) => ({
+  kind: kindNow, places, reasons: [...mine.reasons], comment: foot.comment.value.trim(),
+  dwell_ms: Date.now() - mine.since, shown: replies().map((reply) => reply.id), key: night.key(),
+});
+
+const button = (key, name, action, more = {}) =>
+  h('button', { type: 'button', class: 'quiet', onclick: action, ...more }, name && icon(name), t(key));
+const keyHelp = () => {
+  const rows = [['A – I', 'card'], ['1 – 9', 'rank'], ['0', 'clear'], ['Enter', 'best'], ['X', 'bad'], ['S', 'skip'],
+    ['Ctrl Enter', 'save'], ['Esc', 'stop'], ['/', 'write']];
+  return h('details', { class: 'keys' }, h('summary', {}, icon('keys'), t('keys')),
+    h('dl', {}, rows.flatMap(([key, name]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, t(`keys_${name}`))])));
+};
+const makeFoot = () => {
+  const part = {
+    order: h('output', { class: 'order', 'aria-live': 'polite', 'aria-label': t('order') }),
+    save: h('button', { type: 'button', class: 'primary', onclick: does.save }, t('save_ranking')),
+    saved: h('span', { class: 'saved', role: 'status' }),
+    undo: button('undo', 'undo', does.undo),
+    bad: button('all_bad', '', does.allBad, { 'aria-pressed': 'false' }),
+    comment: h('textarea', { rows: 1, maxlength: 2000, 'aria-label': t('comment'), placeholder: t('comment_hint') }),
+    compare: makeCompare(replies),
+    tied: button('all_tied', '', does.allTied),
+    clear: button('clear', '', does.clear),
+    skip: button('skip', '', does.skip),
+    again: button('regenerate', 'again', does.regenerate),
+  };
+  part.comment.addEventListener('input', () => { night.grow(part.comment); update(); });
+  part.reasons = REASONS.map((reason) => h('button', {
+    type: 'button', class: 'reason', 'data-reason': reason, 'aria-pressed': 'false',
+    onclick: () => change(() => { if (!mine.reasons.delete(reason)) mine.reasons.add(reason); }),
+  }, t(`reason_${reason}`)));
+  part.why = h('div', { class: 'why', hidden: true }, h('span', { class: 'why-label' }, t('reasons')), part.reasons, part.comment);
+  part.diff = button('compare', 'compare', () => part.diff.setAttribute('aria-expanded', String(part.compare.toggle())),
+    { 'aria-expanded': 'false' });
+  part.ranking = h('div', { class: 'ranking' },
+    h('div', { class: 'row order-row' }, part.order, h('span', { class: 'push' }), part.saved, part.undo, part.save),
+    part.why);
+  part.root = h('footer', { class: 'board-foot' }, part.ranking, part.compare.root,
+    h('div', { class: 'row tools-row' }, part.bad, part.tied, part.clear, part.skip,
+      h('span', { class: 'push' }), part.diff, part.again, keyHelp()));
+  return part;
+};
+
+const updateFoot = () => {
+  const many = replies().length > 1;
+  const isRanked = !!kind() || !!value.saved;
+  const writing = replies().some(isWriting);
+  foot.ranking.hidden = !many;
+  for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
+  foot.root.querySelector('.keys').hidden = !many;
+  foot.again.hidden = writing;
+  foot.skip.hidden ||= isRanked;
+  foot.clear.disabled = !kind();
+  foot.diff.disabled = finished().length < 2;
+  foot.bad.disabled = foot.tied.disabled = finished().length < replies().length || !many;
+  foot.bad.setAttribute('aria-pressed', String(mine.allBad));
+  foot.order.textContent = orderSentence();
+  foot.order.classList.toggle('is-order', !!kind());
+  foot.why.hidden = !kind();
+  foot.reasons.forEach((chip) => chip.setAttribute('aria-pressed', String(mine.reasons.has(chip.dataset.reason))));
+  foot.save.disabled = !canSave();
+  foot.save.hidden = isSavedAsIs();
+  foot.save.textContent = t(value.saved ? 'save_changes' : 'save_ranking');
+  foot.saved.replaceChildren(...(isSavedAsIs() ? [icon('check'), t('saved')] : []));
+  foot.undo.hidden = !value.saved;
+};
+const updateNotice = () => {
+  const parts = [];
+  if (value.queue) parts.push(value.queue === 1 ? t('waiting_one') : t('waiting', { count: value.queue }));
+  if (value.dropped) parts.push(t('dropped', { count: value.dropped }));
+  if (!replies().length) parts.push(t('no_replies'));
+  notice.textContent = parts.join(' ');
+  notice.hidden = !parts.length;
+};
+const update = () => {
+  const next = replies().length > 1 ? nextId() : '';
+  const places = kind() === 'full' ? mine.places : {};
+  for (const reply of replies()) {
+    updateCard(cards.get(reply.id), reply, {
+      place: places[reply.id] || 0, isBest: mine.best === reply.id, isChosen: mine.chosen === reply.id,
+      isSelected: mine.selected === reply.id, isNext: next === reply.id && !isWriting(reply),
+    });
+  }
+  updateFoot();
+  updateNotice();
+  night.shared.turn = { turn_id: value.turn_id, count: replies().length, writing: replies().some(isWriting), chosen: nextId() || '',
+    // Whoever ranks and then writes on has voted: the composer sends this along.
+    ranking: () => (value.turn_id && canSave() ? ranking(kind(), placesOfKind()) : null) };
+  document.dispatchEvent(new CustomEvent('night:turn'));
+};
+const rebuild = () => {
+  mine = value.saved ? fromSaved(value.saved) : blank();
+  mine.chosen = remembered(value.turn_id) || '';
+  foot = makeFoot();
+  foot.comment.value = value.saved?.comment || '';
+  cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));
+  list.replaceChildren(...[...cards.values()].map((part) => part.root));
+  list.dataset.count = replies().length;
+  root.replaceChildren(notice, list, foot.root);
+};
+const draw = () => {
+  if (night.isStale(props.value)) return;
+  const before = value;
+  value = props.value;
+  root.hidden = !value.turn_id;
+  if (!value.turn_id) { night.shared.turn = null; document.dispatchEvent(new CustomEvent('night:turn')); return; }
+  const same = (x) => [x.turn_id, ...x.replies.map((reply) => reply.id)].join();
+  if (!before || !before.turn_id || same(before) !== same(value)) rebuild();
+  else if (!before.saved && value.saved) night.say(`${t('saved')}: ${value.saved.order}`);
+  update();
+};
+
+const pressed = (event) => {
+  const key = event.key.toUpperCase();
+  const selected = mine.selected && find(mine.selected) ? mine.selected : '';
+  const letter = replies().find((reply) => reply.letter === key);
+  if (letter) does.select(letter.id, true);
+  else if (/^[0-9]$/.test(key) && selected && Number(key) <= replies().length) does.place(selected, Number(key));
+  else if (key === 'ENTER' && selected && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName)) does.best(selected);
+  else if (key === 'X' && !foot.bad.disabled) does.allBad();
+  else if (key === 'S' && !foot.skip.hidden) does.skip();
+  else if (key === '/') document.dispatchEvent(new CustomEvent('night:write'));
+  else return;
+  event.preventDefault();
+};
+document.addEventListener('keydown', (event) => {
+  if (!value?.turn_id || root.hidden || document.querySelector('dialog[open]')) return;
+  const many = replies().length > 1;
+  const inComment = document.activeElement === foot.comment;
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && many && (!night.isTyping() || inComment)) {
+    event.preventDefault();
+    does.save();
+  } else if (event.key === 'Escape' && !night.isTyping() && replies().some(isWriting)) {
+    does.stopAll();
+  } else if (many && !night.isTyping() && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    pressed(event);
+  }
+});
+document.addEventListener('night:stop', () => { if (value?.turn_id) does.stopAll(); });
+watch('value', draw);
+draw();

@@ -1,0 +1,146 @@
+"""The chat page: the components, and which event of theirs calls which action. The page only follows.
+
+A turn lives in the database and in `Turns`; a browser that goes away loses nothing, and one that comes back
+(`load`) follows again where it was. Following costs no thread while nothing happens. Left out on purpose:
+gr.State, which would keep one connection per tab open; where a person is stands in the address (`?c=`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from chatbot.config import ServeConfig
+from chatbot.pages.actions import Actions, Page
+from chatbot.pages.board import Board, View, empty_board
+from chatbot.pages.composer import Composer, composer_view
+from chatbot.pages.history import History
+from chatbot.pages.payload import Payload
+from chatbot.pages.sidebar import Sidebar
+from chatbot.turns import Turns
+from data.database import Database
+from data.errors import Problem
+from data.home import Home
+from data.records import Person
+
+FOLLOW_SECONDS = 0.25
+"""Between two looks at a turn that is being written."""
+
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "trigger_mode": "multiple",
+    "api_visibility": "private",
+    "concurrency_limit": None,
+}
+"""Every event: no spinner, none swallowed while an earlier one still streams, none described as an API."""
+
+
+def build_chat(db: Database, turns: Turns, home: Home, config: ServeConfig) -> gr.Blocks:
+    """The page at `/`, ready to be mounted with an `auth_dependency` that gives the person's id."""
+    actions = Actions(db, turns, config)
+    page = gr.Blocks(title="Night School", fill_width=True, analytics_enabled=False)
+    with page:
+        sidebar = Sidebar()
+        with gr.Column(elem_id="room"):
+            history = History()
+            board = Board(empty_board())
+            composer = Composer(composer_view("", 0, config.replies))
+        all_of_it = [history, board, composer, sidebar]
+        page.load(_loading(actions), None, all_of_it, **QUIET)
+        for component, name in (
+            (history, "open_chat"),
+            (history, "revisit"),
+            (history, "branch"),
+            (composer, "send"),
+            (board, "regenerate"),
+            (sidebar, "delete_chat"),
+        ):
+            on = getattr(component, name)
+            on(_following(actions, getattr(actions, name)), None, all_of_it, **QUIET)
+        for name in ("save_ranking", "withdraw", "demonstrate", "stop_reply", "stop_turn"):
+            getattr(board, name)(_answering(actions, getattr(actions, name)), None, board, **QUIET)
+        for name in ("search_chats", "rename_chat", "export_chat", "set_training"):
+            getattr(sidebar, name)(_answering(actions, getattr(actions, name)), None, sidebar, **QUIET)
+        history.nudge(_nothing, None, None, **QUIET)
+    page.queue(default_concurrency_limit=8, max_size=256, api_open=False)
+    return page
+
+
+def _nothing() -> None:
+    """Opens the stream anew where Gradio closed it over an answer; see `patient` in page.js."""
+
+
+def _loading(actions: Actions) -> Callable[[gr.Request], AsyncIterator[Any]]:
+    """The page as its address says; a turn that is being written is followed again."""
+
+    async def load(request: gr.Request) -> AsyncIterator[Any]:
+        sent = Payload({"conversation_id": str(request.query_params.get("c", ""))[:64], "look": 0})
+        async for seen in _follow(actions, actions.open_chat, request, sent):
+            yield seen
+
+    return load
+
+
+def _following(
+    actions: Actions, action: Callable[[Person, Payload], tuple[Page, str]]
+) -> Callable[[gr.EventData, gr.Request], AsyncIterator[Any]]:
+    """An event that moves the page to a turn and then follows it."""
+
+    async def event(evt: gr.EventData, request: gr.Request) -> AsyncIterator[Any]:
+        try:
+            sent = Payload.of(evt)
+        except Problem as problem:
+            gr.Warning(escape(str(problem)))
+            return
+        async for seen in _follow(actions, action, request, sent):
+            yield seen
+
+    return event
+
+
+def _answering(
+    actions: Actions, action: Callable[[Person, Payload], View]
+) -> Callable[[gr.EventData, gr.Request], Any]:
+    """An event that changes one component and is done. A problem is said and changes nothing."""
+
+    def event(evt: gr.EventData, request: gr.Request) -> Any:
+        try:
+            return action(actions.person(request), Payload.of(evt))
+        except Problem as problem:
+            gr.Warning(escape(str(problem)))
+            return gr.skip()
+
+    return event
+
+
+async def _follow(
+    actions: Actions,
+    action: Callable[[Person, Payload], tuple[Page, str]],
+    request: gr.Request,
+    sent: Payload,
+) -> AsyncIterator[Any]:
+    """Do the action, show the page, then the board again and again until the turn has ended and is stored."""
+    try:
+        person = await asyncio.to_thread(actions.person, request)
+    except Problem as problem:
+        gr.Warning(escape(str(problem)))
+        return
+    try:
+        page, turn_id = await asyncio.to_thread(action, person, sent)
+    except Problem as problem:
+        gr.Warning(escape(str(problem)))
+        page, turn_id = await asyncio.to_thread(actions.stay, person, sent)
+    yield page
+    is_done = not turn_id
+    while not is_done:
+        live = actions.turns.live(turn_id)
+        is_done = live is None or live.is_done
+        try:
+            board = await asyncio.to_thread(actions.board, person, turn_id, sent.look)
+        except Problem:  # the conversation was deleted meanwhile
+            return
+        yield gr.skip(), board, gr.skip(), gr.skip()
+        if not is_done:
+            await asyncio.sleep(FOLLOW_SECONDS)

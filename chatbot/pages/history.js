@@ -1,0 +1,82 @@
+// The conversation above the board: every settled turn, and the message that is being answered now.
+const { t, h, put, iconButton } = night;
+const fire = night.patient(trigger, watch);
+let value = null;
+const title = h('h1', { class: 'title' });
+const menu = iconButton('panel', t('menu'), () => document.dispatchEvent(new CustomEvent('night:shelf')));
+const fresh = iconButton('plus', t('new_chat'), () => document.dispatchEvent(new CustomEvent('night:new')));
+const bar = h('header', { class: 'top-bar' }, menu, title, fresh);
+const hello = h('section', { class: 'hello' }, night.mark(), h('h2', {}, t('hello')), h('p', {}, t('hello_more')),
+  h('div', { class: 'tries' }, ['try_1', 'try_2', 'try_3'].map((key) => h('button', {
+    type: 'button', class: 'try',
+    onclick: () => document.dispatchEvent(new CustomEvent('night:write', { detail: t(key) })),
+  }, t(key)))));
+const log = h('div', { class: 'log', role: 'log', 'aria-label': t('conversation') });
+const latest = h('button', { type: 'button', class: 'quiet latest', onclick: () => ask('open_chat') }, t('to_latest'));
+element.replaceChildren(bar, hello, log, latest);
+
+const ask = (event, more = {}) => fire(event, {
+  look: night.look(), conversation_id: value.conversation_id,
+  replies: Number(night.preference('replies')) || value.default_replies, ...more,
+});
+
+const edit = (turn, bubble) => {
+  const area = h('textarea', { 'aria-label': t('edit_message'), maxlength: 32000 });
+  area.value = turn.text;
+  const close = () => { editor.replaceWith(bubble); };
+  const editor = h('div', { class: 'editor' }, area, h('div', { class: 'row' },
+    h('button', {
+      type: 'button', class: 'primary',
+      onclick: () => { if (area.value.trim()) ask('branch', { turn_id: turn.turn_id, text: area.value, key: night.key() }); },
+    }, t('send_edited')),
+    h('button', { type: 'button', class: 'quiet', onclick: close }, t('cancel'))));
+  area.addEventListener('keydown', (event) => { if (event.key === 'Escape') close(); });
+  area.addEventListener('input', () => night.grow(area));
+  bubble.replaceWith(editor);
+  night.grow(area);
+  area.focus();
+};
+
+const said = (turn) => {
+  const copy = iconButton('copy', t('copy'), () => night.copy(turn.text, copy));
+  const node = h('div', { class: 'said' }, h('span', { class: 'unseen' }, `${t('you')}: `),
+    h('div', { class: 'bubble' }, turn.text),
+    h('div', { class: 'tools' }, copy, iconButton('edit', t('edit_message'), () => edit(turn, node))));
+  return node;
+};
+
+const answered = (turn) => {
+  const body = h('div', { class: 'written' });
+  put(body, turn.reply.blocks);
+  const copy = iconButton('copy', t('copy'), () => night.copy(turn.reply.text, copy));
+  return h('div', { class: 'answered' }, h('span', { class: 'unseen' }, `${t('assistant')}: `), body,
+    h('div', { class: 'tools' }, copy,
+      iconButton('rank', t('rank_again'), () => ask('revisit', { turn_id: turn.turn_id })),
+      turn.reply.is_edited && h('span', { class: 'tag' }, t('edited_by_you')),
+      turn.order && h('span', { class: 'tag' }, turn.order),
+      turn.reply.version && h('span', { class: 'version' }, turn.reply.version)));
+};
+
+const draw = () => {
+  if (night.isStale(props.value)) return;
+  value = props.value;
+  title.textContent = value.title || t('new_chat');
+  document.title = value.title ? `${value.title} · ${t('app')}` : t('app');
+  hello.hidden = value.turns.length > 0;
+  document.body.classList.toggle('is-new', value.turns.length === 0);
+  latest.hidden = value.is_latest;
+  log.replaceChildren(...value.turns.flatMap((turn) => [said(turn), turn.reply ? answered(turn) : null]).filter(Boolean));
+  const url = new URL(location);
+  if (value.conversation_id) url.searchParams.set('c', value.conversation_id); else url.searchParams.delete('c');
+  if (url.href !== location.href) history.pushState(null, '', url);
+  const last = log.lastElementChild;
+  if (last) requestAnimationFrame(() => last.scrollIntoView({ block: 'start', behavior: 'instant' }));
+};
+window.addEventListener('popstate', () => {
+  const id = new URL(location).searchParams.get('c') || '';
+  if (id !== value.conversation_id) fire('open_chat', { look: night.look(), conversation_id: id });
+});
+document.addEventListener('night:open', (event) => fire('open_chat', { look: night.look(), conversation_id: event.detail }));
+document.addEventListener('night:nudge', () => trigger('nudge'));
+watch('value', draw);
+if (props.value) draw();

@@ -1,0 +1,89 @@
+"""The conversation above the board: settled turns, each with the reply that the person continued from.
+
+Its own component rather than a gr.Chatbot: that one would show people HTML when they edit a message, and it
+fetches remote images from whatever a model wrote. Here the server renders, and user text stays text.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from chatbot.pages import markdown
+from chatbot.pages.board import View, order_in_letters, script, shown_replies
+from data import conversations, rankings
+from data.database import Database
+from data.records import Conversation, Message, Person
+
+
+class History(gr.HTML):
+    """The settled turns as a component."""
+
+    def __init__(self, value: View | None = None, **arguments: Any) -> None:
+        super().__init__(
+            value=value,
+            html_template="<div></div>",
+            js_on_load=script("history.js"),
+            apply_default_css=False,
+            elem_id="history",
+            **arguments,
+        )
+
+
+def empty_history(look: int, default_replies: int) -> View:
+    """A new chat."""
+    return {
+        "look": look,
+        "conversation_id": "",
+        "title": "",
+        "turns": [],
+        "is_latest": True,
+        "default_replies": default_replies,
+    }
+
+
+def latest_turn(db: Database, conversation_id: str) -> str:
+    """The turn a conversation was left at; empty where nothing was said yet."""
+    leaf = conversations.latest_leaf(db, conversation_id)
+    if leaf is None or leaf.role == "system":
+        return ""
+    return leaf.id if leaf.role == "user" else str(leaf.parent_id)
+
+
+def history_view(
+    db: Database, person: Person, conversation: Conversation, turn_id: str, look: int, default_replies: int
+) -> View:
+    """The turns on the path to `turn_id`; of that one only the message, as the board shows its replies."""
+    path = [m for m in conversations.path_to(db, turn_id) if m.role != "system"] if turn_id else []
+    turns: list[View] = []
+    for message in path:
+        if message.role == "user":
+            turns.append({"turn_id": message.id, "text": message.content, "reply": None, "order": ""})
+        elif turns:
+            turns[-1] |= _settled(db, person, message)
+    return {
+        "look": look,
+        "conversation_id": conversation.id,
+        "title": conversation.title,
+        "turns": turns,
+        "is_latest": turn_id == latest_turn(db, conversation.id),
+        "default_replies": default_replies,
+    }
+
+
+def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
+    """The reply a person continued from, and what they said of its turn."""
+    turn_id = str(reply.parent_id)
+    ranking = rankings.current(db, turn_id, person.id)
+    shown = shown_replies(db, turn_id, person.id)
+    letters = {one.id: letter for letter, one in zip(rankings.LETTERS, shown, strict=False)}
+    places = {p.message_id: p.place for p in ranking.placements if p.message_id in letters} if ranking else {}
+    is_edited = reply.author_id is not None
+    return {
+        "reply": {
+            "blocks": markdown.blocks(reply.content),
+            "text": reply.content,
+            "is_edited": is_edited,
+            "version": reply.version if ranking or len(shown) == 1 else None,
+        },
+        "order": order_in_letters(places, letters),
+    }

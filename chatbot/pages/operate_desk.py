@@ -1,0 +1,101 @@
+"""What every part of the operator page needs: who asks, in which language, and how to say what went wrong.
+
+Hiding a button protects nothing: any signed-in person can call a page's functions by hand. So each function
+of the operator page first calls `Desk.open`, the second lock behind the mount's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+
+import gradio as gr
+
+from chatbot.config import ServeConfig
+from chatbot.pages.operate_words import say
+from chatbot.pages.words import language_of
+from data import people, schedules
+from data.database import Database
+from data.errors import NotFound, Problem
+from data.records import Person, Version
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of a page function: an operator, their language, and the zone that times are shown in."""
+
+    person: Person
+    language: str
+    zone: str
+
+    def say(self, key: str, **values: object) -> str:
+        """Words for people, as plain text."""
+        return say(key, self.language, **values)
+
+    def html(self, key: str, **values: object) -> str:
+        """The same, escaped to stand in HTML."""
+        return escape(self.say(key, **values))
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The operator page's database and settings."""
+
+    db: Database
+    config: ServeConfig
+
+    def open(self, request: gr.Request) -> Visit:
+        """The operator behind `request`. Raises gr.Error for anybody else."""
+        language = language_of(dict(request.cookies), dict(request.headers))
+        try:
+            person = people.get(self.db, request.username or "")
+        except NotFound:
+            person = None
+        if person is None or person.is_disabled or person.role != "operator":
+            raise gr.Error(say("not_operator", language), print_exception=False)
+        return Visit(person, language, schedules.get(self.db).zone)
+
+
+def attempt(action: Callable[[], str]) -> bool:
+    """Do `action` and show the sentence it returns, or the problem it met. True when it was done.
+
+    Toasts render HTML, so whatever they show is escaped.
+    """
+    try:
+        said = action()
+    except Problem as problem:
+        gr.Warning(escape(str(problem)))
+        return False
+    gr.Info(escape(said))
+    return True
+
+
+def panel(value: str = "", classes: str = "ns-panel") -> gr.HTML:
+    """A place for HTML of ours, without Gradio's own prose styles."""
+    return gr.HTML(value, apply_default_css=False, elem_classes=classes)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """An HTML table of cells that are HTML already; on a phone each row becomes a list of named values."""
+    header = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td data-label='{name}'><div>{cell}</div></td>" for name, cell in zip(head, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<div class='ns-scroll'><table class='ns-table'><thead><tr>{header}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def verdict(version: Version) -> list[str]:
+    """The gate's sentences on a version, as its report keeps them."""
+    return [str(sentence) for sentence in version.report.get("gate", {}).get("reasons", [])]
+
+
+def card(title: str, body: str) -> str:
+    """A quiet panel; `title` and `body` are HTML already."""
+    return f"<section class='ns-card'><h2>{title}</h2>{body}</section>"

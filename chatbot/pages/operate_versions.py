@@ -1,0 +1,183 @@
+"""Versions: where each came from, what the gate found, how people ranked it, and changing what serves.
+
+Publishing and rolling back take two steps. The first arms the change and says what it will do; the second
+names what it was armed with, and is refused if something else serves by then.
+"""
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from chatbot.pages.operate_desk import Desk, Visit, attempt, panel, table, verdict
+from chatbot.pages.operate_words import known, moment
+from data import comparisons, versions
+from data.database import Database
+from data.errors import Refused
+from data.records import BASE_VERSION, Version
+
+
+def build_versions(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Lay out the list of versions and the two-step change inside `tab`."""
+    listing = panel()
+    heading = panel()
+    with gr.Row(elem_classes="ns-buttons") as choices:
+        rollback = gr.Button(variant="secondary", scale=0, min_width=250)
+        which = gr.Dropdown(choices=[], interactive=True, scale=0, min_width=240)
+        publish = gr.Button(variant="secondary", scale=0, min_width=250)
+    with gr.Column(visible=False, elem_classes="ns-armed") as armed:
+        question = panel()
+        order = gr.Textbox(visible=False)
+        with gr.Row(elem_classes="ns-buttons"):
+            confirm = gr.Button(variant="primary", scale=0, min_width=200)
+            keep = gr.Button(variant="secondary", scale=0, min_width=200)
+    outputs = [listing, heading, rollback, which, publish, choices, armed]
+    arming = [choices, armed, question, order, confirm, keep]
+
+    def show(request: gr.Request) -> list[Any]:
+        return _listing(desk.db, desk.open(request))
+
+    def translate(request: gr.Request) -> Any:
+        return gr.update(label=desk.open(request).say("versions"))
+
+    def arm_rollback(request: gr.Request) -> list[Any]:
+        visit = desk.open(request)
+        return _arm(visit, "rollback", versions.serving(desk.db).current, _back(desk.db))
+
+    def arm_publish(target: str | None, request: gr.Request) -> list[Any]:
+        visit = desk.open(request)
+        return _arm(visit, "publish", versions.serving(desk.db).current, target)
+
+    def carry_out(armed_with: str, request: gr.Request) -> list[Any]:
+        visit = desk.open(request)
+        attempt(lambda: _change(desk.db, visit, armed_with))
+        return _listing(desk.db, visit)
+
+    tab.select(show, None, outputs, show_progress="hidden")
+    page.load(translate, None, tab, show_progress="hidden")
+    page.load(show, None, outputs, show_progress="hidden")
+    rollback.click(arm_rollback, None, arming, show_progress="hidden")
+    publish.click(arm_publish, which, arming, show_progress="hidden")
+    confirm.click(carry_out, order, outputs, show_progress="hidden")
+    keep.click(show, None, outputs, show_progress="hidden")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The list
+
+
+def _listing(db: Database, visit: Visit) -> list[Any]:
+    """The list, and the choices disarmed."""
+    current = versions.serving(db).current
+    names = [
+        BASE_VERSION,
+        *(version.name for version in versions.list_all(db) if version.status != "refused"),
+    ]
+    others = [name for name in dict.fromkeys(reversed(names)) if name != current]
+    back = _back(db)
+    label = visit.say("rollback_to", name=back) if back else visit.say("rollback_none")
+    return [
+        listing_html(db, visit),
+        f"<h2 class='ns-heading'>{visit.html('change')}</h2>",
+        gr.update(value=label, interactive=back is not None),
+        gr.update(label=visit.say("publish_which"), choices=others, value=others[0] if others else None),
+        gr.update(value=visit.say("publish"), interactive=bool(others)),
+        gr.update(visible=True),
+        gr.update(visible=False),
+    ]
+
+
+def listing_html(db: Database, visit: Visit) -> str:
+    """A row per version, newest first, with its report folded away."""
+    current = versions.serving(db).current
+    made = sorted(versions.list_all(db), key=lambda version: version.name, reverse=True)
+    made = [version for version in made if version.name != BASE_VERSION]
+    if not made:
+        return f"<p class='ns-empty'>{visit.html('no_versions')}</p>"
+    record = comparisons.version_record(db)
+    rows = [
+        [
+            _name(visit, version, current),
+            escape(version.parent),
+            _status(visit, version),
+            str(version.rankings),
+            f"<span class='ns-key'>{moment(version.created_at, visit.zone)}</span>",
+            record_html(visit, version.name, record),
+        ]
+        for version in made
+    ]
+    head = [visit.html(key) for key in ("version", "parent_of", "status", "rankings", "made", "people")]
+    return table(head, rows) + f"<p class='ns-quiet'>{visit.html('compared_note')}</p>"
+
+
+def _name(visit: Visit, version: Version, current: str) -> str:
+    name = f"<strong class='ns-key'>{escape(version.name)}</strong>"
+    if version.name != current:
+        return name
+    return f"{name} <span class='ns-state ns-published'>{visit.html('serves')}</span>"
+
+
+def _status(visit: Visit, version: Version) -> str:
+    """Passed or refused, with the gate's sentences behind it."""
+    word = escape(known(f"status_{version.status}", visit.language, version.status))
+    kind = {"accepted": "published", "refused": "refused"}.get(version.status, "running")
+    chip = f"<span class='ns-state ns-{kind}'>{word}</span>"
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(version))
+    if not sentences:
+        return chip
+    summary = f"<summary>{chip} {visit.html('report')}</summary>"
+    return f"<details>{summary}<ul class='ns-why'>{sentences}</ul></details>"
+
+
+def record_html(visit: Visit, name: str, record: dict[tuple[str, str], tuple[int, int, int]]) -> str:
+    """How often people ranked `name` against each other version, from its own side."""
+    lines = []
+    for (newer, older), (wins, ties, losses) in sorted(record.items(), reverse=True):
+        if name == newer:
+            lines.append(visit.html("beat", other=older, wins=wins, losses=losses, ties=ties))
+        elif name == older:
+            lines.append(visit.html("beat", other=newer, wins=losses, losses=wins, ties=ties))
+    return "<br>".join(lines) or f"<span class='ns-quiet'>{visit.html('never_compared')}</span>"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Changing what serves
+
+
+def _back(db: Database) -> str | None:
+    """Where a roll back would lead: what served before, else the parent; None from the base."""
+    serving = versions.serving(db)
+    if serving.previous:
+        return serving.previous
+    return None if serving.current == BASE_VERSION else versions.get(db, serving.current).parent
+
+
+def _arm(visit: Visit, action: str, current: str, target: str | None) -> list[Any]:
+    """Show the question for `action`; the order it is armed with travels in a hidden field."""
+    if not target:
+        gr.Warning(visit.html("choose_first" if action == "publish" else "rollback_none"))
+        return [gr.update(), gr.update(visible=False), gr.update(), gr.update(), gr.update(), gr.update()]
+    question = visit.html(f"arm_{action}", current=current, target=target)
+    return [
+        gr.update(visible=False),
+        gr.update(visible=True),
+        f"<p role='alert'>{question}</p>",
+        f"{action} {current} {target}",
+        gr.update(value=visit.say(f"confirm_{action}")),
+        gr.update(value=visit.say("keep", current=current)),
+    ]
+
+
+def _change(db: Database, visit: Visit, armed_with: str) -> str:
+    """Do what was armed, unless something else serves by now. The order is the browser's word: check it."""
+    action, current, target = (*armed_with.split(" "), "", "", "")[:3]
+    with db.write():
+        now = versions.serving(db).current
+        if now != current or (action, target) not in {("publish", target), ("rollback", _back(db))}:
+            raise Refused(visit.say("moved_on", current=now))
+        if action == "rollback":
+            serving = versions.rollback(db, actor=visit.person.name)
+        else:
+            by_hand = visit.say("published_by", name=visit.person.name)
+            serving = versions.publish(db, target, actor=visit.person.name, reason=by_hand)
+    return visit.say("serves_now", name=serving.current)

@@ -1,0 +1,142 @@
+// What the scripts of all components share, as `night`. Texts enter the page as text: `h` never parses markup.
+// The one exception is `night.put`, for HTML that the server has rendered and sanitised.
+window.night ??= (() => {
+  const LANGUAGES = Object.keys(window.nightWords);
+  const preference = (name) => {
+    try { return localStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
+  };
+  const prefer = (name, value) => {
+    try { localStorage.setItem(`night_${name}`, value); } catch { /* private mode: for this page only */ }
+    document.cookie = `night_${name}=${value}; path=/; max-age=31536000; samesite=lax`;
+  };
+  const cookie = (name) => document.cookie.match(new RegExp(`(?:^|; )night_${name}=([^;]*)`))?.[1] || '';
+  const chosen = cookie('language');
+  const language = LANGUAGES.includes(chosen) ? chosen
+    : (navigator.language.toLowerCase().startsWith('zh') ? 'zh-CN' : 'en');
+  document.documentElement.lang = language;
+
+  // The words for `key`, with {name} filled from `values`.
+  const t = (key, values = {}) =>
+    (window.nightWords[language][key] ?? key).replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+
+  const attribute = (node, key, value) => {
+    if (key.startsWith('on')) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, '');
+    else if (value !== false && value != null) node.setAttribute(key, value);
+  };
+  // An element; children are elements or texts.
+  const h = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) attribute(node, key, value);
+    node.append(...children.flat().filter((child) => child != null && child !== false));
+    return node;
+  };
+  // Server-made, sanitised HTML, a piece per block; only pieces that changed are replaced.
+  const put = (node, blocks) => {
+    while (node.children.length > blocks.length) node.lastElementChild.remove();
+    blocks.forEach((block, index) => {
+      let piece = node.children[index];
+      if (!piece) node.append(piece = h('div', { class: 'piece' }));
+      if (piece.nightSource !== block) { piece.innerHTML = block; piece.nightSource = block; }
+    });
+  };
+
+  const PATHS = {
+    menu: 'M4 6h16M4 12h16M4 18h16', plus: 'M12 5v14M5 12h14', close: 'M6 6l12 12M18 6L6 18',
+    search: 'M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM21 21l-5-5', more: 'M5 12h.01M12 12h.01M19 12h.01',
+    copy: 'M9 9h11v11H9zM5 15H4V4h11v1', check: 'M5 12.5l4.5 4.5L19 7.5', edit: 'M4 20h4L19 9l-4-4L4 16zM13 7l4 4',
+    stop: 'M8 8h8v8H8z', next: 'M5 5v6a4 4 0 0 0 4 4h10M15 11l4 4-4 4', send: 'M12 19V5M6 11l6-6 6 6',
+    star: 'M12 4l2.4 5.2 5.6.7-4.1 3.9 1.1 5.6-5-2.8-5 2.8 1.1-5.6L4 9.9l5.6-.7z',
+    again: 'M4 12a8 8 0 0 1 14-5.3L20 9M20 4v5h-5M20 12a8 8 0 0 1-14 5.3L4 15M4 20v-5h5',
+    undo: 'M9 14L4 9l5-5M4 9h10a6 6 0 0 1 0 12h-3', compare: 'M4 5h7v14H4zM13 5h7v14h-7z',
+    rank: 'M5 19V11M12 19V5M19 19v-6', gear: 'M4 7h10M18 7h2M4 17h2M10 17h10M16 5v4M8 15v4',
+    out: 'M10 4H5v16h5M14 8l4 4-4 4M18 12H9', person: 'M12 4a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM4 21c1-5 15-5 16 0',
+    keys: 'M3 7h18v11H3zM7 11h.01M11 11h.01M15 11h.01M8 15h8', panel: 'M4 5h16v14H4zM10 5v14',
+  };
+  const svg = (tag, attributes) => {
+    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const icon = (name) => {
+    const image = svg('svg', { viewBox: '0 0 24 24', class: 'icon', 'data-icon': name, 'aria-hidden': 'true' });
+    image.append(svg('path', { d: PATHS[name] }));
+    return image;
+  };
+  const mark = () => {
+    const image = svg('svg', { viewBox: '0 0 32 32', class: 'mark', 'aria-hidden': 'true' });
+    image.append(svg('rect', { width: 32, height: 32, rx: 9, class: 'mark-ground' }),
+      svg('path', { d: 'M21.5 19.2A8.2 8.2 0 0 1 12.6 8.4a8.4 8.4 0 1 0 8.9 10.8z', class: 'mark-moon' }),
+      svg('circle', { cx: 21.6, cy: 10.6, r: 1.5, class: 'mark-moon' }));
+    return image;
+  };
+  // A button that shows only an icon, named for those who cannot see it.
+  const iconButton = (name, label, onclick, more = {}) =>
+    h('button', { type: 'button', class: 'icon-button', 'aria-label': label, title: label, onclick, ...more }, icon(name));
+
+  const live = h('div', { class: 'unseen', 'aria-live': 'polite' });
+  const say = (text) => {
+    if (!live.isConnected) document.body.append(live);
+    live.textContent = text;
+  };
+  const copy = async (text, button) => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // no clipboard without https: the old way
+      const area = h('textarea', { class: 'unseen' });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand('copy');
+      area.remove();
+    }
+    say(t('copied'));
+    button.replaceChildren(icon('check'));
+    setTimeout(() => button.replaceChildren(icon('copy')), 1200);
+  };
+  const isTyping = () => {
+    const node = document.activeElement;
+    return !!node && (node.isContentEditable || /^(TEXTAREA|SELECT)$/.test(node.tagName)
+      || (node.tagName === 'INPUT' && !/^(radio|checkbox|button)$/.test(node.type)));
+  };
+  const grow = (area) => {
+    area.style.height = 'auto';
+    area.style.height = `${Math.min(area.scrollHeight + 2, window.innerHeight * 0.4)}px`;
+  };
+  const key = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, '0')).join('');
+
+  const dark = window.matchMedia('(prefers-color-scheme: dark)');
+  const showTheme = () => {
+    const theme = new URL(location).searchParams.get('__theme') || preference('theme');
+    document.body.classList.toggle('dark', theme === 'dark' || (theme !== 'light' && dark.matches));
+  };
+  dark.addEventListener('change', showTheme);
+  showTheme();
+
+  // Which look at the page this is: an answer to an earlier look is ignored by every component.
+  let looks = 0;
+  const look = () => { looks += 1; return looks; };
+  const isStale = (value) => !value || value.look < looks;
+  // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
+  // brings it. So a component that hears nothing for a second asks the page for an empty event.
+  const patient = (trigger, watch) => {
+    let left = 0;
+    let timer = 0;
+    const nudge = () => {
+      if (left <= 0) return;
+      left -= 1;
+      document.dispatchEvent(new CustomEvent('night:nudge'));
+      timer = setTimeout(nudge, 2000);
+    };
+    watch('value', () => { left = 0; clearTimeout(timer); });
+    return (event, data) => {
+      left = 4;
+      clearTimeout(timer);
+      timer = setTimeout(nudge, 1000);
+      trigger(event, data);
+    };
+  };
+  const shared = { chosen: null, turn: null };
+  return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, language, preference, prefer,
+    showTheme, look, isStale, patient, shared };
+})();

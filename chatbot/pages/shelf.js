@@ -1,0 +1,124 @@
+// The sidebar: conversations, settings, the version that answers, and who is signed in.
+const { t, h, icon, iconButton } = night;
+const fire = night.patient(trigger, watch);
+let value = null;
+let searching = 0;
+const wide = window.matchMedia('(min-width: 900px)');
+const ask = (event, more = {}) => fire(event, {
+  look: value?.look ?? 0, conversation_id: value?.conversation_id ?? '', search: search.value, ...more,
+});
+const show = (open) => {
+  document.body.classList.toggle('shelf-open', open);
+  panel.inert = !open;
+  if (wide.matches) night.prefer('shelf', open ? 'open' : 'closed');
+};
+const isOpen = () => document.body.classList.contains('shelf-open');
+const closeOnPhone = () => { if (!wide.matches) show(false); };
+const openChat = (id) => { document.dispatchEvent(new CustomEvent('night:open', { detail: id })); closeOnPhone(); };
+
+const search = h('input', { type: 'search', class: 'search', 'aria-label': t('search'), placeholder: t('search'), maxlength: 200 });
+search.addEventListener('input', () => {
+  clearTimeout(searching);
+  searching = setTimeout(() => ask('search_chats'), 250);
+});
+const chats = h('ul', { class: 'chats', 'aria-label': t('conversations') });
+const version = h('section', { class: 'talking-to' });
+const who = h('div', { class: 'who' });
+
+const renameChat = (chat, row) => {
+  const input = h('input', { class: 'search', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
+  const done = () => { if (input.isConnected) row.replaceChildren(...chatRow(chat)); };
+  input.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && input.value.trim()) {
+      ask('rename_chat', { target: chat.id, title: input.value });
+      done();
+    } else if (event.key === 'Escape') done();
+  });
+  input.addEventListener('blur', done);
+  row.replaceChildren(input);
+  input.focus();
+  input.select();
+};
+const chatRow = (chat) => {
+  const row = () => details.parentElement;
+  const remove = h('button', {
+    type: 'button', class: 'menu-item is-bad',
+    onclick: () => {
+      if (remove.dataset.sure) ask('delete_chat', { look: night.look(), target: chat.id });
+      remove.dataset.sure = 'yes';
+      remove.textContent = t('delete_sure');
+    },
+  }, t('delete'));
+  const item = (key, action) => h('button', { type: 'button', class: 'menu-item', onclick: () => { details.open = false; action(); } }, t(key));
+  const details = h('details', { class: 'menu' },
+    h('summary', { class: 'icon-button', 'aria-label': t('actions', { title: chat.title }) }, icon('more')),
+    h('div', { class: 'menu-items' }, item('rename', () => renameChat(chat, row())),
+      item('export', () => ask('export_chat', { target: chat.id })), remove));
+  return [h('button', {
+    type: 'button', class: 'chat-title', title: chat.title, 'aria-current': chat.id === value.conversation_id ? 'page' : null,
+    onclick: () => openChat(chat.id),
+  }, chat.title), details];
+};
+
+const picker = (key, options, chosen, onchange) => {
+  const select = h('select', { 'aria-label': t(key), onchange: () => onchange(select.value) },
+    options.map(([name, label]) => h('option', { value: name }, label)));
+  select.value = chosen;
+  return h('label', { class: 'setting' }, h('span', {}, t(key)), select);
+};
+const replies = picker('replies_per_turn', Array.from({ length: 9 }, (_, i) => [String(i + 1), String(i + 1)]), '',
+  (count) => night.prefer('replies', count));
+const language = picker('language', Object.entries(window.nightLanguages), night.language, (name) => {
+  night.prefer('language', name);
+  location.reload();
+});
+const theme = picker('theme', ['system', 'light', 'dark'].map((name) => [name, t(`theme_${name}`)]),
+  night.preference('theme') || 'system', (name) => { night.prefer('theme', name); night.showTheme(); });
+const training = h('input', {
+  type: 'checkbox', role: 'switch',
+  onchange: () => { night.shared.noTraining = training.checked; ask('set_training', { may_train: !training.checked }); },
+});
+const settings = h('details', { class: 'settings' }, h('summary', {}, icon('gear'), t('settings')),
+  h('div', { class: 'settings-body' }, replies, language, theme));
+
+const panel = h('aside', { class: 'shelf', 'aria-label': t('menu') },
+  h('div', { class: 'shelf-top' }, night.mark(), h('b', {}, t('app')), iconButton('close', t('close'), () => show(false))),
+  h('button', { type: 'button', class: 'new-chat', onclick: () => openChat('') }, icon('plus'), t('new_chat')),
+  search, h('nav', { class: 'chats-box', 'aria-label': t('conversations') }, chats),
+  h('div', { class: 'shelf-foot' }, h('label', { class: 'setting switch' }, h('span', {}, t('no_training')), training),
+    version, settings, who));
+const shade = h('div', { class: 'shade', onclick: () => show(false) });
+element.replaceChildren(panel, shade);
+
+const download = (file) => {
+  const link = h('a', { href: URL.createObjectURL(new Blob([file.text], { type: 'application/json' })), download: file.name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+};
+const LINKS = { operate: 'rank', account: 'person' };
+const draw = () => {
+  if (!props.value || (value && props.value.look < value.look)) return;
+  const before = value?.file?.key;
+  value = props.value;
+  if (value.file && value.file.key !== before) download(value.file);
+  chats.replaceChildren(...value.chats.map((chat) => h('li', {}, chatRow(chat))));
+  if (!value.chats.length && value.search) chats.append(h('li', { class: 'none' }, t('none_found')));
+  training.checked = !value.may_train;
+  night.shared.noTraining = training.checked;
+  replies.lastElementChild.value = night.preference('replies') || String(value.default_replies);
+  version.replaceChildren(h('b', {}, t('talking_to', { version: value.version.name })),
+    h('span', {}, value.version.rankings == null ? t('trained_on_none') : t('trained_on', value.version)));
+  who.replaceChildren(h('span', { class: 'name' }, value.name),
+    ...value.links.map(([key, href]) => h('a', { class: 'icon-button', href, 'aria-label': t(key), title: t(key) }, icon(LINKS[key]))),
+    h('form', { method: 'post', action: '/logout' },
+      h('button', { class: 'icon-button', 'aria-label': t('sign_out'), title: t('sign_out') }, icon('out'))));
+};
+document.addEventListener('night:shelf', () => show(!isOpen()));
+document.addEventListener('night:new', () => openChat(''));
+document.addEventListener('click', (event) => {
+  element.querySelectorAll('details.menu[open]').forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
+});
+wide.addEventListener('change', () => show(wide.matches));
+show(wide.matches && night.preference('shelf') !== 'closed');
+watch('value', draw);
+draw();

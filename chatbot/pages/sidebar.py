@@ -1,0 +1,73 @@
+"""The sidebar: a person's conversations, their settings, and the version they are talking to."""
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from chatbot.pages.board import View, script
+from chatbot.pages.payload import Payload
+from data import conversations, lessons, versions
+from data.database import Database
+from data.records import BASE_VERSION, Person
+
+SEARCH_LENGTH = 200
+
+
+class Sidebar(gr.HTML):
+    """The sidebar as a component."""
+
+    def __init__(self, value: View | None = None, **arguments: Any) -> None:
+        super().__init__(
+            value=value,
+            html_template="<div></div>",
+            js_on_load=script("shelf.js"),
+            apply_default_css=False,
+            elem_id="shelf",
+            **arguments,
+        )
+
+
+def sidebar_view(
+    db: Database, person: Person, conversation_id: str, look: int, default_replies: int, search: str = ""
+) -> View:
+    """What the sidebar shows while this conversation is open (empty: a new one)."""
+    found = conversations.list_for(db, person.id, search)
+    may_train = conversations.get(db, conversation_id, person.id).may_train if conversation_id else True
+    return {
+        "look": look,
+        "conversation_id": conversation_id,
+        "chats": [{"id": chat.id, "title": chat.title} for chat in found],
+        "search": search,
+        "may_train": may_train,
+        "version": version_view(db, person),
+        "name": person.name,
+        "links": links_for(person),
+        "default_replies": default_replies,
+        "file": None,
+    }
+
+
+def version_view(db: Database, person: Person) -> View:
+    """Which version answers, how many rankings it learned from, and how many of them were this person's."""
+    version = versions.get(db, versions.serving(db).current)
+    if version.name == BASE_VERSION:
+        return {"version": BASE_VERSION, "name": BASE_VERSION, "rankings": None, "yours": None}
+    yours = lessons.taught_by(db, version, person.id)
+    return {"version": version.name, "name": version.name, "rankings": version.rankings, "yours": yours}
+
+
+def links_for(person: Person) -> list[tuple[str, str]]:
+    """The other pages this person may open."""
+    return [*([("operate", "/operate/")] if person.role == "operator" else []), ("account", "/account/")]
+
+
+def exported(db: Database, conversation_id: str, key: str) -> dict[str, Any]:
+    """A conversation as a file for the browser to keep; `key` tells one download from the next."""
+    content = json.dumps(conversations.export(db, conversation_id), ensure_ascii=False, indent=2)
+    return {"key": key, "name": f"night-school-{conversation_id[:8]}.json", "text": content}
+
+
+def target(db: Database, person: Person, sent: Payload) -> str:
+    """The conversation that a menu was opened on. Refused or NotFound where it is not this person's."""
+    return conversations.get(db, sent.text("target"), person.id).id

@@ -1,0 +1,329 @@
+"""A frozen base model that wears named LoRA adapters, one at a time, chosen by name.
+
+One copy of the base in memory plays every role of a night: `policy`, `value`, `reward`, `judge`, and the
+reference, which is the base wearing nothing. An adapter may have a scalar head, which turns the hidden
+state of a token into a score. The only file that touches peft.
+
+Two shapes of the same weights: *worn* (base and LoRA side by side, for training) and *merged* (a plain model
+with W + scale * B A written into its own weights, for generating: half the time a token at batch 1).
+Merging never happens in place on the training copy: in bfloat16 an unmerge does not give back the same bits.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from chatbot.basemodel import Base, quiet_transformers
+from data.errors import Refused
+
+ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of `precision`: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    has_bf16 = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def load_model(base: Base, *, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The plain base model: frozen, without dropout, on `device`."""
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            base.directory, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        )
+    model.requires_grad_(False)
+    return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
+
+
+def merged_model(
+    base: Base, adapter: Path | None, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """A plain model with the PEFT adapter in `adapter` merged into its own weights."""
+    model = load_model(base, device=device, dtype=dtype, attention=attention)
+    if adapter is not None:
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        scale = float(settings["lora_alpha"]) / float(settings["r"])
+        tensors = load_file(adapter / ADAPTER_FILE, device=str(device))
+        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            weight = cast(Tensor, model.get_submodule(path).weight)
+            weight.copy_(_merged(weight, tensors[key], tensors[key.replace("lora_A", "lora_B")], scale))
+    return model
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale * B A, summed in float32 so that a small delta is rounded once, together with its weight."""
+    return weight.float() + scale * (b.float() @ a.float())
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences of different length as one rectangle. Masks come from lengths, never from a token's id."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T) bool, True on real tokens
+    positions: Tensor  # (B, T)
+
+    @staticmethod
+    def of(
+        sequences: Sequence[Sequence[int]], device: torch.device, left_pad: int | None = None
+    ) -> "TokenBatch":
+        """Pads on the right; with `left_pad`, on the left to the longest sequence plus that many."""
+        width = max(len(s) for s in sequences) + (left_pad or 0)
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
+        mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+        for row, sequence in enumerate(sequences):
+            start = 0 if left_pad is None else width - len(sequence)
+            ids[row, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, start : start + len(sequence)] = True
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return TokenBatch(ids.to(device), mask.to(device), positions.to(device))
+
+
+class ScalarHead(nn.Module):
+    """Hidden state -> score, in float32, with the shift and scale that make reference replies score 0 +- 1.
+
+    Weight ~ N(0, (0.1 / sqrt(d + 1))^2); bias 0. That is a tenth of what "The N+ implementation details of
+    RLHF with PPO" (arXiv 2403.17031) uses: with theirs the scores of a ranking differ by 1.3 before anything
+    is learned, and unlearning that costs a small night most of its steps.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(hidden, generator=generator) * 0.1 / (hidden + 1) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("std", torch.tensor(1.0))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (...), normalised."""
+        return (hidden.float() @ self.weight + self.bias - self.mean) / self.std
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write shift and scale into weight and bias: the value head starts as the normalised reward."""
+        self.weight.div_(self.std)
+        self.bias.sub_(self.mean).div_(self.std)
+        self.mean.zero_()
+        self.std.fill_(1.0)
+
+
+class Policy:
+    """The training copy: one base, many adapters. Nothing here is thread-safe."""
+
+    def __init__(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, attention: str | None = None
+    ) -> None:
+        # Eager attention is 1.4x faster than SDPA's backward on a CPU at our lengths (PERFORMANCE.md).
+        attention = attention or ("sdpa" if device.type == "cuda" else "eager")
+        self.base = base
+        self.device = device
+        self._dtype = dtype
+        self._plain = load_model(base, device=device, dtype=dtype, attention=attention)
+        self._peft: PeftModel | None = None
+        self._worn: str | None = None
+        self._is_wearing = False
+        self.heads: dict[str, ScalarHead] = {}
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a hidden state."""
+        return int(self._plain.config.get_text_config().hidden_size)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that can be worn."""
+        return list(self._peft.peft_config) if self._peft else []
+
+    def add(self, name: str, *, seed: int, rank: int = 16, with_head: bool = False) -> None:
+        """A fresh adapter on every linear layer: B = 0, so it changes nothing yet. Weights are float32."""
+        settings = LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self._add(name, settings)
+        if with_head:
+            generator = torch.Generator().manual_seed(seed)
+            self.heads[name] = ScalarHead(self.hidden_size, generator).to(self.device)
+
+    def copy(self, source: str, name: str) -> None:
+        """A new adapter, equal to `source`, head included."""
+        assert self._peft is not None, f"{source!r} was never added"
+        self._add(name, cast(LoraConfig, self._peft.peft_config[source]))
+        self._set_state(name, self.state(source))
+        if source in self.heads:
+            self.heads[name] = ScalarHead(self.hidden_size).to(self.device)
+            self.heads[name].load_state_dict(self.heads[source].state_dict())
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter and its head."""
+        assert self._peft is not None, f"{name!r} was never added"
+        with quiet_transformers():  # it warns that the adapter was worn
+            self._peft.delete_adapter(name)
+        self._worn = None  # peft has put on another one
+        if name in self.heads:
+            del self.heads[name]
+
+    def _add(self, name: str, settings: LoraConfig) -> None:
+        with quiet_transformers():
+            if self._peft is None:
+                self._peft = cast(PeftModel, get_peft_model(self._plain, settings, adapter_name=name))
+            else:
+                self._peft.add_adapter(name, settings)
+        self._peft.eval()
+        for module in self._plain.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = self._dtype != torch.bfloat16
+
+    def _set_state(self, name: str, state: dict[str, Tensor]) -> None:
+        assert self._peft is not None, f"{name!r} was never added"
+        set_peft_model_state_dict(self._peft, state, adapter_name=name)
+
+    @contextmanager
+    def wear(self, name: str | None) -> Iterator[None]:
+        """Inside, the forward pass goes through adapter `name`, or the bare base for None. Does not nest."""
+        assert not self._is_wearing, "wear() stands inside wear()"
+        if name is not None and self._worn != name:
+            assert self._peft is not None, f"{name!r} was never added"
+            self._peft.set_adapter(name)
+            self._worn = name
+        self._is_wearing = True
+        try:
+            with self._peft.disable_adapter() if self._peft and name is None else nullcontext():
+                yield
+        finally:
+            self._is_wearing = False
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """What an optimiser of this adapter moves: its LoRA weights and, where it has one, its head."""
+        assert self._peft is not None, f"{name!r} was never added"
+        mark = f".{name}."
+        lora = [p for key, p in self._peft.named_parameters() if mark in key and "lora_" in key]
+        return [*lora, *(self.heads[name].parameters() if name in self.heads else [])]
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states, (B, T, D), through what is worn.
+
+        On a bfloat16 base the float32 LoRA weights are cast on the way in (autocast), not the activations on
+        the way out: a third less time a token.
+        """
+        trunk = self._plain.get_decoder()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            out = trunk(
+                input_ids=batch.ids,
+                attention_mask=batch.mask.long(),
+                position_ids=batch.positions,
+                use_cache=False,
+            )
+        return cast(Tensor, out.last_hidden_state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits of chosen hidden states: (..., D) -> (..., V)."""
+        return logits_of(self._plain, hidden)
+
+    def score(self, name: str, batch: TokenBatch) -> Tensor:
+        """The normalised score of each sequence, read at its last real token: (B,)."""
+        with self.wear(name):
+            hidden = self.hidden(batch)
+        last = batch.mask.long().mul(torch.arange(batch.mask.shape[1], device=self.device)).argmax(1)
+        return cast(Tensor, self.heads[name](hidden[torch.arange(len(last), device=self.device), last]))
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The adapter's LoRA tensors under PEFT's names."""
+        assert self._peft is not None, f"{name!r} was never added"
+        state = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
+        return cast(dict[str, Tensor], state)
+
+    def keep(self, name: str) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors, to come back to with `bring_back`."""
+        return {key: tensor.detach().clone() for key, tensor in self.state(name).items()}
+
+    def bring_back(self, name: str, kept: dict[str, Tensor]) -> None:
+        """Set the adapter to what `keep` gave."""
+        self._set_state(name, kept)
+
+    def delta_norm(self, name: str) -> float:
+        """The Frobenius norm of all scale * B A together: 0 for an adapter that changes nothing."""
+        total = 0.0
+        for _, a, b, scale, _ in self._lora_layers(name):
+            # ||BA||_F^2 = tr(A A^T B^T B): r x r products instead of the full matrix.
+            total += scale**2 * float(torch.sum((a @ a.T) * (b.T @ b)))
+        return math.sqrt(max(total, 0.0))
+
+    def _lora_layers(self, name: str) -> Iterator[tuple[str, Tensor, Tensor, float, Tensor]]:
+        for path, module in self._plain.named_modules():
+            if isinstance(module, LoraLayer) and name in module.lora_A:
+                a = cast(Tensor, module.lora_A[name].weight).detach()
+                b = cast(Tensor, module.lora_B[name].weight).detach()
+                yield path, a, b, float(module.scaling[name]), cast(Tensor, module.get_base_layer().weight)
+
+    @torch.no_grad()
+    def write_merged(self, name: str, target: PreTrainedModel) -> None:
+        """Set `target`, a plain copy of the base, to this base with `name` merged in."""
+        for path, a, b, scale, weight in self._lora_layers(name):
+            cast(Tensor, target.get_submodule(path).weight).copy_(_merged(weight, a, b, scale))
+
+    def save(self, name: str, directory: Path) -> None:
+        """Write PEFT's two files, and `head.safetensors` where there is a head."""
+        assert self._peft is not None, f"{name!r} was never added"
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {key: tensor.detach().float().cpu().contiguous() for key, tensor in self.state(name).items()}
+        save_file(state, directory / ADAPTER_FILE)
+        settings = self._peft.peft_config[name]
+        settings.base_model_name_or_path = self.base.name
+        was, settings.inference_mode = settings.inference_mode, True
+        settings.save_pretrained(str(directory))
+        settings.inference_mode = was
+        if name in self.heads:
+            head = {
+                key: tensor.detach().cpu().contiguous()
+                for key, tensor in self.heads[name].state_dict().items()
+            }
+            save_file(head, directory / HEAD_FILE)
+
+    def load(self, name: str, directory: Path, *, with_head: bool = False) -> None:
+        """Add the adapter saved in `directory` under `name`.
+
+        Raises Refused where a head is asked for and `directory` has none: scores without their head and
+        normalisation would be noise.
+        """
+        if with_head and not (directory / HEAD_FILE).is_file():
+            raise Refused(f"{str(directory)!r} has no {HEAD_FILE} - it is no reward model; train one again.")
+        settings = LoraConfig.from_pretrained(str(directory))
+        settings.inference_mode = False
+        self._add(name, cast(LoraConfig, settings))
+        self._set_state(name, load_file(directory / ADAPTER_FILE))
+        if with_head:
+            self.heads[name] = ScalarHead(self.hidden_size).to(self.device)
+            self.heads[name].load_state_dict(load_file(directory / HEAD_FILE))
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Float32 logits of hidden states, with the soft cap that Gemma-like models put on them."""
+    head = cast(Any, model.get_output_embeddings())
+    logits: Tensor = head(hidden).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits

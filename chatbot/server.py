@@ -1,0 +1,208 @@
+"""The life of a server process: take the port, answer at once, load the model, serve, end within ten seconds.
+
+1. The port is taken before anything slow, so that a second server fails with a sentence.
+2. Sign-in and health answer while Gradio and torch are imported and the model loads.
+3. Replies that a crash left unfinished are marked, then the pages open and the trainer starts beside us.
+4. On SIGTERM or Ctrl-C: nothing new, streams end and are stored as interrupted, the trainer ends, we end.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import uvicorn
+from fastapi import FastAPI
+
+from chatbot import accounts
+from chatbot.config import ServeConfig
+from chatbot.metrics import Metrics
+from chatbot.web import Site, mount_pages, open_site
+from data import conversations
+from data.database import open_database
+from data.errors import Problem
+from data.home import open_home
+
+if TYPE_CHECKING:
+    from chatbot.serving import Serving
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_SECONDS = 2
+LAST_RESORT_SECONDS = 9.0
+
+
+def run_server(config: ServeConfig) -> int:
+    """Serve until told to end; the exit code. Raises Problem for what a person can mend."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # says on import what it cannot do here
+    home = open_home()
+    with _listening(config) as (sock, config):
+        db = open_database(home)
+        try:
+            asyncio.run(_serve(Site(db, home, config, Metrics(db)), sock))
+        finally:
+            _end_children()
+            db.close()
+    return 0
+
+
+@contextlib.contextmanager
+def _listening(config: ServeConfig) -> Iterator[tuple[socket.socket, ServeConfig]]:
+    """The bound port, and the config with the port's real number. Raises Problem where it is taken."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((config.host, config.port))
+            sock.listen(2048)
+        except (OSError, UnicodeError) as error:
+            raise Problem(_why_not(config, error)) from error
+        yield sock, replace(config, port=sock.getsockname()[1])
+
+
+def _why_not(config: ServeConfig, error: Exception) -> str:
+    why = getattr(error, "strerror", None) or str(error)
+    if "in use" in why:
+        return f"Port {config.port} is in use - stop the program that uses it, or choose another with --port."
+    if isinstance(error, PermissionError):
+        return f"Port {config.port} may not be used by this account - choose one above 1023 with --port."
+    return f"Cannot listen on {config.host!r} ({why}) - use an address of this machine with --host."
+
+
+async def _serve(site: Site, sock: socket.socket) -> None:
+    app = open_site(site)
+    server = _Server(site, app)
+    announce(site)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        await _open(app, server, serving)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") -> None:
+    """Load the model, open the pages, and stay until the server has ended."""
+    loading = _in_thread(server.load)
+    waiting: set[asyncio.Future[Any]] = {loading, serving}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        return  # told to end while loading
+    loaded = loading.result()
+    mount_pages(app, loaded.turns)
+    async with app.router.lifespan_context(app):
+        if loaded.trainer:
+            loaded.trainer.start()
+        print(f"Ready: version {loaded.engine.version} answers.", flush=True)
+        await serving
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with our signals and with the streams stored before the connections are cut."""
+
+    def __init__(self, site: Site, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",  # the pages come later; `_open` runs their lifespan
+                log_level="critical",
+                access_log=False,  # a sign-in link would stand in it
+                server_header=False,
+                timeout_graceful_shutdown=CONNECTIONS_SECONDS,
+            )
+        )
+        self.site = site
+        self.loaded: Serving | None = None
+
+    def load(self) -> "Serving":
+        """The slow part, outside the event loop: torch, Gradio and the model."""
+        import gradio  # noqa: F401  (so that mounting the pages is quick)
+
+        from chatbot.serving import Serving
+
+        conversations.interrupt_unfinished(self.site.db)  # left by a crash; nobody writes them any more
+        self.loaded = Serving(self.site.db, self.site.home, self.site.config, self.site.metrics)
+        return self.loaded
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal ends the server in order, the second at once; uvicorn's own would die of it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _end(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        if not self.site.is_draining:
+            self.site.is_draining = True
+            last_resort = threading.Timer(LAST_RESORT_SECONDS, _give_up)
+            last_resort.daemon = True
+            last_resort.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.site.is_draining = True
+        if self.loaded:
+            await asyncio.to_thread(self.loaded.close)
+        await super().shutdown(sockets)
+
+
+def _in_thread(load: Callable[[], "Serving"]) -> "asyncio.Future[Serving]":
+    """Like asyncio.to_thread, in a thread that does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Serving] = loop.create_future()
+
+    def settle(result: "Serving | None", error: Exception | None) -> None:
+        if future.done():
+            return
+        if error:
+            future.set_exception(error)
+        elif result:
+            future.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = load()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the model was there
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return future
+
+
+def _end_children() -> None:
+    """Whatever child is left, such as a download while the model was being fetched."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _give_up() -> None:
+    log.error("The server did not end in %d seconds; it is cut off.", LAST_RESORT_SECONDS)
+    _end_children()
+    os._exit(1)
+
+
+def announce(site: Site) -> None:
+    """Say where we are, and how the first operator comes in."""
+    config = site.config
+    print(f"Night School is at {config.public_url or config.url}", flush=True)
+    if token := accounts.operator_link(site.db):
+        print("Make the operator's account with this link (once, within 24 hours):")
+        print(f"  {config.public_url.rstrip('/') or config.url}/login?link={token}", flush=True)

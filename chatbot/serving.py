@@ -1,0 +1,137 @@
+"""What serves, once it is loaded: the engine, its turns, the eye on new versions, the trainer beside them.
+
+Importing this imports torch, which takes seconds; server.py does so in a thread while sign-in answers.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from chatbot.basemodel import load_base
+from chatbot.chatformat import Messages
+from chatbot.config import ServeConfig
+from chatbot.engine import Engine, set_threads
+from chatbot.following import Follower
+from chatbot.generation import Generation
+from chatbot.metrics import Metrics
+from chatbot.turns import Turns
+from data.database import Database
+from data.home import Home
+from data.records import Sampling
+
+log = logging.getLogger(__name__)
+
+TRAINER_PAUSE_SECONDS = 5.0
+TRAINER_GRACE_SECONDS = 5.0
+
+
+class MeasuredEngine(Engine):
+    """The engine, with every request's times noted for /metrics."""
+
+    metrics: Metrics | None = None
+
+    def submit(
+        self,
+        messages: Messages,
+        *,
+        replies: int = 1,
+        sampling: Sampling | None = None,
+        seeds: Sequence[int] | None = None,
+        version: str | None = None,
+    ) -> Generation:
+        generation = super().submit(
+            messages, replies=replies, sampling=sampling, seeds=seeds, version=version
+        )
+        if self.metrics:
+            self.metrics.follow(generation)
+        return generation
+
+
+class Serving:
+    """All that runs behind the pages. `close` ends it in order and within seconds."""
+
+    def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:
+        """Load the model and begin to answer. Raises Problem where the model cannot be had."""
+        set_threads(config.threads)
+        self.engine = MeasuredEngine(load_base(config.model, home))
+        self.engine.metrics = metrics
+        self.engine.start()
+        self.turns = Turns(db, self.engine, max_new_tokens=config.max_new_tokens or None)
+        self.follower = Follower(db, home, self.engine)
+        self.follower.follow_once()  # the first answer already comes from the version that serves
+        self.follower.start()
+        self.trainer = Trainer(home, config) if config.trainer else None
+
+    def close(self) -> None:
+        """End the streams as interrupted, store them, and end the threads and the trainer."""
+        if self.trainer:
+            self.trainer.ask_to_end()
+        self.engine.close()
+        self.turns.close()
+        self.follower.close()
+        if self.trainer:
+            self.trainer.close()
+
+
+class Trainer:
+    """`trainer watch` as a child process, started again where it dies."""
+
+    def __init__(self, home: Home, config: ServeConfig) -> None:
+        self._command = trainer_command(config)
+        self._environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home.root)}
+        self._ending = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        # setpriv ties the child to this thread's life, so the thread must stay as long as the server.
+        self._thread = threading.Thread(target=self._keep, name="trainer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def process_id(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def ask_to_end(self) -> None:
+        """Signal the child and start it no more."""
+        with self._lock:
+            self._ending.set()
+            if self._child and self._child.poll() is None:
+                self._child.terminate()
+
+    def close(self) -> None:
+        """Wait until the child has ended; after a few seconds it is killed."""
+        self.ask_to_end()
+        if self._child:
+            try:
+                self._child.wait(TRAINER_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _keep(self) -> None:
+        while True:
+            with self._lock:
+                if self._ending.is_set():
+                    return
+                # A group of its own: Ctrl-C in the terminal reaches the server, which ends it in order.
+                self._child = subprocess.Popen(
+                    self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            code = self._child.wait()
+            if self._ending.is_set():
+                return
+            log.error("The trainer ended with code %d; it is started again.", code)
+            self._ending.wait(TRAINER_PAUSE_SECONDS)
+
+
+def trainer_command(config: ServeConfig) -> list[str]:
+    """How the trainer is started; where setpriv is there, it also ends when the server is killed outright."""
+    command = [sys.executable, "-m", "trainer", "watch", *(["--model", config.model] if config.model else [])]
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else command

@@ -1,0 +1,188 @@
+"""The routes of the plain pages: sign in and out, the one-time links, and a person's own account.
+
+Ordinary functions, so that FastAPI runs them in threads: a password hash takes its time on purpose.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+
+from chatbot import accounts
+from chatbot.config import ServeConfig
+from chatbot.pages import account as pages
+from data import conversations, people
+from data.database import Database
+from data.errors import Problem
+from data.records import Person
+
+EVERY = 1_000_000
+Field = Annotated[str, Form(max_length=4096)]
+
+
+def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttle) -> APIRouter:
+    """/login, /set-password and /logout: the routes for people who are not signed in."""
+    router = APIRouter()
+
+    @router.get("/login")
+    def show_login(link: str = "", next: str = "/") -> Response:
+        if link and not accounts.has_operator(db):
+            return _html(pages.first_operator_page(link))
+        said = "This link was used or has expired - sign in, or restart the server." if link else ""
+        return _html(pages.sign_in_page(next_path=own_path(next), said=said))
+
+    @router.post("/login")
+    def login(
+        request: Request, name: Field, password: Field, next: Field = "/", link: Field = ""
+    ) -> Response:
+        try:
+            if link:
+                with throttle.attempt(f"address:{_address(request)}"):
+                    token = accounts.open_session(db, accounts.use_operator_link(db, link, name, password))
+            else:
+                token = accounts.sign_in(db, throttle, name, password, _address(request))
+        except Problem as problem:
+            said = str(problem)
+            again = (
+                pages.first_operator_page(link, name=name, said=said)
+                if link
+                else pages.sign_in_page(name=name, next_path=own_path(next), said=said)
+            )
+            return _html(again, problem)
+        return _signed_in(request, config, token, own_path(next))
+
+    @router.get("/set-password")
+    def show_set_password(link: str = "") -> Response:
+        try:
+            return _html(pages.set_password_page(link, accounts.person_of_link(db, link).name))
+        except Problem as problem:
+            return _html(pages.message_page(str(problem)), problem)
+
+    @router.post("/set-password")
+    def set_password(request: Request, link: Field, password: Field) -> Response:
+        name = ""
+        try:
+            with throttle.attempt(f"address:{_address(request)}"):
+                name = accounts.person_of_link(db, link).name
+                person = accounts.use_password_link(db, link, password)
+        except Problem as problem:
+            said = str(problem)
+            return _html(
+                pages.set_password_page(link, name, said=said) if name else pages.message_page(said), problem
+            )
+        return _signed_in(request, config, accounts.open_session(db, person), "/")
+
+    @router.get("/logout")
+    @router.post("/logout")
+    def logout(request: Request) -> Response:
+        # A link on another site must not sign people out.
+        if request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
+            return RedirectResponse("/", 303)
+        if token := request.cookies.get(accounts.COOKIE):
+            people.close_session(db, accounts.digest(token))
+        return _signed_out()
+
+    return router
+
+
+def account_routes(db: Database, config: ServeConfig) -> APIRouter:
+    """/account/ and what a person does there; the guard lets only signed-in people through."""
+    router = APIRouter(prefix="/account")
+
+    @router.get("")
+    def add_slash() -> Response:
+        return RedirectResponse("/account/", 307)
+
+    @router.get("/")
+    def show_account(request: Request, done: str = "") -> Response:
+        said = "The password is changed; your other sessions have ended." if done == "password" else ""
+        return _html(pages.account_page(accounts.require(request), done=said))
+
+    @router.post("/password")
+    def change_password(request: Request, old: Field, new: Field) -> Response:
+        person = accounts.require(request)
+        try:
+            accounts.change_password(db, person, old, new)
+        except Problem as problem:
+            return _html(pages.account_page(person, said=str(problem)), problem)
+        return _signed_in(request, config, accounts.open_session(db, person), "/account/?done=password")
+
+    @router.post("/sign-out-everywhere")
+    def sign_out_everywhere(request: Request) -> Response:
+        people.close_sessions(db, accounts.require(request).id)
+        return _signed_out()
+
+    @router.get("/export")
+    def export(request: Request) -> Response:
+        """Every conversation and ranking of the person who asks, as one streamed JSON file."""
+        person = accounts.require(request)
+        name = f"night-school-{person.id}.json"
+        return StreamingResponse(
+            own_data(db, person),
+            media_type="application/json",
+            headers={"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"},
+        )
+
+    return router
+
+
+def own_data(db: Database, person: Person) -> Iterator[str]:
+    """A person's data as pieces of one JSON text, a conversation at a time, with their own rankings."""
+    yield f'{{"person": {json.dumps(asdict(person), ensure_ascii=False)}, "conversations": ['
+    for i, conversation in enumerate(conversations.list_for(db, person.id, limit=EVERY)):
+        whole = conversations.export(db, conversation.id)
+        whole["rankings"] = [row for row in whole["rankings"] if row["person_id"] == person.id]
+        yield (",\n" if i else "\n") + json.dumps(whole, ensure_ascii=False)
+    yield "]}\n"
+
+
+def own_path(path: str) -> str:
+    """`path` where it leads to a page of ours, else the start: a sign-in must not send people elsewhere."""
+    parts = urlsplit(path)
+    is_own = (
+        path.startswith("/")
+        and not path.startswith(("//", "/\\"))
+        and not parts.netloc
+        and path.isprintable()
+    )
+    return path if is_own and not path.startswith(("/login", "/logout")) else "/"
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _html(text: str, problem: Problem | None = None) -> Response:
+    status, headers = 200, dict(pages.PAGE_HEADERS)
+    if isinstance(problem, accounts.TooManyAttempts):
+        status = 429
+        headers["retry-after"] = str(problem.retry_after)
+    elif isinstance(problem, accounts.WrongPassword):
+        status = 401
+    elif problem:
+        status = 400
+    return HTMLResponse(text, status, headers)
+
+
+def _signed_in(request: Request, config: ServeConfig, token: str, path: str) -> Response:
+    is_https = request.url.scheme == "https" or config.public_url == f"https://{request.headers.get('host')}"
+    answer = RedirectResponse(path, 303, headers={"cache-control": "no-store"})
+    answer.set_cookie(
+        accounts.COOKIE,
+        token,
+        max_age=accounts.SESSION_SECONDS,
+        httponly=True,
+        samesite="lax",
+        secure=is_https,
+    )
+    return answer
+
+
+def _signed_out() -> Response:
+    answer = RedirectResponse("/login", 303, headers={"clear-site-data": '"cache"'})
+    answer.delete_cookie(accounts.COOKIE, httponly=True, samesite="lax")
+    return answer

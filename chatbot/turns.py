@@ -1,0 +1,247 @@
+"""A turn: a person's message, K replies to it, streamed and stored. The only way a turn happens.
+
+The chat page, the terminal and the simulated raters all come through here. The order of things: the
+message is stored, then the replies are begun as unfinished rows that already carry version, seed and
+sampling, then the engine writes, and a thread of the turn stores each reply when it ends. Whoever shows the
+turn only follows it: closing a page loses nothing.
+"""
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from chatbot.chatformat import MAX_CHARACTERS
+from chatbot.engine import MAX_REPLIES, Engine
+from chatbot.generation import Generation, ReplyStream
+from data import conversations, rankings
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.records import FinishReason, Message, Person, Sampling
+
+log = logging.getLogger(__name__)
+
+_KEEP_ENDED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class LiveReply:
+    """One reply of a turn that is being written, or was a moment ago."""
+
+    message_id: str
+    stream: ReplyStream
+
+    @property
+    def text(self) -> str:
+        return self.stream.text
+
+    @property
+    def tokens(self) -> int:
+        return self.stream.tokens
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.stream.finish_reason
+
+
+class LiveTurn:
+    """A turn in memory; its replies stand in the order in which its person sees them."""
+
+    def __init__(
+        self, turn: Message, person_id: str, replies: list[LiveReply], generation: Generation
+    ) -> None:
+        self.conversation_id = turn.conversation_id
+        self.turn_id = turn.id
+        self.person_id = person_id
+        self.replies = replies
+        self._generation = generation
+        self._stored = threading.Event()
+
+    @property
+    def version(self) -> str:
+        return self._generation.version
+
+    @property
+    def dropped(self) -> int:
+        """How many of the oldest messages the model did not see, because the context is full."""
+        return self._generation.dropped
+
+    @property
+    def queue_position(self) -> int:
+        return self._generation.queue_position
+
+    @property
+    def is_done(self) -> bool:
+        """All replies have ended and are stored, or could not be (the log says why)."""
+        return self._stored.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until every reply has ended and is stored; False where `timeout` seconds passed first."""
+        return self._stored.wait(timeout)
+
+    def stop(self, message_id: str | None = None) -> None:
+        """End one reply, or all, where they stand."""
+        for reply in self.replies:
+            if message_id in (None, reply.message_id):
+                reply.stream.stop()
+
+    def store(self, db: Database) -> None:
+        """Write each reply when it ends. Runs in the turn's own thread."""
+        left = list(self.replies)
+        while left:
+            self._generation.wait(0.2)
+            for reply in [r for r in left if r.finish_reason]:
+                assert reply.finish_reason, "only ended replies are stored"
+                conversations.finish_reply(
+                    db, reply.message_id, reply.text, reply.tokens, reply.finish_reason
+                )
+                left.remove(reply)
+
+    def end(self) -> None:
+        """Nothing more will be stored: wake who waits."""
+        self._stored.set()
+
+
+class Turns:
+    """Sends turns through one engine and remembers those being written."""
+
+    def __init__(self, db: Database, engine: Engine, *, max_new_tokens: int | None = None) -> None:
+        self._db = db
+        self._engine = engine
+        self.sampling = Sampling(
+            max_new_tokens=max_new_tokens or (256 if engine.device.type == "cuda" else 128)
+        )
+        """What a turn uses where nothing else is asked for."""
+        self._lock = threading.Lock()
+        self._beginning = threading.Lock()  # two clicks at once begin one set of replies
+        self._live: dict[str, LiveTurn] = {}
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def send(
+        self,
+        person: Person,
+        text: str,
+        *,
+        conversation_id: str | None = None,
+        parent_id: str | None = None,
+        replies: int = 4,
+        sampling: Sampling | None = None,
+        request_key: str | None = None,
+    ) -> LiveTurn:
+        """Store what `person` said and begin `replies` replies to it.
+
+        Without `conversation_id` a new conversation is made; `parent_id` is the message it answers. The same
+        `request_key` twice is one turn. Raises Refused for bad text, a foreign conversation, an unfinished
+        parent, a count out of range, or a key whose turn was answered long ago; Busy where the engine's
+        queue is full: the message is stored all the same, and the same key asks again.
+        """
+        self._check(text, replies)
+        if conversation_id is not None:
+            conversations.get(self._db, conversation_id, person.id)
+        turn = self._stored(person, text, conversation_id, parent_id, request_key)
+        with self._beginning:
+            live = self.live(turn.id)
+            if live is None and conversations.replies(self._db, turn.id):
+                raise Refused("This message was answered already - reload the page to see its replies.")
+            return live or self._begin(person, turn, replies, sampling)
+
+    def regenerate(self, person: Person, turn_id: str, replies: int = 4) -> LiveTurn:
+        """Ask again for replies to a turn already asked; the earlier ones stay.
+
+        Raises Refused while the turn is still being answered.
+        """
+        turn = conversations.message(self._db, turn_id)
+        conversations.get(self._db, turn.conversation_id, person.id)
+        if turn.role != "user":
+            raise Refused("Only a person's message can be answered - choose one of yours.")
+        self._check(turn.content, replies)
+        with self._beginning:
+            live = self.live(turn_id)
+            if live and not live.is_done:
+                raise Refused("This turn is still being answered - stop it first.")
+            return self._begin(person, turn, replies, None)
+
+    def live(self, turn_id: str) -> LiveTurn | None:
+        """The turn while it is written and a minute after; later it is in the database alone."""
+        with self._lock:
+            return self._live.get(turn_id)
+
+    def stop(self, person: Person, turn_id: str, message_id: str | None = None) -> None:
+        """End a turn's replies, or one of them, where they stand. Harmless where it has ended."""
+        turn = conversations.message(self._db, turn_id)
+        conversations.get(self._db, turn.conversation_id, person.id)
+        live = self.live(turn_id)
+        if live:
+            live.stop(message_id)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Wait until what the engine interrupted is stored."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            turns = list(self._live.values())
+        for turn in turns:
+            turn.wait(max(0.0, deadline - time.monotonic()))
+
+    def _check(self, text: str, replies: int) -> None:
+        if not text.strip():
+            raise Refused("The message is empty - write something first.")
+        if len(text) > MAX_CHARACTERS:
+            raise Refused(
+                f"The message has {len(text):,} characters, more than {MAX_CHARACTERS:,} - shorten it."
+            )
+        if not 1 <= replies <= MAX_REPLIES:
+            raise Refused(f"{replies} replies were asked for - use 1 to {MAX_REPLIES}.")
+
+    def _stored(
+        self, person: Person, text: str, conversation_id: str | None, parent_id: str | None, key: str | None
+    ) -> Message:
+        """The turn, in the conversation given or a new one; the one stored before where the key was used."""
+        with self._db.write():
+            if key and (earlier := conversations.by_request_key(self._db, person.id, key)):
+                return earlier
+            if parent_id is not None and not conversations.message(self._db, parent_id).is_finished:
+                raise Refused("This reply is still being written - wait for it, or stop it.")
+            if conversation_id is None:
+                conversation_id = conversations.create(self._db, person.id).id
+            return conversations.add_user_message(
+                self._db, conversation_id, parent_id, text, person.id, request_key=key
+            )
+
+    def _begin(self, person: Person, turn: Message, replies: int, sampling: Sampling | None) -> LiveTurn:
+        sampling = sampling or self.sampling
+        seeds = [random.getrandbits(31) for _ in range(replies)]
+        messages = [
+            {"role": message.role, "content": message.content}
+            for message in conversations.path_to(self._db, turn.id)
+        ]
+        generation = self._engine.submit(messages, replies=replies, sampling=sampling, seeds=seeds)
+        try:
+            rows = conversations.start_replies(self._db, turn.id, generation.version, sampling, seeds)
+        except Exception:
+            generation.stop()
+            raise
+        streams = {row.id: stream for row, stream in zip(rows, generation.replies, strict=True)}
+        order = rankings.shown_order(turn.id, person.id, list(streams))
+        live = LiveTurn(turn, person.id, [LiveReply(i, streams[i]) for i in order], generation)
+        with self._lock:
+            self._live[turn.id] = live
+        threading.Thread(target=self._follow, args=(live,), name=f"turn {turn.id}", daemon=True).start()
+        return live
+
+    def _follow(self, live: LiveTurn) -> None:
+        try:
+            live.store(self._db)
+        except NotFound:  # the conversation was deleted meanwhile
+            live.stop()
+        except Exception:
+            log.exception("The replies to turn %s could not be stored.", live.turn_id)
+            live.stop()
+        live.end()
+        time.sleep(_KEEP_ENDED_SECONDS)
+        with self._lock:
+            if self._live.get(live.turn_id) is live:
+                del self._live[live.turn_id]

@@ -1,0 +1,217 @@
+"""The web application: a FastAPI parent with the plain routes, and the Gradio pages mounted behind the guard.
+
+`open_site` is there at once and answers sign-in and health while the model still loads; `mount_pages` adds
+the chat at `/` and the operator's page at `/operate` when it can answer. `build_app` is both, for who has a
+model.
+Each mount has its own `auth_dependency`: hiding a page's parts protects nothing, a separate mount does.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from chatbot import accounts
+from chatbot.config import ServeConfig
+from chatbot.guard import Guard, is_local, is_page
+from chatbot.metrics import Metrics
+from chatbot.pages import account as pages
+from chatbot.signin import account_routes, sign_in_routes
+from data.database import Database
+from data.errors import Busy, NotFound, Problem, Refused
+from data.home import Home
+from data.records import Person, PersonRole
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+    from chatbot.turns import Turns
+
+LEAST_FREE_DISK = 5.0  # per cent
+
+
+@dataclass
+class Site:
+    """What the routes look at: one for each server process."""
+
+    db: Database
+    home: Home
+    config: ServeConfig
+    metrics: Metrics
+    throttle: accounts.Throttle = field(default_factory=accounts.Throttle)
+    turns: "Turns | None" = None
+    """None until the model is loaded."""
+    is_draining: bool = False
+    """Set when the server is told to end: what runs is stored, nothing new begins."""
+
+    def readiness(self) -> dict[str, bool]:
+        """The conditions under which a person can chat; all must hold."""
+        return {
+            "database": self._can_write(),
+            "model": self.turns is not None and self.turns.engine.is_ready,
+            "disk": psutil.disk_usage(str(self.home.root)).percent < 100 - LEAST_FREE_DISK,
+            "staying": not self.is_draining,
+        }
+
+    def _can_write(self) -> bool:
+        try:
+            with self.db.write():
+                return True
+        except Problem:
+            return False
+
+
+def build_app(db: Database, turns: "Turns", home: Home, config: ServeConfig) -> FastAPI:
+    """The whole application around a model that is loaded."""
+    app = open_site(Site(db, home, config, Metrics(db)))
+    mount_pages(app, turns)
+    return app
+
+
+def open_site(site: Site) -> FastAPI:
+    """The application without its Gradio pages: sign-in, account, health and metrics."""
+    app = FastAPI(title="Night School", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.site = site
+    app.include_router(_state_routes(site))
+    app.include_router(sign_in_routes(site.db, site.config, site.throttle))
+    app.include_router(account_routes(site.db, site.config))
+    app.add_exception_handler(Problem, _say_problem)
+    app.add_exception_handler(HTTPException, _say_http)
+    app.add_exception_handler(RequestValidationError, _say_invalid)
+    # Gradio reflects foreign origins with credentials unless its parent has this very middleware.
+    app.add_middleware(CORSMiddleware, allow_origins=list(site.config.origins), allow_credentials=True)
+    app.add_middleware(Guard, config=site.config, person_of=lambda token: accounts.person_of(site.db, token))
+    return app
+
+
+def mount_pages(app: FastAPI, turns: "Turns") -> None:
+    """Add the chat and operator pages; whoever calls this runs the application's lifespan afterwards."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; no request leaves this host
+    from chatbot.pages.chat import build_chat
+    from chatbot.pages.operate import build_operate
+
+    site: Site = app.state.site
+    mount(app, "/operate", "operator", build_operate(site.db, site.home, site.config))
+    mount(app, "/", "user", build_chat(site.db, turns, site.home, site.config))
+    site.turns = turns
+    site.metrics.turns = turns
+
+
+def mount(app: FastAPI, path: str, role: PersonRole, blocks: "Blocks") -> None:
+    """Put one Gradio page at `path`, for people of at least this role. Longer paths come first."""
+    import gradio
+
+    from chatbot.pages import look
+
+    site: Site = app.state.site
+    gradio.mount_gradio_app(
+        app,
+        blocks,
+        path,
+        server_name=site.config.host,
+        server_port=site.config.port,
+        footer_links=[],
+        run_history=False,
+        auth_dependency=_dependency(role),
+        show_error=False,
+        max_file_size="1mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        theme=look.theme(),
+        head=look.head(),
+    )
+
+
+def _dependency(role: PersonRole) -> Callable[[Request], str | None]:
+    """Gradio asks this before each of its guarded routes; it becomes `request.username` in every event."""
+
+    def person_id(request: Request) -> str | None:
+        person: Person | None = request.scope.get("person")
+        return person.id if person and accounts.may(person, role) else None
+
+    return person_id
+
+
+def _state_routes(site: Site) -> APIRouter:
+    """Health, readiness, metrics, and the files of the plain pages."""
+    router = APIRouter()
+    style, icon = pages.asset("account.css"), pages.asset("moon.svg")
+    kept = {"cache-control": "public, max-age=3600"}
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz() -> Response:
+        checks = site.readiness()
+        if all(checks.values()):
+            return JSONResponse({"ready": True, **checks})
+        return JSONResponse({"ready": False, **checks}, 503, {"retry-after": "2"})
+
+    @router.get("/metrics")
+    def metrics(request: Request) -> Response:
+        if not is_local(request.scope):
+            accounts.require(request, "operator")
+        return PlainTextResponse(site.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/operate")
+    def add_slash() -> Response:
+        return RedirectResponse("/operate/", 307)
+
+    @router.get("/account.css")
+    def account_css() -> Response:
+        return Response(style, media_type="text/css", headers=kept)
+
+    @router.get("/favicon.ico")
+    def favicon() -> Response:
+        return Response(icon, media_type="image/svg+xml", headers=kept)
+
+    return router
+
+
+def _answer(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    """A sentence, as a page for people and as JSON for programs."""
+    if is_page(request.scope):
+        return HTMLResponse(pages.message_page(sentence), status, {**pages.PAGE_HEADERS, **(headers or {})})
+    return JSONResponse({"error": sentence}, status, headers)
+
+
+def _say_problem(request: Request, error: Exception) -> Response:
+    kinds: tuple[tuple[type[Problem], int], ...] = (
+        (accounts.SignedOut, 401),
+        (NotFound, 404),
+        (Refused, 403),
+        (Busy, 503),
+    )
+    status = next((status for kind, status in kinds if isinstance(error, kind)), 503)
+    return _answer(request, status, str(error), {"retry-after": "5"} if status == 503 else None)
+
+
+def _say_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for nothing else"
+    site: Site = request.app.state.site
+    if error.status_code == 404 and site.turns is None:
+        if is_page(request.scope):
+            return HTMLResponse(pages.waiting_page(), 503, {**pages.PAGE_HEADERS, "retry-after": "2"})
+        return JSONResponse(
+            {"error": "The model is loading - try again in a moment."}, 503, {"retry-after": "2"}
+        )
+    sentences = {
+        404: "There is no such page - go back to the start.",
+        405: "That cannot be done here - go back.",
+    }
+    said = sentences.get(error.status_code, str(error.detail))
+    return _answer(request, error.status_code, said, dict(error.headers or {}))
+
+
+def _say_invalid(request: Request, error: Exception) -> Response:
+    return _answer(request, 422, "The form is not complete - fill in every field and send it again.")

@@ -1,0 +1,1 @@
+"""What Night School remembers: who said what, who preferred what, which version serves."""

@@ -1,0 +1,65 @@
+"""The backups of a home as files: their names, which to keep, and putting a finished file in its place.
+
+A backup's name begins with its UTC time, so that names sort by age: `20261121T033000Z.db`, or with a label
+`20261121T033000Z-before-migration.db`. Making and restoring them is in recovery.py.
+"""
+
+import os
+import time
+from calendar import timegm
+from pathlib import Path
+
+from data.home import Home
+
+_STAMP = "%Y%m%dT%H%M%SZ"
+KEPT = ((3600.0, 24), (86400.0, 7), (604800.0, 4))
+"""The newest backup of each of the last 24 hours, 7 days and 4 weeks is kept: (seconds, how many)."""
+
+
+def backup_files(home: Home) -> list[Path]:
+    """The backups of this home, newest first."""
+    return sorted(home.backups.glob("*.db"), reverse=True)
+
+
+def backup_path(home: Home, now: float, label: str = "") -> Path:
+    """Where a backup made at `now` belongs."""
+    stamp = time.strftime(_STAMP, time.gmtime(now))
+    return home.backups / (f"{stamp}-{label}.db" if label else f"{stamp}.db")
+
+
+def made_at(path: Path) -> float | None:
+    """When a backup was made, by its name; None where the name is not ours."""
+    try:
+        return float(timegm(time.strptime(path.stem[:16], _STAMP)))
+    except ValueError:
+        return None
+
+
+def rotate(home: Home) -> list[Path]:
+    """Deletes the backups that `KEPT` does not keep, never one with a label; returns what it deleted."""
+    ours = [(path, made) for path in backup_files(home) if (made := made_at(path)) and "-" not in path.stem]
+    kept: set[Path] = set()
+    for seconds, number in KEPT:
+        newest_of_slot: dict[int, Path] = {}
+        for path, made in ours:
+            newest_of_slot.setdefault(int(made // seconds), path)
+        kept.update(list(newest_of_slot.values())[:number])
+    gone = [path for path, _ in ours if path not in kept]
+    for path in gone:
+        path.unlink()
+    return gone
+
+
+def replace_durably(partial: Path, target: Path) -> None:
+    """Renames a finished file into place, so that a power cut leaves the old or the new one, whole."""
+    _sync(partial)
+    os.replace(partial, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,297 @@
+"""The one place that opens SQLite: pragmas, one writer, many readers, and the file's health.
+
+A write is `with db.write() as conn:`, one thread of this process at a time, BEGIN IMMEDIATE ... COMMIT: a
+read-then-write never meets "database is locked", and what it did is on the disk when the block has ended. A
+read is `db.query(...)` on the thread's own connection. pysqlite3 brings a SQLite newer than 3.51.3: older
+ones can corrupt a WAL database, and two SQLite libraries on one file lose rows, so nothing else imports one.
+"""
+
+import json
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlite_utils
+import uuid_utils
+from filelock import FileLock, Timeout
+
+from data.backups import backup_files, backup_path, replace_durably
+from data.errors import Busy, Problem, Refused
+from data.home import Home
+from data.schema import MIGRATIONS, prepare, unknown_migrations
+
+if TYPE_CHECKING:
+    import sqlite3
+else:
+    from pysqlite3 import dbapi2 as sqlite3
+
+BUSY_SECONDS = 5.0
+LOCK_SECONDS = 60.0
+
+Connection = sqlite3.Connection
+Row = sqlite3.Row
+
+_LOCKED = "Another process is writing to the database - try again in a moment."
+_RESTORE = 'stop the server and run "python -m data restore"'
+_SENTENCES = {
+    "disk is full": "The disk is full, nothing was stored - free some space and try again.",
+    "readonly": "The database cannot be written, nothing was stored - check the permissions of {path}.",
+    "unable to open": "The database cannot be opened - check that {path} exists and may be written.",
+    "disk i/o": "The disk failed while the database was used - check the disk that holds {path}.",
+    "malformed": f"The database {{path}} is damaged - {_RESTORE}.",
+    "not a database": f"The file {{path}} is no database - {_RESTORE}.",
+}
+
+
+def new_id() -> str:
+    """A UUIDv7: ids made later sort later."""
+    return str(uuid_utils.uuid7())
+
+
+def clean(text: str) -> str:
+    """`text` as it can be stored: a lone surrogate or a NUL becomes the replacement character."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def to_json(value: Any) -> str:
+    """JSON as stored in a column."""
+    return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+class _Reader:
+    """A thread's own reading connection; closed when its thread has gone."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    def __del__(self) -> None:
+        self.conn.close()
+
+
+class Database:
+    """One SQLite file in WAL mode, shared by all threads of this process. Made by `open_database`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._writing_thread: int | None = None
+        self._local = threading.local()
+        self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
+        with _as_sentences(path):
+            self._writer = connect(path)
+            self._writer.execute("PRAGMA journal_mode = WAL")
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is on the disk when the block ends, and never happened if it raises.
+
+        A write inside a write of the same thread joins it, and is undone alone if it raises.
+        """
+        with self._lock, _as_sentences(self.path):
+            if self._writing_thread is not None:
+                with _savepoint(self._writer):
+                    yield self._writer
+                return
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writing_thread = threading.get_ident()
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            finally:
+                self._writing_thread = None
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """All queries of this thread in the block see one moment of the database."""
+        conn = self._reading()
+        if conn.in_transaction:
+            yield
+            return
+        conn.execute("BEGIN")
+        try:
+            yield
+        finally:
+            conn.execute("COMMIT")
+
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+        """The rows of a SELECT; inside `write` it sees what that block has written."""
+        with _as_sentences(self.path):
+            return self._reading().execute(sql, params).fetchall()
+
+    def one(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
+        """The first row of a SELECT, or None."""
+        rows = self.query(sql, params)
+        return rows[0] if rows else None
+
+    def vacuum(self) -> bool:
+        """Rewrites the file without its free pages and empties the log; False if a reader kept the log."""
+        with self._lock, _as_sentences(self.path):
+            assert self._writing_thread is None, "vacuum inside a write"
+            self._writer.execute("VACUUM")
+            row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not row[0]
+
+    def backup(self, target: Path) -> None:
+        """A checked copy of this moment at `target`, while others write; `target` is whole or untouched."""
+        partial = target.with_name(target.name + ".part")
+        partial.unlink(missing_ok=True)
+        try:
+            with _as_sentences(self.path):
+                conn = connect(self.path)
+                try:
+                    conn.execute("VACUUM INTO ?", (str(partial),))
+                finally:
+                    conn.close()
+            damage = damage_of(partial)
+            if damage:
+                raise Problem(
+                    f"The backup of {self.path} is damaged ({damage}) - check the disk and try again."
+                )
+            replace_durably(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Closes every connection; the other threads must be done."""
+        with self._lock:
+            for reader in list(self._readers):
+                reader.conn.close()
+            self._writer.close()
+
+    def _reading(self) -> Connection:
+        if self._writing_thread == threading.get_ident():
+            return self._writer
+        reader: _Reader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = _Reader(connect(self.path))
+            reader.conn.execute("PRAGMA query_only = ON")
+            self._local.reader = reader
+            self._readers.add(reader)
+        return reader.conn
+
+
+def connect(path: Path, busy_seconds: float = BUSY_SECONDS) -> Connection:
+    """A connection in autocommit mode with this project's pragmas."""
+    conn = sqlite3.connect(str(path), timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    conn.row_factory = Row
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute("PRAGMA foreign_keys = ON")
+    conn.execute("PRAGMA secure_delete = ON")
+    return conn
+
+
+@contextmanager
+def _savepoint(conn: Connection) -> Iterator[None]:
+    conn.execute("SAVEPOINT inner_write")
+    try:
+        yield
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO inner_write")
+            conn.execute("RELEASE inner_write")
+        raise
+    conn.execute("RELEASE inner_write")
+
+
+@contextmanager
+def _as_sentences(path: Path) -> Iterator[None]:
+    """SQLite's errors that a person can mend, as sentences; all others pass."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise Busy(_LOCKED) from error
+        for words, sentence in _SENTENCES.items():
+            if words in str(error).lower():
+                raise Problem(sentence.format(path=repr(str(path)))) from error
+        raise
+
+
+def damage_of(path: Path, check: str = "integrity_check") -> str | None:
+    """What is wrong with the database file at `path`, in SQLite's words; None if it is whole.
+
+    `quick_check` reads every page but does not compare the indexes with their tables.
+    """
+    try:
+        conn = connect(path)
+        try:
+            row = conn.execute(f"PRAGMA {check}(1)").fetchone()
+        finally:
+            conn.close()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if row[0] == "ok" else str(row[0])
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether any connection of any process has the file open (in WAL mode each holds a lock)."""
+    if not path.exists():
+        return False
+    try:
+        conn = connect(path, busy_seconds=0.2)
+        try:
+            conn.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            conn.close()
+    except sqlite3.DatabaseError as error:
+        return "locked" in str(error)
+    return False
+
+
+def lock_of(home: Home) -> FileLock:
+    """Held while the database is migrated or replaced; one holder among all processes."""
+    return FileLock(str(home.database) + ".lock", timeout=LOCK_SECONDS)
+
+
+def open_database(home: Home) -> Database:
+    """The home's database, migrated to this code's schema, after a backup where that changes a filled one.
+
+    Refuses a damaged file, naming the newest good backup, and a database that newer code has migrated.
+    """
+    try:
+        with lock_of(home):
+            _refuse_damaged(home)
+            db = Database(home.database)
+            try:
+                _migrate(db, home)
+            except BaseException:
+                db.close()
+                raise
+            return db
+    except Timeout:
+        raise Busy("Another process is migrating the database - try again in a minute.") from None
+
+
+def _refuse_damaged(home: Home) -> None:
+    if not home.database.exists() or home.database.stat().st_size == 0:
+        return
+    damage = damage_of(home.database, "quick_check")
+    if damage is None:
+        return
+    if "locked" in damage:
+        raise Busy("Another process holds the whole database - try again in a moment.")
+    good = next((path for path in backup_files(home) if damage_of(path) is None), None)
+    remedy = f'run "python -m data restore {good}"' if good else "there is no good backup to restore"
+    raise Refused(f"The database {str(home.database)!r} is damaged ({damage}) - {remedy}.")
+
+
+def _migrate(db: Database, home: Home) -> None:
+    tables = sqlite_utils.Database(db._writer, execute_plugins=False)
+    unknown = unknown_migrations(tables)
+    if unknown:
+        raise Refused(
+            f"The database {str(home.database)!r} is newer than this program ({unknown[-1]}) - "
+            "install the newer version, or restore a backup from before it."
+        )
+    if not MIGRATIONS.pending(tables):
+        return
+    if MIGRATIONS.applied(tables):
+        db.backup(backup_path(home, time.time(), "before-migration"))
+    with _as_sentences(home.database):
+        prepare(tables)

@@ -1,0 +1,23 @@
+"""Errors of the user's world: each is a sentence, the fact and then the remedy.
+
+Programming errors are assertions; these are for what a person can mend. The command line prints the
+sentence and exits with `exit_code`; the web pages show it.
+"""
+
+
+class Problem(Exception):
+    """Something a person can mend."""
+
+    exit_code = 2
+
+
+class NotFound(Problem):
+    """What was named does not exist."""
+
+
+class Refused(Problem):
+    """It exists, but may not be done: not this person's, not finished, damaged, or out of range."""
+
+
+class Busy(Problem):
+    """It may be done, but not now: the queue is full or another process holds the lease."""

@@ -1,0 +1,177 @@
+"""Import and export: rankings and demonstrations as rows that other trainers read (formats.py says which).
+
+Export streams what may teach: opted-out chats and disabled people are left out. Import makes each row a
+conversation of a person who stands for the file, with a ranking of source `imported`; the same row twice is
+one. A row that cannot be used is named with its line and its reason, and the others go in.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from data import conversations, people, rankings
+from data.comparisons import prompt_of, stream_turns
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
+from data.records import Person, Placement
+
+BATCH = 100
+"""Rows imported in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """How many rows went in, and a sentence for each that did not."""
+
+    added: int
+    skipped: list[str]
+
+
+def export_rows(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
+    """What may teach, as rows of `fmt`, one at a time."""
+    _check_format(fmt)
+    return _demonstrations(db) if fmt == "sft" else _comparisons(db, fmt)
+
+
+def _comparisons(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
+    for turn in stream_turns(db):
+        yield from rows_of(turn, fmt)
+
+
+def _demonstrations(db: Database) -> Iterator[dict[str, Any]]:
+    """Replies that people wrote, each with what stood before it."""
+    last = ""
+    while rows := db.query(
+        "SELECT m.id, m.parent_id, m.content FROM messages m"
+        " JOIN conversations c ON c.id = m.conversation_id AND c.may_train"
+        " JOIN people p ON p.id = m.author_id AND NOT p.is_disabled"
+        " WHERE m.role = 'assistant' AND m.id > ? ORDER BY m.id LIMIT ?",
+        (last, BATCH),
+    ):
+        for row in rows:
+            last = row["id"]
+            said = {"role": "assistant", "content": row["content"]}
+            yield {"messages": [*prompt_of(db, row["parent_id"]), said]}
+
+
+def write_rows(rows: Iterable[dict[str, Any]], file: IO[str]) -> int:
+    """Writes rows as JSONL as they come; returns how many."""
+    number = 0
+    for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        number += 1
+    return number
+
+
+def read_rows(path: Path) -> Iterator[Any]:
+    """A JSONL file's rows in order; a blank line is None, a line that is no JSON is ""."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    yield json.loads(line) if line.strip() else None
+                except ValueError:
+                    yield ""
+    except FileNotFoundError:
+        raise NotFound(f"There is no file {str(path)!r} - check the path.") from None
+    except OSError as error:
+        raise Refused(f"{str(path)!r} cannot be read ({error.strerror}) - give a JSONL file.") from error
+
+
+def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = "imported") -> ImportResult:
+    """Stores each usable row; `rows` are parsed JSON values, None where a line was blank."""
+    _check_format(fmt)
+    skipped: list[str] = []
+    found = _labelled(rows, skipped) if fmt == "kto" else _judged(rows, fmt, skipped)
+    added = 0
+    person: Person | None = None
+    while batch := list(islice(found, BATCH)):
+        with db.write():
+            person = (
+                person or people.by_name(db, person_name) or people.add(db, person_name, kind="simulated")
+            )
+            for line, entry in batch:
+                if _store(db, person, entry):
+                    added += 1
+                else:
+                    skipped.append(f"Line {line} is left out: it is here already.")
+    return ImportResult(added, skipped)
+
+
+def _check_format(fmt: str) -> None:
+    if fmt not in FORMATS:
+        raise Refused(f"There is no format {fmt!r} - use one of {', '.join(FORMATS)}.")
+
+
+def _left_out(line: int, error: Refused) -> str:
+    return f"Line {line} is left out: {str(error).rstrip('.')}."
+
+
+def _numbered(rows: Iterable[Any], skipped: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, row in enumerate(rows, start=1):
+        if isinstance(row, dict):
+            yield line, row
+        elif row is not None:
+            skipped.append(f"Line {line} is left out: it is no JSON object.")
+
+
+def _judged(rows: Iterable[Any], fmt: str, skipped: list[str]) -> Iterator[tuple[int, Judged]]:
+    for line, row in _numbered(rows, skipped):
+        try:
+            yield line, judged(row, fmt)
+        except Refused as error:
+            skipped.append(_left_out(line, error))
+
+
+def _labelled(rows: Iterable[Any], skipped: list[str]) -> Iterator[tuple[int, Judged]]:
+    """KTO's rows by prompt: only together do they compare anything."""
+    prompts: dict[str, tuple[int, Messages, list[tuple[str, bool]]]] = {}
+    for line, row in _numbered(rows, skipped):
+        try:
+            prompt, reply, label = label_of(row)
+        except Refused as error:
+            skipped.append(_left_out(line, error))
+            continue
+        labels = prompts.setdefault(json.dumps(prompt), (line, prompt, []))[2]
+        if reply not in [known for known, _ in labels]:
+            labels.append((reply, label))
+    for line, prompt, labels in prompts.values():
+        try:
+            yield line, judged_labels(prompt, labels)
+        except Refused as error:
+            skipped.append(_left_out(line, error))
+
+
+def _store(db: Database, person: Person, entry: Judged) -> bool:
+    """Writes a judged prompt as a conversation with its ranking; False if it is there."""
+    key = "import-" + hashlib.sha256(json.dumps(astuple(entry)).encode()).hexdigest()
+    if conversations.by_request_key(db, person.id, key):
+        return False
+    chat = conversations.create(db, person.id)
+    parent: str | None = None
+    for said in entry.prompt[:-1]:
+        if said["role"] == "system":
+            parent = conversations.add_system_message(db, chat.id, said["content"]).id
+        elif said["role"] == "user":
+            parent = conversations.add_user_message(db, chat.id, parent, said["content"], person.id).id
+        elif parent is not None:
+            parent = conversations.add_written_reply(db, parent, said["content"], None).id
+    turn = conversations.add_user_message(db, chat.id, parent, entry.prompt[-1]["content"], person.id, key)
+    author = None if entry.places else person.id
+    replies = [conversations.add_written_reply(db, turn.id, reply, author) for reply in entry.replies]
+    if entry.places:
+        placed = zip(replies, entry.places, strict=True)
+        rankings.save(
+            db,
+            turn_id=turn.id,
+            person_id=person.id,
+            source="imported",
+            kind=entry.kind,
+            placements=[Placement(reply.id, place, at) for at, (reply, place) in enumerate(placed)],
+        )
+    return True

@@ -1,0 +1,59 @@
+"""Where state lives: `var/` under the working directory, or `$NIGHTSCHOOL_HOME`.
+
+The one environment variable of Night School is read here and nowhere else.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import Problem
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state directory and the names of what lies in it."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "nightschool.db"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+
+def open_home(root: Path | None = None) -> Home:
+    """The home at `root`, else at `$NIGHTSCHOOL_HOME`, else `./var`; its directories are made if missing.
+
+    Raises Problem where the directory cannot be written.
+    """
+    home = Home((root or Path(os.environ.get("NIGHTSCHOOL_HOME") or "var")).absolute())
+    try:
+        for directory in (home.root, home.models, home.adapters, home.runs, home.backups):
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(
+            f"The directory {str(home.root)!r} cannot be written ({error.strerror}) - "
+            "make it writable, or set NIGHTSCHOOL_HOME to one that is."
+        ) from error
+    if not os.access(home.root, os.W_OK):
+        raise Problem(
+            f"The directory {str(home.root)!r} cannot be written - make it writable, "
+            "or set NIGHTSCHOOL_HOME to one that is."
+        )
+    return home

@@ -1,0 +1,89 @@
+"""Messages: the nodes of a conversation's tree, read singly, as a path, or as alternatives.
+
+What may be written where is decided in conversations.py, which offers all of this under its own name too.
+"""
+
+import json
+import time
+from typing import Any
+
+from data.database import Connection, Database, Row, clean, new_id
+from data.errors import NotFound
+from data.records import Message, Sampling
+
+_MESSAGE = (
+    "m.id, m.conversation_id, m.parent_id, m.role, m.content, m.author_id, m.replaces_id, m.version,"
+    " m.sampling, m.seed, m.tokens, m.finish_reason, m.created_at"
+)
+
+
+def message_of(row: Row) -> Message:
+    """A Message from a row that has all of its columns."""
+    sampling = Sampling(**json.loads(row["sampling"])) if row["sampling"] else None
+    values = {name: row[name] for name in Message.__dataclass_fields__ if name != "sampling"}
+    return Message(sampling=sampling, **values)
+
+
+def insert(conn: Connection, *, content: str = "", **columns: Any) -> str:
+    """Writes one message and moves its conversation to the top; returns its id."""
+    id, now = new_id(), time.time()
+    columns |= {"id": id, "content": clean(content), "created_at": now}
+    names = ", ".join(columns)
+    marks = ", ".join("?" * len(columns))
+    conn.execute(f"INSERT INTO messages ({names}) VALUES ({marks})", tuple(columns.values()))
+    conn.execute("UPDATE conversations SET updated_at = ? WHERE id = ?", (now, columns["conversation_id"]))
+    return id
+
+
+def message(db: Database, id: str) -> Message:
+    """One message, else NotFound."""
+    row = db.one(f"SELECT {_MESSAGE} FROM messages m WHERE m.id = ?", (clean(id),))
+    if row is None:
+        raise NotFound("This message does not exist or was deleted - reload the page.")
+    return message_of(row)
+
+
+def messages(db: Database, conversation_id: str) -> list[Message]:
+    """The whole tree, oldest first."""
+    rows = db.query(
+        f"SELECT {_MESSAGE} FROM messages m WHERE m.conversation_id = ? ORDER BY m.id", (conversation_id,)
+    )
+    return [message_of(row) for row in rows]
+
+
+def path_to(db: Database, message_id: str) -> list[Message]:
+    """The messages from the root down to this one."""
+    rows = db.query(
+        "WITH RECURSIVE path (id, parent_id, depth) AS ("
+        " SELECT id, parent_id, 0 FROM messages WHERE id = ? UNION ALL"
+        " SELECT u.id, u.parent_id, depth + 1 FROM messages u JOIN path ON u.id = path.parent_id)"
+        f" SELECT {_MESSAGE} FROM path JOIN messages m ON m.id = path.id ORDER BY depth DESC",
+        (clean(message_id),),
+    )
+    if not rows:
+        raise NotFound("This message does not exist or was deleted - reload the page.")
+    return [message_of(row) for row in rows]
+
+
+def replies(db: Database, turn_id: str) -> list[Message]:
+    """The alternatives of a turn, in the order they were made."""
+    where = "m.parent_id = ? AND m.role = 'assistant'"
+    rows = db.query(f"SELECT {_MESSAGE} FROM messages m WHERE {where} ORDER BY m.id", (clean(turn_id),))
+    return [message_of(row) for row in rows]
+
+
+def latest_leaf(db: Database, conversation_id: str) -> Message | None:
+    """The newest message that nothing hangs under: where the conversation was left."""
+    row = db.one(
+        f"SELECT {_MESSAGE} FROM messages m WHERE m.conversation_id = ? AND NOT EXISTS"
+        " (SELECT 1 FROM messages child WHERE child.parent_id = m.id) ORDER BY m.id DESC LIMIT 1",
+        (conversation_id,),
+    )
+    return message_of(row) if row else None
+
+
+def by_request_key(db: Database, author_id: str, request_key: str) -> Message | None:
+    """The message this author has already sent with this key."""
+    where = "m.author_id = ? AND m.request_key = ?"
+    row = db.one(f"SELECT {_MESSAGE} FROM messages m WHERE {where}", (author_id, clean(request_key)))
+    return message_of(row) if row else None

@@ -1,0 +1,176 @@
+"""People, how they are recognised (sessions, one-time links), and what operators did (audit).
+
+Only hashes of passwords and tokens are stored; who may do what is decided where a request comes in.
+"""
+
+import json
+import time
+from typing import Any, get_args
+
+from data.database import Database, Row, clean, new_id, to_json
+from data.errors import NotFound, Refused
+from data.records import AuditEntry, Person, PersonKind, PersonRole
+
+_COLUMNS = "people.id, people.name, people.role, people.kind, people.is_disabled, people.created_at"
+
+
+def _person(row: Row) -> Person:
+    return Person(
+        row["id"], row["name"], row["role"], row["kind"], bool(row["is_disabled"]), row["created_at"]
+    )
+
+
+def add(
+    db: Database,
+    name: str,
+    role: PersonRole = "user",
+    password_hash: str | None = None,
+    kind: PersonKind = "human",
+) -> Person:
+    """A new person; Refused if the name is taken (case does not count), empty, too long or unprintable."""
+    name = clean(name).strip()
+    if not 1 <= len(name) <= 64 or not name.isprintable():
+        raise Refused(f"The name {name[:80]!r} cannot be used - use 1 to 64 printable characters.")
+    _check_role(role)
+    with db.write() as conn:
+        if by_name(db, name):
+            raise Refused(f"The name {name!r} is taken - choose another.")
+        person = Person(new_id(), name, role, kind, False, time.time())
+        conn.execute(
+            "INSERT INTO people (id, name, role, kind, password_hash, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (person.id, name, role, kind, password_hash, person.created_at),
+        )
+    return person
+
+
+def get(db: Database, id: str) -> Person:
+    """The person with this id, else NotFound."""
+    row = db.one(f"SELECT {_COLUMNS} FROM people WHERE id = ?", (clean(id),))
+    if row is None:
+        raise NotFound(f'No person has the id {id!r} - run "chatbot person list" to see who there is.')
+    return _person(row)
+
+
+def by_name(db: Database, name: str) -> Person | None:
+    """The person of this name, whatever its case."""
+    row = db.one(f"SELECT {_COLUMNS} FROM people WHERE name = ?", (clean(name).strip(),))
+    return _person(row) if row else None
+
+
+def list_all(db: Database) -> list[Person]:
+    """Everybody, in the order they came."""
+    return [_person(row) for row in db.query(f"SELECT {_COLUMNS} FROM people ORDER BY id")]
+
+
+def count(db: Database, kind: PersonKind = "human") -> int:
+    """How many people of this kind there are."""
+    row = db.one("SELECT count(*) AS n FROM people WHERE kind = ?", (kind,))
+    return int(row["n"]) if row else 0
+
+
+def password_hash(db: Database, id: str) -> str | None:
+    """The stored hash; None for somebody without a password."""
+    row = db.one("SELECT password_hash FROM people WHERE id = ?", (clean(id),))
+    return row["password_hash"] if row else None
+
+
+def set_password(db: Database, id: str, hash: str) -> None:
+    """Stores another password hash."""
+    _update(db, id, "password_hash", hash)
+
+
+def set_role(db: Database, id: str, role: PersonRole) -> None:
+    """Gives another role."""
+    _check_role(role)
+    _update(db, id, "role", role)
+
+
+def set_disabled(db: Database, id: str, is_disabled: bool) -> None:
+    """Shuts a person out (and ends their sessions), or lets them in again."""
+    with db.write():
+        _update(db, id, "is_disabled", int(is_disabled))
+        if is_disabled:
+            close_sessions(db, id)
+
+
+def _check_role(role: str) -> None:
+    if role not in get_args(PersonRole):
+        raise Refused(f"There is no role {role!r} - use one of {', '.join(get_args(PersonRole))}.")
+
+
+def _update(db: Database, id: str, column: str, value: str | int) -> None:
+    with db.write() as conn:
+        get(db, id)
+        conn.execute(f"UPDATE people SET {column} = ? WHERE id = ?", (value, id))
+
+
+def open_session(db: Database, person_id: str, token_hash: str, expires_at: float) -> None:
+    """Remembers a signed-in browser by the hash of its cookie; expired sessions are cleared away."""
+    with db.write() as conn:
+        get(db, person_id)
+        conn.execute("DELETE FROM sessions WHERE expires_at <= ?", (time.time(),))
+        conn.execute(
+            "INSERT INTO sessions (token_hash, person_id, expires_at, created_at) VALUES (?, ?, ?, ?)",
+            (token_hash, person_id, expires_at, time.time()),
+        )
+
+
+def session_person(db: Database, token_hash: str, now: float) -> Person | None:
+    """Whose session this is; None if it is unknown or expired, or the person is disabled."""
+    row = db.one(
+        f"SELECT {_COLUMNS} FROM sessions JOIN people ON people.id = sessions.person_id"
+        " WHERE token_hash = ? AND expires_at > ? AND NOT is_disabled",
+        (clean(token_hash), now),
+    )
+    return _person(row) if row else None
+
+
+def close_session(db: Database, token_hash: str) -> None:
+    """Ends one session, if it is there."""
+    with db.write() as conn:
+        conn.execute("DELETE FROM sessions WHERE token_hash = ?", (clean(token_hash),))
+
+
+def close_sessions(db: Database, person_id: str) -> None:
+    """Ends every session of a person."""
+    with db.write() as conn:
+        conn.execute("DELETE FROM sessions WHERE person_id = ?", (clean(person_id),))
+
+
+def add_link(db: Database, token_hash: str, role: PersonRole, expires_at: float) -> None:
+    """A link that makes whoever opens it first a person of this role."""
+    _check_role(role)
+    with db.write() as conn:
+        conn.execute(
+            "INSERT INTO sign_in_links (token_hash, role, expires_at) VALUES (?, ?, ?)",
+            (token_hash, role, expires_at),
+        )
+
+
+def use_link(db: Database, token_hash: str, now: float) -> PersonRole | None:
+    """The role the link gives, once; None if it is unknown, used or expired."""
+    with db.write() as conn:
+        row = db.one(
+            "SELECT role FROM sign_in_links WHERE token_hash = ? AND used_at IS NULL AND expires_at > ?",
+            (clean(token_hash), now),
+        )
+        if row is None:
+            return None
+        conn.execute("UPDATE sign_in_links SET used_at = ? WHERE token_hash = ?", (now, clean(token_hash)))
+    role: PersonRole = row["role"]
+    return role
+
+
+def record(db: Database, person: str, action: str, detail: dict[str, Any]) -> None:
+    """Writes down what an operator did. `person` is a name, or `trainer` for what happens by itself."""
+    with db.write() as conn:
+        conn.execute(
+            "INSERT INTO audit (at, person, action, detail) VALUES (?, ?, ?, ?)",
+            (time.time(), clean(person), action, to_json(detail)),
+        )
+
+
+def audit_log(db: Database, limit: int = 100) -> list[AuditEntry]:
+    """What was done last, newest first."""
+    rows = db.query("SELECT at, person, action, detail FROM audit ORDER BY id DESC LIMIT ?", (limit,))
+    return [AuditEntry(row["at"], row["person"], row["action"], json.loads(row["detail"])) for row in rows]

@@ -1,0 +1,195 @@
+"""Runs: one night, or one refresh asked for by hand; claimed once, held by a lease, fenced by a token.
+
+Claiming is one BEGIN IMMEDIATE transaction: of any number of processes exactly one gets the slot. A holder
+whose lease has expired is written off as interrupted, and its token no longer opens anything. A run's row and
+metrics stay, whatever became of it.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from data.comparisons import Snapshot
+from data.database import Database, Row, clean, new_id, to_json
+from data.errors import NotFound, Refused
+from data.records import Metric, Run, RunState
+from data.versions import check_lease
+
+LEASE_SECONDS = 60.0
+
+
+def claim(
+    db: Database,
+    key: str,
+    *,
+    config: Mapping[str, Any],
+    now: float | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Run | None:
+    """The run of this slot, if it is ours: None where it is taken or another run holds a living lease."""
+    moment = time.time() if now is None else now
+    with db.write() as conn:
+        interrupt_expired(db, moment)
+        if db.one("SELECT 1 FROM runs WHERE key = ? OR state = 'running'", (clean(key),)):
+            return None
+        row = db.one("SELECT max(fencing_token) AS last FROM runs")
+        id = new_id()
+        conn.execute(
+            "INSERT INTO runs (id, key, state, config, lease_until, fencing_token, started_at)"
+            " VALUES (?, ?, 'running', ?, ?, ?, ?)",
+            (
+                id,
+                clean(key),
+                to_json(dict(config)),
+                moment + lease_seconds,
+                (row["last"] or 0) + 1 if row else 1,
+                moment,
+            ),
+        )
+        return get(db, id)
+
+
+def interrupt_expired(db: Database, now: float | None = None) -> int:
+    """Writes off a running run whose lease has expired; how many there were (0 or 1)."""
+    moment = time.time() if now is None else now
+    with db.write() as conn:
+        done = conn.execute(
+            "UPDATE runs SET state = 'interrupted', finished_at = ?, reason = ?"
+            " WHERE state = 'running' AND lease_until <= ?",
+            (moment, "The process that ran it stopped without a word; its lease expired.", moment),
+        )
+        return int(done.rowcount)
+
+
+def heartbeat(
+    db: Database, run: Run, *, now: float | None = None, lease_seconds: float = LEASE_SECONDS
+) -> bool:
+    """Renews the lease; False where it was lost: stop, and publish nothing."""
+    moment = time.time() if now is None else now
+    with db.write() as conn:
+        done = conn.execute(
+            "UPDATE runs SET lease_until = ? WHERE id = ? AND fencing_token = ? AND state = 'running'",
+            (moment + lease_seconds, run.id, run.fencing_token),
+        )
+        return bool(done.rowcount)
+
+
+def report(
+    db: Database,
+    run_id: str,
+    *,
+    stage: str,
+    progress: float,
+    eta_seconds: float | None = None,
+    message: str = "",
+) -> None:
+    """What the run does now; ignored once it is over."""
+    with db.write() as conn:
+        conn.execute(
+            "UPDATE runs SET stage = ?, progress = ?, eta_seconds = ?, message = ?"
+            " WHERE id = ? AND state = 'running'",
+            (stage, min(1.0, max(0.0, progress)), eta_seconds, clean(message), run_id),
+        )
+
+
+def set_snapshot(db: Database, run_id: str, snapshot: Snapshot) -> None:
+    """Writes down what the run learns from, ranking by ranking, so that a deletion can reach the version."""
+    newest = max((turn.created_at for turn in snapshot.turns), default=time.time())
+    with db.write() as conn:
+        get(db, run_id)
+        conn.execute("DELETE FROM run_rankings WHERE run_id = ?", (run_id,))
+        conn.execute(
+            "UPDATE runs SET snapshot_hash = ?, snapshot_at = ? WHERE id = ?",
+            (snapshot.sha256, newest, run_id),
+        )
+        conn.executemany(
+            "INSERT INTO run_rankings (run_id, ranking_id, person_id)"
+            " VALUES (?, ?, (SELECT id FROM people WHERE id = ?))",
+            [(run_id, turn.ranking_id, turn.person_id) for turn in snapshot.turns],
+        )
+
+
+def log(db: Database, run_id: str, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Stores the numbers of one step; a step logged again replaces itself."""
+    with db.write() as conn:
+        conn.executemany(
+            "INSERT OR REPLACE INTO metrics (run_id, stage, step, name, value) VALUES (?, ?, ?, ?, ?)",
+            [(run_id, stage, step, name, float(value)) for name, value in values.items()],
+        )
+
+
+def finish(
+    db: Database, run_id: str, fencing_token: int, *, state: RunState, reason: str, version: str | None = None
+) -> Run:
+    """Ends the run with its reason in sentences; Refused where its lease was lost."""
+    assert state != "running", "a run ends in another state"
+    with db.write() as conn:
+        check_lease(db, run_id, fencing_token)
+        conn.execute(
+            "UPDATE runs SET state = ?, reason = ?, version = ?, progress = iif(?, 1, progress),"
+            " eta_seconds = NULL, finished_at = ? WHERE id = ?",
+            (state, clean(reason), version, state in ("published", "refused"), time.time(), run_id),
+        )
+        return get(db, run_id)
+
+
+def request_cancel(db: Database, run_id: str) -> Run:
+    """Asks a running run to stop at its next step."""
+    with db.write() as conn:
+        run = get(db, run_id)
+        if run.state != "running":
+            raise Refused(f"This run is over ({run.state}) - there is nothing to cancel.")
+        conn.execute("UPDATE runs SET cancel_requested = 1 WHERE id = ?", (run_id,))
+        return get(db, run_id)
+
+
+def get(db: Database, id: str) -> Run:
+    """One run, else NotFound."""
+    row = db.one("SELECT * FROM runs WHERE id = ?", (clean(id),))
+    if row is None:
+        raise NotFound(f'No run {id!r} - run "trainer runs" to list them.')
+    return _run(row)
+
+
+def list_all(db: Database, limit: int = 50) -> list[Run]:
+    """The last runs, newest first."""
+    rows = db.query("SELECT * FROM runs ORDER BY fencing_token DESC LIMIT ?", (limit,))
+    return [_run(row) for row in rows]
+
+
+def latest(db: Database) -> Run | None:
+    """The run that was claimed last, running or over."""
+    return next(iter(list_all(db, 1)), None)
+
+
+def metrics(db: Database, run_id: str, stage: str | None = None) -> list[Metric]:
+    """The numbers of a run by stage, step and name; all stages, or one. What was no number is nan."""
+    rows = db.query(
+        "SELECT * FROM metrics WHERE run_id = ? AND (? IS NULL OR stage = ?) ORDER BY stage, step, name",
+        (run_id, stage, stage),
+    )
+    return [
+        Metric(
+            row["run_id"],
+            row["stage"],
+            row["step"],
+            row["name"],
+            math.nan if row["value"] is None else row["value"],
+        )
+        for row in rows
+    ]
+
+
+def last_success_at(db: Database) -> float | None:
+    """The time of the newest ranking that a published or refused run has seen; later ones are new."""
+    row = db.one("SELECT max(snapshot_at) AS at FROM runs WHERE state IN ('published', 'refused')")
+    return row["at"] if row else None
+
+
+def _run(row: Row) -> Run:
+    values = {
+        name: row[name] for name in Run.__dataclass_fields__ if name not in ("config", "cancel_requested")
+    }
+    return Run(config=json.loads(row["config"]), cancel_requested=bool(row["cancel_requested"]), **values)

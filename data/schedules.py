@@ -1,0 +1,37 @@
+"""When a refresh is due: one row, set by command or page. Whether the cron line makes sense is checked by
+trainer/schedule.py, which owns the calendar; here it is only remembered."""
+
+import time
+from dataclasses import replace
+
+from data import people
+from data.database import Database, clean
+from data.errors import Refused
+from data.records import Schedule
+
+
+def get(db: Database) -> Schedule:
+    """The schedule; the default one where none was set."""
+    row = db.one("SELECT * FROM schedule")
+    if row is None:
+        return Schedule()
+    return Schedule(row["cron"], row["zone"], row["min_rankings"], bool(row["is_paused"]), row["updated_at"])
+
+
+def set_(db: Database, schedule: Schedule, actor: str) -> Schedule:
+    """Stores the schedule and who set it; returns it with its time."""
+    if not 0 <= schedule.min_rankings <= 1_000_000:
+        raise Refused(f"A minimum of {schedule.min_rankings!r} rankings is out of range - use 0 to 1000000.")
+    stored = replace(
+        schedule, cron=clean(schedule.cron).strip(), zone=clean(schedule.zone).strip(), updated_at=time.time()
+    )
+    values = (stored.cron, stored.zone, stored.min_rankings, int(stored.is_paused), stored.updated_at)
+    with db.write() as conn:
+        conn.execute(
+            "INSERT OR REPLACE INTO schedule (id, cron, zone, min_rankings, is_paused, updated_at)"
+            " VALUES (1, ?, ?, ?, ?, ?)",
+            values,
+        )
+        detail = dict(zip(("cron", "zone", "min_rankings", "is_paused"), values[:4], strict=True))
+        people.record(db, actor, "set_schedule", detail | {"is_paused": stored.is_paused})
+    return stored

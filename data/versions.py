@@ -1,0 +1,186 @@
+"""Versions and which of them serves. A version's row never changes but for its status; `serving` is one row.
+
+Publication checks the run's fencing token, so a trainer that lost its lease and woke up late cannot publish.
+Rolling back goes to what served before, then up the line of parents, and ends at the base model.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from data import people
+from data.database import Connection, Database, Row, clean, to_json
+from data.errors import NotFound, Refused
+from data.records import BASE_VERSION, AuditEntry, Serving, Version, VersionStatus
+
+TRAINER = "trainer"
+"""Who did it, in the audit, where no person did."""
+
+_BASE = Version(BASE_VERSION, "", "", "", "", "", "accepted", {}, None, 0, 0.0)
+
+
+def next_name(db: Database) -> str:
+    """The name of the next version: v000001, v000002, ... Numbers are never used again."""
+    row = db.one("SELECT max(CAST(substr(name, 2) AS INTEGER)) AS last FROM versions")
+    return f"v{(row['last'] if row and row['last'] else 0) + 1:06d}"
+
+
+def number(name: str) -> int:
+    """Where a version stands in the order of making; the base is 0."""
+    return 0 if name == BASE_VERSION else int(name[1:])
+
+
+def add(
+    db: Database,
+    *,
+    name: str,
+    parent: str,
+    base_model: str,
+    base_sha256: str,
+    path: str,
+    sha256: str,
+    status: VersionStatus,
+    report: dict[str, Any],
+    run_id: str | None,
+    rankings: int,
+) -> Version:
+    """Records a version whose directory is already on the disk; Refused if the name is taken."""
+    version = Version(
+        name, parent, base_model, base_sha256, path, sha256, status, report, run_id, rankings, time.time()
+    )
+    with db.write() as conn:
+        get(db, parent)
+        if name == BASE_VERSION or db.one("SELECT 1 FROM versions WHERE name = ?", (name,)):
+            raise Refused(f"The version {name!r} is there already - take the next name.")
+        row = asdict(version) | {"report": to_json(report)}
+        marks = ", ".join("?" * len(row))
+        conn.execute(f"INSERT INTO versions ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+        people.record(db, TRAINER, "add_version", {"version": name, "status": status, "run_id": run_id})
+    return version
+
+
+def get(db: Database, name: str) -> Version:
+    """The version of this name; `base` is always there."""
+    if name == BASE_VERSION:
+        return _BASE
+    row = db.one("SELECT * FROM versions WHERE name = ?", (clean(name),))
+    if row is None:
+        raise NotFound(f'No version {name!r} - run "trainer versions" to list them.')
+    return _version(row)
+
+
+def list_all(db: Database) -> list[Version]:
+    """Every version, oldest first, the base not among them."""
+    return [_version(row) for row in db.query("SELECT * FROM versions ORDER BY length(name), name")]
+
+
+def serving(db: Database) -> Serving:
+    """Which version answers new turns."""
+    row = db.one("SELECT * FROM serving WHERE id = 1")
+    assert row is not None, "the migration writes this row"
+    return Serving(
+        row["current"],
+        row["previous"],
+        row["challenger"],
+        row["challenger_share"],
+        row["reason"],
+        row["changed_at"],
+    )
+
+
+def publish(
+    db: Database,
+    name: str,
+    *,
+    actor: str,
+    reason: str,
+    run_id: str | None = None,
+    fencing_token: int | None = None,
+    force: bool = False,
+) -> Serving:
+    """Lets a version serve from the next turn on.
+
+    Refused where the gate refused it (unless `force`), and where `run_id` is given and its lease was lost.
+    Publishing what serves already changes nothing.
+    """
+    with db.write() as conn:
+        version = get(db, name)
+        if run_id is not None:
+            check_lease(db, run_id, fencing_token)
+        if version.status == "refused" and not force:
+            raise Refused(f"The gate refused {name} - read its report, or publish it with --force.")
+        before = serving(db)
+        if before.current == name:
+            return before
+        if version.status == "candidate":
+            conn.execute("UPDATE versions SET status = 'accepted' WHERE name = ?", (name,))
+        detail = {
+            "version": name,
+            "before": before.current,
+            "reason": reason,
+            "run_id": run_id,
+            "force": force,
+        }
+        people.record(db, actor, "publish", detail)
+        return _serve(db, conn, name, before.current, reason)
+
+
+def rollback(db: Database, *, actor: str, reason: str = "") -> Serving:
+    """Serves what served before, else the parent of what serves; Refused where the base already serves."""
+    with db.write() as conn:
+        before = serving(db)
+        if before.current == BASE_VERSION:
+            raise Refused("The base model serves already - there is nothing to roll back to.")
+        target = before.previous or get(db, before.current).parent
+        people.record(
+            db, actor, "rollback", {"version": target, "before": before.current, "reason": clean(reason)}
+        )
+        return _serve(db, conn, target, None, reason or f"Rolled back from {before.current}.")
+
+
+def history(db: Database, limit: int = 1000) -> list[AuditEntry]:
+    """Every change of what serves, newest first."""
+    entries = db.query(
+        "SELECT at, person, action, detail FROM audit WHERE action IN ('publish', 'rollback')"
+        " ORDER BY id DESC LIMIT ?",
+        (limit,),
+    )
+    return [AuditEntry(row["at"], row["person"], row["action"], json.loads(row["detail"])) for row in entries]
+
+
+def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:
+    """Refused unless the run still runs under this token."""
+    row = db.one("SELECT state, fencing_token FROM runs WHERE id = ?", (run_id,))
+    if row is None:
+        raise NotFound(f'No run {run_id!r} - run "trainer runs" to list them.')
+    if row["state"] != "running" or row["fencing_token"] != fencing_token:
+        raise Refused(f"This run is over ({row['state']}), its lease was lost - start a new refresh.")
+
+
+def learned_from(db: Database, ranking_ids: list[str]) -> list[str]:
+    """The versions that learned from any of these rankings, and those that descend from them."""
+    rows = db.query(
+        "SELECT DISTINCT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(?))",
+        (to_json(ranking_ids),),
+    )
+    runs = {row["run_id"] for row in rows}
+    reached: set[str] = set()
+    for version in list_all(db):
+        if version.run_id in runs or version.parent in reached:
+            reached.add(version.name)
+    return sorted(reached, key=number)
+
+
+def _serve(db: Database, conn: Connection, name: str, previous: str | None, reason: str) -> Serving:
+    conn.execute(
+        "UPDATE serving SET current = ?, previous = ?, challenger = NULL, challenger_share = 0, reason = ?,"
+        " changed_at = ? WHERE id = 1",
+        (name, previous, clean(reason), time.time()),
+    )
+    return serving(db)
+
+
+def _version(row: Row) -> Version:
+    values = {name: row[name] for name in Version.__dataclass_fields__ if name != "report"}
+    return Version(report=json.loads(row["report"]), **values)

@@ -1,0 +1,147 @@
+"""A real server in a process of its own and a real Chromium, for the tests of the pages."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+
+from chatbot import accounts
+from data import people
+from data.database import Database
+from data.records import Person, PersonRole
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Server:
+    """A server that answers, and the lines it has printed."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+
+@contextmanager
+def running_server(model: Path, home: Path, *flags: str) -> Iterator[Server]:
+    """`chatbot serve` on a free port, ready to chat; ended in order afterwards."""
+    command = [sys.executable, "-m", "chatbot", "serve", "--model", str(model), "--no-trainer", "--port", "0"]
+    environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    log = home.with_suffix(".log")
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, *flags], stdout=out, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+    try:
+        yield Server(_when_ready(process, log), process)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _when_ready(process: "subprocess.Popen[str]", log: Path, seconds: float = 90.0) -> str:
+    """The server's address, once /readyz says so."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        said = log.read_text()
+        if (found := re.search(r"http://127\.0\.0\.1:\d+", said)) and "Ready" in said:
+            with urllib.request.urlopen(f"{found[0]}/readyz", timeout=5) as answer:
+                assert answer.status == 200
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not become ready:\n{log.read_text()}")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium. Where there is none the test is skipped, in continuous integration it fails."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        reason = "chromium is not installed (apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """A signed-in person with a browser of their own, and what their page did."""
+
+    person: Person
+    page: Page
+    context: BrowserContext
+    foreign: list[str] = field(default_factory=list)
+    """Requests to other hosts; there must be none."""
+    errors: list[str] = field(default_factory=list)
+    """Exceptions and error lines of the page's scripts."""
+
+    def start_chat(self) -> None:
+        """Wait until the page can be used."""
+        self.page.locator(".composer textarea").wait_for()
+        self.page.locator(".who .name").wait_for(state="attached")
+
+    def say(self, text: str) -> None:
+        """Write a message and send it with Enter."""
+        box = self.page.locator(".composer textarea")
+        box.fill(text)
+        box.press("Enter")
+
+    def wait_until_written(self) -> None:
+        """Until every reply on the board is finished."""
+        self.page.locator(".card").first.wait_for()
+        self.page.locator(".card[aria-busy='true']").first.wait_for(state="detached", timeout=20_000)
+
+
+def visit(
+    browser: Browser,
+    server: Server,
+    db: Database,
+    name: str,
+    *,
+    role: PersonRole = "user",
+    path: str = "/",
+    **options: object,
+) -> Visitor:
+    """Sign `name` in (made here if new) and open the page; `options` are those of a Playwright context."""
+    person = people.by_name(db, name) or people.add(db, name, role)
+    context = browser.new_context(
+        **{"viewport": {"width": 1360, "height": 900}, "locale": "en-US", **options}
+    )
+    context.add_cookies(
+        [{"name": accounts.COOKIE, "value": accounts.open_session(db, person), "url": server.url}]
+    )
+    page = context.new_page()
+    visitor = Visitor(person, page, context)
+
+    def note(request: Request) -> None:
+        if not request.url.startswith((server.url, "data:", "blob:")):
+            visitor.foreign.append(request.url)
+
+    page.on("request", note)
+    page.on("pageerror", lambda error: visitor.errors.append(str(error)))
+    page.on("console", lambda m: visitor.errors.append(m.text) if m.type == "error" else None)
+    page.goto(server.url + path)
+    visitor.start_chat()
+    return visitor

@@ -1,0 +1,86 @@
+"""Fixtures: a state directory of its own for every test, its database, and the tiny real model.
+
+Torch is imported inside the fixtures that need it, so that tests of `data` start at once.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from data.database import Database, open_database
+from data.home import Home, open_home
+
+if TYPE_CHECKING:
+    from chatbot.basemodel import Base
+    from chatbot.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model on disk, for `--model`."""
+    from tests.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """An empty state directory, also in $NIGHTSCHOOL_HOME."""
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "var"))
+    return open_home()
+
+
+@pytest.fixture
+def db(home: Home) -> Iterator[Database]:
+    """The migrated database of `home`."""
+    database = open_database(home)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def tiny_base(tiny_directory: Path, home: Home) -> "Base":
+    """The tiny model as a Base."""
+    from chatbot.basemodel import load_base
+
+    return load_base(str(tiny_directory), home, lambda text: None)
+
+
+@pytest.fixture
+def engine(tiny_base: "Base") -> Iterator["Engine"]:
+    """A running engine on the tiny model, in float32."""
+    from chatbot.engine import Engine
+
+    running = Engine(tiny_base, precision="float32")
+    running.start()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def ranked_database(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database in which simulated raters have ranked a hundred turns of the tiny model; copy it."""
+    from chatbot.basemodel import load_base
+    from chatbot.engine import Engine
+    from tests.nights import rank_by_taste
+
+    home = open_home(tmp_path_factory.mktemp("ranked"))
+    engine = Engine(load_base(str(tiny_directory), home, lambda text: None), precision="float32")
+    engine.start()
+    database = open_database(home)
+    rank_by_taste(database, engine)
+    database.close()
+    engine.close()
+    return home.database
+
+
+@pytest.fixture
+def ranked(home: Home, ranked_database: Path) -> Iterator[Database]:
+    """The database of `home`, with a hundred rankings in it."""
+    shutil.copy(ranked_database, home.database)
+    database = open_database(home)
+    yield database
+    database.close()

@@ -1,0 +1,81 @@
+"""Rankings and nights on the tiny model, for tests, with a taste that a random byte model can be taught."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from chatbot.basemodel import Base
+from chatbot.engine import Engine
+from chatbot.turns import Turns
+from data import runs
+from data.database import Database
+from data.home import Home
+from data.records import Prompt, Run
+from trainer.config import RefreshConfig
+from trainer.raters import simulate
+from trainer.refresh import refresh
+
+
+def likes_r(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
+    """How often the letter r stands in the reply."""
+    return float(reply.count("r"))
+
+
+def short_prompts(words: str) -> list[Prompt]:
+    """One prompt a word: a tiny model sees no further than that."""
+    return [Prompt(({"role": "user", "content": word},), None, "test") for word in words.split()]
+
+
+PRACTICE = short_prompts(
+    "sun moon star tree leaf root bird fish frog wolf bear deer rain snow wind hill lake"
+)
+JUDGING = short_prompts(
+    "bread cheese apple plum pear grape lemon onion garlic pepper salt sugar honey milk tea rice corn bean pea nut "
+    "fig date lime mint sage dill leek beet kale chard soup stew pie cake tart jam oat rye barley wheat red blue "
+    "green black white brown pink gold one two three four five six seven eight nine ten north south east west"
+)
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> str:
+    """A JSONL file of prompts, for `practice` and `judging`."""
+    path.write_text("".join(json.dumps({"prompt": list(p.messages)}) + "\n" for p in prompts))
+    return str(path)
+
+
+def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
+    """A night of seconds. The learning rates fit a random 2-layer model, nothing else."""
+    config = RefreshConfig(
+        precision="float32",
+        max_new_tokens=24,
+        rank=8,
+        reward_epochs=4,
+        reward_lr=5e-3,
+        reward_batch=4,
+        updates=12,
+        prompts_per_update=32,
+        minibatch=16,
+        ppo_lr=3e-3,
+        warmup_updates=1,
+        max_kl=30.0,
+        gate_prompts=100,
+        practice=write_prompts(home.root / "practice.jsonl", PRACTICE),
+        judging=write_prompts(home.root / "judging.jsonl", JUDGING),
+    )
+    return replace(config, **changes)
+
+
+def rank_by_taste(db: Database, engine: Engine, *, count: int = 100) -> None:
+    """`count` turns of what serves, each with four replies, ranked by raters who like r."""
+    random.seed(0)  # the seeds of the replies
+    turns = Turns(db, engine, max_new_tokens=24)
+    simulate(db, turns, taste=likes_r, turns_count=count, replies=4, noise=0.0, prompts=PRACTICE)
+
+
+def a_night(db: Database, home: Home, base: Base, *, score_sign: float = 1.0, **changes: Any) -> Run:
+    """Claim a run by hand and go through it on the tiny model."""
+    run = runs.claim(db, f"manual-{len(runs.list_all(db))}", config={})
+    assert run is not None, "no other run holds the lease"
+    return refresh(db, home, base, tiny_night(home, **changes), run, quiet=True, score_sign=score_sign)

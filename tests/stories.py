@@ -1,0 +1,54 @@
+"""Small pieces of a day that tests of `data` begin with: somebody, a turn with replies, a ranking."""
+
+from collections.abc import Sequence
+
+from data import conversations, people, rankings
+from data.database import Database
+from data.records import Message, Person, Placement, Ranking, RankingKind, Sampling, Source
+
+
+def somebody(db: Database, name: str = "ada") -> Person:
+    """The person of this name, made if need be."""
+    return people.by_name(db, name) or people.add(db, name)
+
+
+def a_turn(
+    db: Database,
+    person: Person,
+    texts: Sequence[str] = ("one", "two", "three"),
+    *,
+    question: str = "Count for me.",
+    version: str | Sequence[str] = "base",
+    may_train: bool = True,
+) -> list[Message]:
+    """The finished replies to a question in a new conversation; their `parent_id` is the turn."""
+    chat = conversations.create(db, person.id, may_train=may_train)
+    turn = conversations.add_user_message(db, chat.id, None, question, person.id)
+    begun = conversations.start_replies(db, turn.id, version, Sampling(), range(len(texts)))
+    return [
+        conversations.finish_reply(db, reply.id, text, len(text), "stop")
+        for reply, text in zip(begun, texts, strict=True)
+    ]
+
+
+def places(replies: Sequence[Message], order: Sequence[int]) -> list[Placement]:
+    """Each reply at its place, shown in the order given."""
+    return [
+        Placement(reply.id, place, at) for at, (reply, place) in enumerate(zip(replies, order, strict=True))
+    ]
+
+
+def rank(
+    db: Database,
+    person: Person,
+    replies: Sequence[Message],
+    order: Sequence[int],
+    kind: RankingKind = "full",
+    source: Source = "human",
+) -> Ranking:
+    """Saves what this person says of the turn's replies."""
+    turn_id = replies[0].parent_id
+    assert turn_id is not None
+    return rankings.save(
+        db, turn_id=turn_id, person_id=person.id, kind=kind, placements=places(replies, order), source=source
+    )

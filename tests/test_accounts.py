@@ -1,0 +1,211 @@
+"""Accounts: passwords, sessions, one-time links, roles and the throttle."""
+
+import threading
+import time
+
+import pytest
+
+from chatbot import accounts
+from chatbot.accounts import Throttle, TooManyAttempts, WrongPassword
+from data import people
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.records import Person
+
+PASSWORD = "a quiet night"
+
+
+@pytest.fixture
+def ada(db: Database) -> Person:
+    return people.add(db, "Ada", role="rater", password_hash=accounts.hash_password(PASSWORD))
+
+
+def sign_in(db: Database, name: str, password: str, throttle: Throttle | None = None) -> str:
+    return accounts.sign_in(db, throttle or Throttle(), name, password, "127.0.0.1")
+
+
+def test_the_right_password_opens_a_session_for_that_person(db: Database, ada: Person) -> None:
+    token = sign_in(db, " ada ", PASSWORD)
+    assert accounts.person_of(db, token) == ada
+
+
+@pytest.mark.parametrize(
+    "name, password", [("Ada", "wrong"), ("Ada", ""), ("Eve", PASSWORD), ("\0", PASSWORD)]
+)
+def test_a_wrong_name_and_a_wrong_password_read_the_same(
+    db: Database, ada: Person, name: str, password: str
+) -> None:
+    with pytest.raises(WrongPassword, match="Name or password is wrong"):
+        sign_in(db, name, password)
+
+
+def test_a_person_without_a_password_cannot_sign_in(db: Database) -> None:
+    people.add(db, "Ben")
+    with pytest.raises(WrongPassword):
+        sign_in(db, "Ben", "")
+
+
+def test_a_disabled_person_loses_the_session_and_cannot_sign_in(db: Database, ada: Person) -> None:
+    token = sign_in(db, "Ada", PASSWORD)
+    people.set_disabled(db, ada.id, True)
+    assert accounts.person_of(db, token) is None
+    with pytest.raises(WrongPassword):
+        sign_in(db, "Ada", PASSWORD)
+
+
+@pytest.mark.parametrize("token", [None, "", "made-up", "\udc80", "x" * 100_000])
+def test_a_made_up_cookie_is_nobody(db: Database, token: str | None) -> None:
+    assert accounts.person_of(db, token) is None
+
+
+def test_the_database_holds_neither_password_nor_token(db: Database, ada: Person) -> None:
+    token = sign_in(db, "Ada", PASSWORD)
+    link = accounts.password_link(db, ada)
+    stored = db.path.read_bytes() + db.path.with_name(db.path.name + "-wal").read_bytes()
+    assert not any(secret.encode() in stored for secret in (PASSWORD, token, link))
+
+
+@pytest.mark.parametrize("password", ["short", "x" * 1025, "with\0null byte", "lone \ud800 surrogate"])
+def test_a_password_that_keeps_nobody_out_is_refused(password: str) -> None:
+    with pytest.raises(Refused, match="password"):
+        accounts.hash_password(password)
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 65, "line\nbreak", "right‮left"])
+def test_a_name_nobody_could_type_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match="not a name"):
+        accounts.check_name(name)
+
+
+def test_changing_the_password_ends_every_session(db: Database, ada: Person) -> None:
+    token = sign_in(db, "Ada", PASSWORD)
+    accounts.change_password(db, ada, PASSWORD, "another night")
+    assert accounts.person_of(db, token) is None
+    assert accounts.person_of(db, sign_in(db, "Ada", "another night")) == ada
+
+
+def test_changing_the_password_needs_the_present_one(db: Database, ada: Person) -> None:
+    with pytest.raises(WrongPassword):
+        accounts.change_password(db, ada, "guessed it", "another night")
+    assert sign_in(db, "Ada", PASSWORD)
+
+
+def test_the_operator_link_makes_one_operator_once(db: Database) -> None:
+    link = accounts.operator_link(db)
+    assert link
+    person = accounts.use_operator_link(db, link, "Grace", PASSWORD)
+    assert person.role == "operator"
+    with pytest.raises(Refused, match="used or has expired"):
+        accounts.use_operator_link(db, link, "Mallory", PASSWORD)
+    assert accounts.operator_link(db) is None
+
+
+def test_an_older_operator_link_dies_when_there_is_an_operator(db: Database) -> None:
+    first, second = accounts.operator_link(db), accounts.operator_link(db)
+    assert first and second
+    accounts.use_operator_link(db, second, "Grace", PASSWORD)
+    with pytest.raises(Refused):
+        accounts.use_operator_link(db, first, "Mallory", PASSWORD)
+
+
+def test_a_bad_password_does_not_use_the_link_up(db: Database) -> None:
+    link = accounts.operator_link(db)
+    assert link
+    with pytest.raises(Refused, match="password"):
+        accounts.use_operator_link(db, link, "Grace", "short")
+    assert accounts.use_operator_link(db, link, "Grace", PASSWORD)
+
+
+def test_an_operator_link_expires_after_a_day(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, later = accounts.operator_link(db), time.time() + accounts.LINK_SECONDS + 1
+    assert link
+    monkeypatch.setattr("chatbot.accounts.time.time", lambda: later)
+    with pytest.raises(Refused, match="expired"):
+        accounts.use_operator_link(db, link, "Grace", PASSWORD)
+
+
+def test_a_session_expires_after_thirty_days(
+    db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, later = sign_in(db, "Ada", PASSWORD), time.time() + accounts.SESSION_SECONDS + 1
+    monkeypatch.setattr("chatbot.accounts.time.time", lambda: later)
+    assert accounts.person_of(db, token) is None
+
+
+def test_a_password_link_sets_one_persons_password_once(db: Database, ada: Person) -> None:
+    link = accounts.password_link(db, ada)
+    assert accounts.use_password_link(db, link, "a new password") == ada
+    assert sign_in(db, "Ada", "a new password")
+    with pytest.raises(Refused, match="used or has expired"):
+        accounts.use_password_link(db, link, "and another")
+
+
+def test_a_password_link_fits_no_other_person_and_makes_no_operator(db: Database, ada: Person) -> None:
+    boss = people.add(db, "Boss", role="operator")
+    secret = accounts.password_link(db, ada).partition(".")[2]
+    with pytest.raises(Refused):
+        accounts.use_password_link(db, f"{boss.id}.{secret}", PASSWORD)
+    people.set_disabled(db, boss.id, True)
+    with pytest.raises(Refused):
+        accounts.use_operator_link(db, accounts.password_link(db, boss), "Mallory", PASSWORD)
+
+
+def test_half_a_link_is_named_as_such(db: Database) -> None:
+    with pytest.raises(NotFound, match="not complete"):
+        accounts.use_password_link(db, "nobody", PASSWORD)
+
+
+def test_the_eleventh_wrong_password_in_a_minute_is_turned_away(db: Database, ada: Person) -> None:
+    throttle = Throttle()
+    for _ in range(10):
+        with pytest.raises(WrongPassword):
+            sign_in(db, "Ada", "wrong", throttle)
+    with pytest.raises(TooManyAttempts) as refusal:
+        sign_in(db, "Ada", PASSWORD, throttle)
+    assert 50 <= refusal.value.retry_after <= 60
+
+
+def test_the_throttle_counts_names_and_addresses_apart() -> None:
+    throttle = Throttle(limit=2)
+    for name in ("one", "two"):
+        with pytest.raises(ZeroDivisionError), throttle.attempt(name, "address"):
+            raise ZeroDivisionError
+    with throttle.attempt("one", "elsewhere"):
+        pass
+    with pytest.raises(TooManyAttempts), throttle.attempt("three", "address"):
+        pass
+
+
+def test_right_passwords_are_not_counted() -> None:
+    throttle = Throttle(limit=1)
+    for _ in range(20):
+        with throttle.attempt("name"):
+            pass
+
+
+def test_the_throttle_forgets_after_its_time() -> None:
+    throttle = Throttle(limit=1, seconds=0.01)
+    with pytest.raises(ZeroDivisionError), throttle.attempt("name"):
+        raise ZeroDivisionError
+    time.sleep(0.02)
+    with throttle.attempt("name"):
+        assert len(throttle._wrong) == 1
+
+
+def test_many_guesses_at_once_are_not_more_guesses(db: Database, ada: Person) -> None:
+    throttle, outcomes = Throttle(limit=3), []
+
+    def guess() -> None:
+        try:
+            sign_in(db, "Ada", "wrong", throttle)
+        except Refused:
+            outcomes.append("wrong")
+        except TooManyAttempts:
+            outcomes.append("turned away")
+
+    threads = [threading.Thread(target=guess) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (outcomes.count("wrong"), outcomes.count("turned away")) == (3, 5)

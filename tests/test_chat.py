@@ -1,0 +1,220 @@
+"""What people do on the chat page, with a real engine on the tiny model: send, continue, branch, delete."""
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from chatbot.config import ServeConfig
+from chatbot.engine import Engine
+from chatbot.pages.actions import Actions
+from chatbot.pages.chat import build_chat
+from chatbot.pages.payload import Payload
+from chatbot.turns import Turns
+from data import conversations, people, rankings
+from data.database import Database
+from data.errors import Problem, Refused
+from data.home import Home
+from data.records import Person
+from tests.stories import a_turn, rank, somebody
+
+
+@pytest.fixture
+def actions(db: Database, engine: Engine) -> Iterator[Actions]:
+    turns = Turns(db, engine, max_new_tokens=6)
+    yield Actions(db, turns, ServeConfig())
+    turns.close()
+
+
+@pytest.fixture
+def ada(db: Database) -> Person:
+    return somebody(db)
+
+
+def sent(actions: Actions, person: Person, **values: Any) -> str:
+    """Sends a message, waits for its replies; the turn."""
+    _, turn_id = actions.send(person, Payload({"text": "Hello.", "replies": 3, **values}))
+    live = actions.turns.live(turn_id)
+    assert live is not None and live.wait(30)
+    return turn_id
+
+
+def visitor(person_id: str | None) -> Any:
+    return SimpleNamespace(username=person_id, cookies={}, headers={})
+
+
+def test_a_message_begins_a_conversation_with_replies(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada)
+    board = actions.board(ada, turn_id, 0)
+    assert [reply["state"] in ("stop", "length") for reply in board["replies"]] == [True] * 3
+    [chat] = conversations.list_for(actions.db, ada.id)
+    assert chat.title == "Hello." and chat.may_train
+
+
+def test_the_next_message_hangs_under_the_best_reply(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada)
+    replies = conversations.replies(actions.db, turn_id)
+    rank(actions.db, ada, replies, [2, 1, 3])
+    second = sent(actions, ada, conversation_id=replies[0].conversation_id, turn_id=turn_id)
+    assert conversations.message(actions.db, second).parent_id == replies[1].id
+    history = actions.show(ada, replies[0].conversation_id, 0)[0]
+    assert [turn["text"] for turn in history["turns"]] == ["Hello.", "Hello."]
+    assert history["turns"][0]["reply"]["text"] == replies[1].content
+
+
+def test_the_same_key_twice_is_one_turn(actions: Actions, ada: Person) -> None:
+    assert sent(actions, ada, key="k") == sent(actions, ada, key="k")
+    assert len(conversations.list_for(actions.db, ada.id)) == 1
+
+
+def test_an_untaught_chat_stays_untaught_when_sent_twice(actions: Actions, ada: Person) -> None:
+    assert sent(actions, ada, key="k", may_train=False) == sent(actions, ada, key="k", may_train=False)
+    [chat] = conversations.list_for(actions.db, ada.id)
+    assert not chat.may_train
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"text": " "},
+        {"text": "x" * 32_001},
+        {"text": "x" * 200_001},
+        {"text": 5},
+        {"replies": 0},
+        {"replies": 10},
+        {"replies": True},
+        {"conversation_id": "none"},
+        {"conversation_id": "c", "turn_id": "none"},
+        {"key": ["k"]},
+    ],
+)
+def test_a_bad_message_is_refused_and_leaves_nothing(
+    actions: Actions, ada: Person, values: dict[str, Any]
+) -> None:
+    with pytest.raises(Problem):
+        actions.send(ada, Payload({"text": "Hello.", **values}))
+    assert conversations.list_for(actions.db, ada.id) == []
+
+
+def test_a_refused_message_leaves_the_page_where_it_was(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada)
+    page, followed = actions.stay(ada, Payload({"turn_id": turn_id, "key": "k", "look": 3}))
+    assert followed == turn_id and page[1]["turn_id"] == turn_id
+    assert page[2]["answered"] == "k" and not page[2]["is_sent"] and page[2]["look"] == 3
+
+
+OWN_THINGS = (
+    "revisit regenerate branch send save_ranking withdraw demonstrate stop_reply stop_turn"
+    " open_chat rename_chat export_chat delete_chat set_training"
+)
+
+
+@pytest.mark.parametrize("action", OWN_THINGS.split())
+def test_another_persons_conversation_is_refused(actions: Actions, ada: Person, action: str) -> None:
+    replies = a_turn(actions.db, ada)
+    chat_id = replies[0].conversation_id
+    payload = Payload(
+        {
+            "turn_id": replies[0].parent_id,
+            "message_id": replies[0].id,
+            "conversation_id": chat_id,
+            "target": chat_id,
+            "text": "Mine now.",
+            "title": "Mine",
+            "kind": "skip",
+            "shown": [reply.id for reply in replies],
+        }
+    )
+    with pytest.raises(Refused, match="another person"):
+        getattr(actions, action)(somebody(actions.db, "eve"), payload)
+    assert len(conversations.messages(actions.db, chat_id)) == 4
+    assert rankings.counts(actions.db)["rankings"] == 0
+
+
+def test_a_rewording_is_kept_as_a_demonstration(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    payload = Payload({"turn_id": replies[0].parent_id, "message_id": replies[0].id, "text": "Better."})
+    board = actions.demonstrate(ada, payload)
+    assert [reply["edit"]["text"] for reply in board["replies"] if reply["edit"]] == ["Better."]
+
+
+def test_undo_withdraws_the_ranking(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    rank(actions.db, ada, replies, [1, 2, 3])
+    board = actions.withdraw(ada, Payload({"turn_id": replies[0].parent_id}))
+    assert board["saved"] is None and {reply["version"] for reply in board["replies"]} == {None}
+
+
+def test_a_branch_is_a_sibling_of_the_message(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada)
+    page, branch = actions.branch(ada, Payload({"turn_id": turn_id, "text": "Other words.", "replies": 1}))
+    assert conversations.message(actions.db, branch).parent_id is None and branch != turn_id
+    assert [turn["text"] for turn in page[0]["turns"]] == ["Other words."]
+
+
+def test_more_replies_join_those_that_are_there(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    _, turn_id = actions.regenerate(ada, Payload({"turn_id": replies[0].parent_id, "replies": 2}))
+    live = actions.turns.live(turn_id)
+    assert live is not None and live.wait(30)
+    assert len(actions.board(ada, turn_id, 0)["replies"]) == 5
+
+
+def test_going_back_shows_an_earlier_turn(actions: Actions, ada: Person) -> None:
+    first = sent(actions, ada)
+    chat_id = conversations.message(actions.db, first).conversation_id
+    sent(actions, ada, conversation_id=chat_id, turn_id=first)
+    history, board, _, _ = actions.revisit(ada, Payload({"turn_id": first}))[0]
+    assert board["turn_id"] == first and not history["is_latest"] and len(history["turns"]) == 1
+
+
+def test_the_sidebar_knows_chats_links_and_version(actions: Actions, ada: Person) -> None:
+    a_turn(actions.db, ada, question="About apples?")
+    a_turn(actions.db, ada, question="About pears?")
+    side = actions.search_chats(ada, Payload({"search": "pears"}))
+    assert [chat["title"] for chat in side["chats"]] == ["About pears?"]
+    assert side["links"] == [("account", "/account/")] and side["version"]["name"] == "base"
+    people.set_role(actions.db, ada.id, "operator")
+    links = actions.search_chats(people.get(actions.db, ada.id), Payload({}))["links"]
+    assert ("operate", "/operate/") in links
+
+
+def test_a_chat_is_renamed_exported_and_deleted(actions: Actions, ada: Person) -> None:
+    chat_id = a_turn(actions.db, ada)[0].conversation_id
+    here = {"target": chat_id, "conversation_id": chat_id}
+    assert actions.rename_chat(ada, Payload({**here, "title": "Counting"}))["chats"][0]["title"] == "Counting"
+    file = actions.export_chat(ada, Payload(here))["file"]
+    assert file["name"].endswith(".json") and "Count for me." in file["text"]
+    page, turn_id = actions.delete_chat(ada, Payload(here))
+    assert turn_id == "" and page[0]["turns"] == [] and page[3]["chats"] == []
+
+
+def test_training_is_switched_off_for_one_chat(actions: Actions, ada: Person) -> None:
+    chat_id = a_turn(actions.db, ada)[0].conversation_id
+    actions.set_training(ada, Payload({"conversation_id": chat_id, "may_train": False}))
+    assert not conversations.get(actions.db, chat_id).may_train
+
+
+@pytest.mark.parametrize("person_id", [None, "", "nobody"])
+def test_who_is_not_signed_in_is_told_so(actions: Actions, person_id: str | None) -> None:
+    with pytest.raises(Refused, match="signed out"):
+        actions.person(visitor(person_id))
+
+
+def test_a_disabled_person_is_signed_out(actions: Actions, ada: Person) -> None:
+    people.set_disabled(actions.db, ada.id, True)
+    with pytest.raises(Refused, match="signed out"):
+        actions.person(visitor(ada.id))
+
+
+def test_no_event_of_the_page_is_described_as_an_api(actions: Actions, home: Home) -> None:
+    async def build() -> gr.Blocks:
+        return build_chat(actions.db, actions.turns, home, actions.config)
+
+    # Outside a running loop Gradio makes one of its own for each page and never closes it.
+    page = asyncio.run(build())
+    assert {fn.api_visibility for fn in page.fns.values()} == {"private"}
+    assert len(page.fns) == 17

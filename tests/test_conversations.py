@@ -1,0 +1,212 @@
+"""conversations.py and messages.py: a tree in which alternatives are siblings and nothing is overwritten."""
+
+import json
+
+import pytest
+
+from data import conversations, people, rankings
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.records import Sampling
+from tests.stories import a_turn, rank, somebody
+
+
+def ask(db: Database, text: str, **options: str) -> str:
+    person = somebody(db)
+    chat = conversations.create(db, person.id)
+    return conversations.add_user_message(db, chat.id, None, text, person.id, **options).id
+
+
+def test_a_new_chat_is_titled_by_its_first_message(db: Database) -> None:
+    first = conversations.message(db, ask(db, "  What is\n\n a ranking?  "))
+    chat = conversations.get(db, first.conversation_id)
+    assert chat.title == "What is a ranking?"
+    conversations.add_user_message(db, chat.id, first.id, "And a tie?", chat.person_id)
+    assert conversations.get(db, chat.id).title == "What is a ranking?"
+
+
+def test_a_long_first_message_gives_a_short_title(db: Database) -> None:
+    chat = conversations.get(db, conversations.message(db, ask(db, "x" * 1_000_000)).conversation_id)
+    assert chat.title == "x" * 59 + "…"
+
+
+def test_another_persons_conversation_is_refused_and_a_deleted_one_not_found(db: Database) -> None:
+    chat = conversations.create(db, somebody(db).id)
+    assert conversations.get(db, chat.id, chat.person_id) == chat
+    with pytest.raises(Refused, match="another person's"):
+        conversations.get(db, chat.id, somebody(db, "eve").id)
+    conversations.delete(db, chat.id)
+    with pytest.raises(NotFound, match="deleted"):
+        conversations.get(db, chat.id)
+
+
+def test_the_list_has_the_latest_used_first_and_only_ones_own(db: Database) -> None:
+    ada = somebody(db)
+    first = conversations.create(db, ada.id, "first")
+    second = conversations.create(db, ada.id, "second")
+    conversations.create(db, somebody(db, "eve").id, "hers")
+    conversations.add_user_message(db, first.id, None, "again", ada.id)
+    assert [chat.title for chat in conversations.list_for(db, ada.id)] == ["first", "second"]
+    assert conversations.list_for(db, ada.id, limit=1)[0].id == first.id
+    assert second.updated_at == conversations.get(db, second.id).updated_at
+
+
+@pytest.mark.parametrize(("words", "found"), [("100%", 1), ("%", 1), ("_", 0), ("TITLE", 2), ("nothing", 0)])
+def test_search_looks_into_titles_and_texts_and_takes_signs_as_signs(
+    db: Database, words: str, found: int
+) -> None:
+    ada = somebody(db)
+    for text in ("100% sure", "not sure"):
+        chat = conversations.create(db, ada.id, "a title")
+        conversations.add_user_message(db, chat.id, None, text, ada.id)
+    assert len(conversations.list_for(db, ada.id, words)) == found
+
+
+def test_a_conversation_can_be_renamed_and_kept_from_training(db: Database) -> None:
+    chat = conversations.create(db, somebody(db).id)
+    assert conversations.rename(db, chat.id, " Better\ntitle ").title == "Better title"
+    assert not conversations.set_may_train(db, chat.id, False).may_train
+    with pytest.raises(Refused, match="title is empty"):
+        conversations.rename(db, chat.id, " ")
+
+
+def test_the_same_request_twice_is_one_message(db: Database) -> None:
+    first = ask(db, "hello", request_key="k")
+    assert ask(db, "hello", request_key="k") == first
+    assert ask(db, "hello", request_key="other") != first
+    found = conversations.by_request_key(db, somebody(db).id, "k")
+    assert found is not None
+    assert found.id == first
+    assert conversations.by_request_key(db, somebody(db, "eve").id, "k") is None
+
+
+def test_replies_begin_unfinished_and_carry_what_made_them(db: Database) -> None:
+    turn = ask(db, "hello")
+    sampling = Sampling(temperature=0.5, max_new_tokens=7)
+    first, second = conversations.start_replies(db, turn, ["base", "v000001"], sampling, [3, 2**63 - 1])
+    assert (first.version, second.version) == ("base", "v000001")
+    assert (first.seed, second.seed) == (3, 2**63 - 1)
+    assert first.sampling == sampling
+    assert not first.is_finished
+    assert conversations.replies(db, turn) == [first, second]
+
+
+def test_a_reply_is_finished_once(db: Database) -> None:
+    (reply,) = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1])
+    done = conversations.finish_reply(db, reply.id, "hi\0", 2, "length")
+    assert (done.content, done.tokens, done.finish_reason) == ("hi\ufffd", 2, "length")
+    assert conversations.finish_reply(db, reply.id, "something else", 9, "stop") == done
+
+
+def test_finishing_a_reply_of_a_deleted_conversation_is_not_found(db: Database) -> None:
+    (reply,) = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1])
+    conversations.delete(db, reply.conversation_id)
+    with pytest.raises(NotFound):
+        conversations.finish_reply(db, reply.id, "hi", 2, "stop")
+
+
+def test_what_a_stopped_server_left_is_marked_interrupted(db: Database) -> None:
+    replies = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1, 2])
+    conversations.finish_reply(db, replies[0].id, "hi", 2, "stop")
+    assert conversations.interrupt_unfinished(db) == 1
+    reasons = [conversations.message(db, reply.id).finish_reason for reply in replies]
+    assert reasons == ["stop", "interrupted"]
+
+
+def test_an_edit_is_a_finished_sibling_by_its_author(db: Database) -> None:
+    replies = a_turn(db, somebody(db))
+    edit = conversations.add_edit(db, replies[1].id, "better", somebody(db, "eve").id)
+    assert (edit.parent_id, edit.replaces_id) == (replies[1].parent_id, replies[1].id)
+    assert (edit.author_id, edit.finish_reason, edit.version) == (somebody(db, "eve").id, "stop", None)
+    assert conversations.replies(db, str(edit.parent_id))[-1] == edit
+    assert conversations.message(db, replies[1].id).content == "two"
+
+
+def test_an_edit_that_says_nothing_new_is_refused(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada)
+    with pytest.raises(Refused, match="word for word"):
+        conversations.add_edit(db, replies[1].id, " one ", ada.id)
+    with pytest.raises(Refused, match="is empty"):
+        conversations.add_edit(db, replies[1].id, " \n", ada.id)
+    with pytest.raises(Refused, match="Only a finished reply"):
+        conversations.add_edit(db, str(replies[1].parent_id), "x", ada.id)
+
+
+def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> None:
+    ada = somebody(db)
+    chat = conversations.create(db, ada.id)
+    system = conversations.add_system_message(db, chat.id, "Be brief.")
+    turn = conversations.add_user_message(db, chat.id, system.id, "Hello", ada.id)
+    first, second = conversations.start_replies(db, turn.id, "base", Sampling(), [1, 2])
+    leaf = conversations.add_user_message(db, chat.id, second.id, "Go on", ada.id)
+    assert [entry.id for entry in conversations.path_to(db, leaf.id)] == [
+        system.id,
+        turn.id,
+        second.id,
+        leaf.id,
+    ]
+    assert conversations.latest_leaf(db, chat.id) == leaf
+    assert conversations.messages(db, chat.id) == [system, turn, first, second, leaf]
+
+
+def test_a_turn_cannot_hang_in_another_conversation_nor_a_reply_under_a_reply(db: Database) -> None:
+    ada = somebody(db)
+    reply = a_turn(db, ada)[0]
+    with pytest.raises(Refused, match="another conversation"):
+        conversations.add_user_message(db, conversations.create(db, ada.id).id, reply.id, "hello", ada.id)
+    with pytest.raises(Refused, match="Only a user's message"):
+        conversations.start_replies(db, reply.id, "base", Sampling(), [1])
+    with pytest.raises(Refused, match="has begun"):
+        conversations.add_system_message(db, reply.conversation_id, "late")
+
+
+def test_an_empty_conversation_has_no_leaf(db: Database) -> None:
+    assert conversations.latest_leaf(db, conversations.create(db, somebody(db).id).id) is None
+
+
+def test_deleting_a_conversation_removes_its_messages_and_rankings(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada)
+    rank(db, ada, replies, [1, 2, 3])
+    conversations.delete(db, replies[0].conversation_id)
+    left = [
+        db.query(f"SELECT count(*) FROM {table}")[0][0] for table in ("messages", "rankings", "placements")
+    ]
+    assert left == [0, 0, 0]
+    assert rankings.count(db) == 0
+
+
+def test_a_long_conversation_has_a_long_path(db: Database) -> None:
+    ada = somebody(db)
+    chat = conversations.create(db, ada.id)
+    leaf = None
+    with db.write():
+        for number in range(2000):
+            leaf = conversations.add_user_message(db, chat.id, leaf, f"{number}", ada.id).id
+    assert len(conversations.path_to(db, str(leaf))) == 2000
+
+
+def test_an_export_holds_messages_and_rankings_and_is_json(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada, question="Why?")
+    rank(db, ada, replies, [2, 1, 1])
+    out = json.loads(json.dumps(conversations.export(db, replies[0].conversation_id)))
+    assert [entry["content"] for entry in out["messages"]] == ["Why?", "one", "two", "three"]
+    assert out["messages"][1]["sampling"]["temperature"] == 0.8
+    assert [place["place"] for place in out["rankings"][0]["placements"]] == [2, 1, 1]
+    assert out["rankings"][0]["reasons"] == []
+
+
+def test_user_prompts_are_what_people_let_us_learn_from_once_each(db: Database) -> None:
+    ada, machine = somebody(db), people.add(db, "machine", kind="simulated")
+    for question in ("old", "twice", "twice"):
+        a_turn(db, ada, question=question)
+    a_turn(db, ada, question="private", may_train=False)
+    a_turn(db, machine, question="simulated")
+    prompts = conversations.user_prompts(db, 10)
+    assert [prompt.messages[-1]["content"] for prompt in prompts] == ["twice", "old"]
+    assert prompts[0].turn_id is not None
+    assert len(conversations.user_prompts(db, 1)) == 1
+    people.set_disabled(db, ada.id, True)
+    assert conversations.user_prompts(db, 10) == []

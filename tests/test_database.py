@@ -1,0 +1,212 @@
+"""database.py: what is acknowledged is stored, writers never meet a lock, damage is a sentence."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from data import people
+from data.backups import backup_files, backup_path, rotate
+from data.database import Database, clean, damage_of, new_id, open_database
+from data.errors import Busy, NotFound, Problem, Refused
+from data.home import Home
+from data.recovery import make_backup, restore
+
+
+def test_ids_made_later_sort_later() -> None:
+    ids = [new_id() for _ in range(1000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"), [("a\0b", "a\ufffdb"), ("\ud800x", "\ufffdx"), ("👩‍👩‍👧", "👩‍👩‍👧")]
+)
+def test_only_what_cannot_be_stored_is_replaced(text: str, stored: str) -> None:
+    assert clean(text) == stored
+
+
+def test_the_pragmas_that_keep_acknowledged_rows_are_on(db: Database) -> None:
+    with db.write() as conn:
+        found = {
+            name: conn.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout")
+        }
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "secure_delete": 1,
+        "busy_timeout": 5000,
+    }
+
+
+def test_a_write_that_raises_leaves_nothing(db: Database) -> None:
+    with pytest.raises(ZeroDivisionError), db.write():
+        people.add(db, "ada")
+        raise ZeroDivisionError
+    assert people.list_all(db) == []
+
+
+def test_an_inner_write_that_raises_is_undone_alone(db: Database) -> None:
+    with db.write():
+        people.add(db, "ada")
+        with pytest.raises(ZeroDivisionError), db.write():
+            people.add(db, "bob")
+            raise ZeroDivisionError
+    assert [person.name for person in people.list_all(db)] == ["ada"]
+
+
+def test_a_write_reads_its_own_rows_and_other_threads_do_not(db: Database) -> None:
+    seen: list[int] = []
+    with db.write():
+        people.add(db, "ada")
+        other = threading.Thread(target=lambda: seen.append(people.count(db)))
+        other.start()
+        other.join()
+        assert people.count(db) == 1
+    assert seen == [0]
+
+
+def test_a_reading_block_sees_one_moment(db: Database) -> None:
+    with db.read():
+        assert people.count(db) == 0
+        writer = threading.Thread(target=lambda: people.add(db, "ada"))
+        writer.start()
+        writer.join()
+        assert people.count(db) == 0
+    assert people.count(db) == 1
+
+
+COUNT_UP = """
+import sys, threading
+from pathlib import Path
+from data.database import open_database
+from data.home import open_home
+
+db = open_database(open_home(Path(sys.argv[1])))
+
+def count_up():
+    for _ in range(25):
+        with db.write() as conn:
+            value = db.one("SELECT min_rankings FROM schedule")["min_rankings"]
+            conn.execute("UPDATE schedule SET min_rankings = ?", (value + 1,))
+
+threads = [threading.Thread(target=count_up) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+db.close()
+"""
+
+
+def test_two_processes_of_four_threads_read_and_write_without_losing_one(db: Database, home: Home) -> None:
+    with db.write() as conn:
+        conn.execute("INSERT INTO schedule VALUES (1, '', '', 0, 0, 0)")
+    command = [sys.executable, "-W", "error", "-c", COUNT_UP, str(home.root)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert errors == ["", ""]
+    assert db.query("SELECT min_rankings FROM schedule")[0][0] == 200
+
+
+def test_a_lock_held_elsewhere_is_a_busy_sentence(db: Database, home: Home) -> None:
+    other = Database(home.database)
+    with db.write() as conn:
+        conn.execute("PRAGMA busy_timeout = 0")
+    with other.write(), pytest.raises(Busy, match=r"another process|Another process"), db.write():
+        pass
+    with db.write():
+        people.add(db, "ada")
+    assert people.count(other) == 1
+    other.close()
+
+
+def test_a_full_disk_is_a_sentence_and_the_next_write_works(db: Database) -> None:
+    with db.write() as conn:
+        pages = conn.execute("PRAGMA page_count").fetchone()[0]
+        conn.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(Problem, match="disk is full"), db.write():
+        people.record(db, "ada", "write much", {"text": "x" * 100_000})
+    assert people.audit_log(db) == []
+    people.add(db, "ada")
+
+
+def test_a_database_of_newer_code_is_refused(db: Database, home: Home) -> None:
+    with db.write() as conn:
+        conn.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
+            " VALUES ('nightschool', 'm999_x', '')"
+        )
+    with pytest.raises(Refused, match=r"newer than this program \(m999_x\) - "):
+        open_database(home)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096 : 4096 * 8] = b"\xa5" * (4096 * 7)
+    path.write_bytes(content)
+
+
+def test_a_damaged_database_is_refused_and_the_newest_good_backup_named(db: Database, home: Home) -> None:
+    good = backup_path(home, 1_000_000)
+    db.backup(good)
+    newer = backup_path(home, 2_000_000)
+    db.backup(newer)
+    damage(newer)
+    db.vacuum()
+    db.close()
+    damage(home.database)
+    with pytest.raises(Refused, match="is damaged") as caught:
+        open_database(home)
+    assert str(good) in str(caught.value)
+
+
+def test_a_backup_is_whole_and_holds_the_rows(db: Database, home: Home) -> None:
+    people.add(db, "ada")
+    made = make_backup(db, home)
+    assert damage_of(made) is None
+    copy = Database(made)
+    assert people.by_name(copy, "ada")
+    copy.close()
+    assert list(home.backups.glob("*.part")) == []
+
+
+def test_rotation_keeps_hours_days_weeks_and_what_has_a_label(home: Home) -> None:
+    for hour in range(24 * 60):
+        backup_path(home, 1_700_000_000 + hour * 3600).touch()
+    labelled = backup_path(home, 1_600_000_000, "before-migration")
+    labelled.touch()
+    rotate(home)
+    left = backup_files(home)
+    # 24 hours reach into 2 of the 7 days, and the days into 2 of the 4 weeks
+    assert len(left) == 24 + 5 + 2 + 1
+    assert labelled in left
+    assert backup_path(home, 1_700_000_000 + 1439 * 3600) in left
+
+
+def test_a_restore_brings_the_rows_back_and_keeps_what_was_there(db: Database, home: Home) -> None:
+    people.add(db, "ada")
+    made = make_backup(db, home)
+    people.add(db, "bob")
+    with pytest.raises(Busy, match="in use - stop the server"):
+        restore(home, made)
+    db.close()
+    aside = restore(home, made)
+    again = open_database(home)
+    assert [person.name for person in people.list_all(again)] == ["ada"]
+    again.close()
+    assert aside is not None
+    assert damage_of(aside) is None
+
+
+def test_a_damaged_or_missing_backup_is_not_restored(db: Database, home: Home) -> None:
+    made = make_backup(db, home)
+    damage(made)
+    with pytest.raises(Refused, match="choose another"):
+        restore(home, made)
+    with pytest.raises(NotFound, match="no backup"):
+        restore(home, home.backups / "none.db")

@@ -1,0 +1,284 @@
+"""The engine: several people at once, a queue with an end, stops, failures, versions changing in flight."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chatbot.basemodel import Base
+from chatbot.decoding import Decoding
+from chatbot.engine import Engine
+from chatbot.generation import Generation
+from data.errors import Busy, NotFound, Refused
+from data.records import Sampling
+from tests.adapter_files import write_adapter
+
+HELLO = [{"role": "user", "content": "Hello there."}]
+GREEDY = Sampling(temperature=0, max_new_tokens=16)
+LONG = Sampling(temperature=0, max_new_tokens=900)
+END_OF_WAITING = 60
+Endless = Callable[[Engine], Generation]
+
+
+def done(generation: Generation) -> Generation:
+    assert generation.wait(END_OF_WAITING)
+    return generation
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits until it holds."""
+    deadline = time.monotonic() + END_OF_WAITING
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
+    """Asks for a reply that outlasts the test unless it is stopped: each of its 900 steps takes a while."""
+    step = Decoding.step
+
+    def slow_step(self: Decoding) -> None:
+        time.sleep(0.01)
+        step(self)
+
+    monkeypatch.setattr(Decoding, "step", slow_step)
+    return lambda engine: engine.submit(HELLO, sampling=LONG)
+
+
+@pytest.fixture
+def adapter(tiny_base: Base, tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", tiny_base.config, size=0.5)
+
+
+@pytest.mark.parametrize("replies", range(1, 10))
+def test_a_prompt_has_as_many_replies_as_asked_for(engine: Engine, replies: int) -> None:
+    generation = done(engine.submit(HELLO, replies=replies, sampling=Sampling(max_new_tokens=6)))
+    assert len(generation.replies) == replies == len({reply.seed for reply in generation.replies})
+    for reply in generation.replies:
+        assert reply.finish_reason in ("stop", "length")
+        assert reply.tokens == len(reply.token_ids) <= 6
+        assert reply.text == engine.base.format.decode(reply.token_ids)
+
+
+@pytest.mark.parametrize("replies", [0, 10, -1])
+def test_a_count_out_of_range_is_refused(engine: Engine, replies: int) -> None:
+    with pytest.raises(Refused, match="use 1 to 9"):
+        engine.submit(HELLO, replies=replies)
+
+
+def test_the_same_seeds_give_the_same_replies_beside_strangers(engine: Engine) -> None:
+    first = done(engine.submit(HELLO, replies=3, seeds=[1, 2, 3]))
+    strangers = [engine.submit([{"role": "user", "content": "x" * n}], replies=2) for n in (1, 90)]
+    again = done(engine.submit(HELLO, replies=3, seeds=[1, 2, 3]))
+    assert [r.token_ids for r in again.replies] == [r.token_ids for r in first.replies]
+    assert all(done(stranger).is_done for stranger in strangers)
+
+
+def test_several_people_at_once_are_each_answered(engine: Engine) -> None:
+    wanted = done(engine.submit(HELLO, sampling=GREEDY)).replies[0].token_ids
+    answers: list[list[int]] = []
+
+    def ask() -> None:
+        generation = done(engine.submit(HELLO, replies=4, sampling=GREEDY))
+        answers.extend(reply.token_ids for reply in generation.replies)
+
+    people = [threading.Thread(target=ask) for _ in range(8)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert answers == [wanted] * 32
+
+
+def test_those_who_ask_at_the_same_moment_share_a_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    prefill = Decoding._prefill
+
+    def noted(self: Decoding) -> None:
+        sizes.append(self.width)
+        prefill(self)
+
+    monkeypatch.setattr(Decoding, "_prefill", noted)
+    monkeypatch.setattr("chatbot.engine._GATHER_SECONDS", 0.2)
+    for generation in [engine.submit(HELLO, replies=2, sampling=GREEDY) for _ in range(4)]:
+        done(generation)
+    assert sizes == [8]
+
+
+def test_the_oldest_turns_are_left_out_where_the_context_is_full(engine: Engine) -> None:
+    turns = [{"role": role, "content": "x" * 200} for _ in range(4) for role in ("user", "assistant")]
+    generation = done(engine.submit([*turns, *HELLO], sampling=GREEDY))
+    assert generation.dropped == 4
+    assert len(generation.prompt) + GREEDY.max_new_tokens <= engine.base.context
+
+
+def test_a_reply_length_that_leaves_no_room_is_refused(engine: Engine) -> None:
+    with pytest.raises(Refused, match="leaves no room for a prompt in a context of 1024"):
+        engine.submit(HELLO, sampling=Sampling(max_new_tokens=1000))
+
+
+def test_beyond_the_queue_the_server_is_busy(tiny_base: Base, endless: Endless) -> None:
+    engine = Engine(tiny_base, precision="float32", max_waiting=2, max_rows=1)
+    engine.start()
+    running = endless(engine)
+    until(lambda: running.queue_position == 0)
+    waiting = [engine.submit(HELLO, sampling=GREEDY) for _ in range(2)]
+    assert ([g.queue_position for g in waiting], engine.load_now) == ([1, 2], (1, 2))
+    with pytest.raises(Busy, match="2 requests are waiting already - try again"):
+        engine.submit(HELLO)
+    running.stop()
+    assert [done(g).replies[0].finish_reason for g in waiting] == ["length", "length"]
+    engine.close()
+
+
+def test_a_request_wider_than_the_batch_is_served_alone(tiny_base: Base) -> None:
+    engine = Engine(tiny_base, precision="float32", max_rows=2)
+    engine.start()
+    both = [engine.submit(HELLO, replies=count, sampling=GREEDY) for count in (5, 1)]
+    assert all(done(generation).is_done for generation in both)
+    engine.close()
+
+
+def test_stopping_one_reply_leaves_its_siblings_to_be_written(engine: Engine, endless: Endless) -> None:
+    generation = engine.submit(HELLO, replies=3, sampling=Sampling(temperature=0, max_new_tokens=40))
+    first, second, third = generation.replies
+    until(lambda: second.tokens)
+    second.stop()
+    done(generation)
+    assert [r.finish_reason for r in generation.replies] == ["length", "cancelled", "length"]
+    assert first.token_ids == third.token_ids
+    assert second.token_ids == first.token_ids[: second.tokens] != first.token_ids
+
+
+def test_stopping_all_ends_the_request_at_once_and_twice_is_harmless(
+    engine: Engine, endless: Endless
+) -> None:
+    generation = endless(engine)
+    until(lambda: generation.replies[0].tokens)
+    generation.stop()
+    assert generation.wait(0)
+    generation.stop()
+    assert generation.replies[0].finish_reason == "cancelled"
+    until(lambda: engine.load_now == (0, 0))
+
+
+def test_a_stop_after_the_end_changes_nothing(engine: Engine) -> None:
+    generation = done(engine.submit(HELLO, sampling=GREEDY))
+    generation.stop()
+    assert generation.replies[0].finish_reason == "length"
+
+
+def test_a_request_stopped_in_the_queue_is_never_begun(tiny_base: Base, endless: Endless) -> None:
+    engine = Engine(tiny_base, precision="float32", max_rows=1)
+    engine.start()
+    running, waiting = endless(engine), endless(engine)
+    until(lambda: running.queue_position == 0)
+    waiting.stop()
+    running.stop()
+    until(lambda: engine.load_now == (0, 0))
+    assert (waiting.is_done, waiting.replies[0].tokens) == (True, 0)
+    assert engine._versions["base"].users == 0
+    engine.close()
+
+
+def test_closing_interrupts_what_runs_and_what_waits(tiny_base: Base, endless: Endless) -> None:
+    engine = Engine(tiny_base, precision="float32", max_rows=1)
+    engine.start()
+    running, waiting = endless(engine), endless(engine)
+    until(lambda: running.replies[0].tokens)
+    engine.close()
+    assert [g.replies[0].finish_reason for g in (running, waiting)] == ["interrupted"] * 2
+    assert running.replies[0].tokens > 0 and not engine.is_ready
+    with pytest.raises(Busy, match="shutting down"):
+        engine.submit(HELLO)
+    engine.close()  # twice is harmless
+
+
+def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Decoding, "_prefill", lambda self: 1 / 0)
+        failed = done(engine.submit(HELLO, replies=2))
+    assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
+    assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
+    assert engine.is_ready and engine._versions["base"].users == 0
+
+
+def test_the_time_of_the_first_token_is_noted(engine: Engine) -> None:
+    generation = done(engine.submit(HELLO, sampling=GREEDY))
+    first = generation.replies[0].first_token_at
+    assert first is not None and generation.submitted_at < first <= time.monotonic()
+
+
+def test_a_request_keeps_its_version_while_another_begins_to_serve(
+    engine: Engine, adapter: Path, endless: Endless
+) -> None:
+    engine.load("v000001", adapter)
+    old = endless(engine)
+    until(lambda: old.replies[0].tokens)
+    engine.serve("v000001")
+    new = done(engine.submit(HELLO, sampling=GREEDY))
+    assert (old.version, new.version, engine.version) == ("base", "v000001", "v000001")
+    assert not old.is_done
+    at_base = done(engine.submit(HELLO, sampling=GREEDY, version="base"))
+    assert at_base.replies[0].token_ids != new.replies[0].token_ids
+    old.stop()
+
+
+def test_a_reply_in_flight_is_what_its_version_alone_would_have_said(engine: Engine, adapter: Path) -> None:
+    whole = done(engine.submit(HELLO, seeds=[11], sampling=Sampling(max_new_tokens=200)))
+    engine.load("v000001", adapter)
+    flying = engine.submit(HELLO, seeds=[11], sampling=Sampling(max_new_tokens=200))
+    engine.serve("v000001")
+    beside = engine.submit(HELLO, sampling=GREEDY)
+    assert done(flying).replies[0].token_ids == whole.replies[0].token_ids
+    assert done(beside).version == "v000001"
+
+
+def test_a_superseded_version_is_let_go_when_its_last_request_ends(
+    engine: Engine, adapter: Path, endless: Endless
+) -> None:
+    for name in ("v000001", "v000002"):
+        engine.load(name, adapter)
+    engine.serve("v000001")
+    last = endless(engine)
+    engine.serve("v000002")
+    assert engine.known_versions == ["base", "v000001", "v000002"]
+    last.stop()
+    until(lambda: engine.known_versions == ["base", "v000002"])
+
+
+def test_a_superseded_version_that_is_loaded_again_stays(
+    engine: Engine, adapter: Path, endless: Endless
+) -> None:
+    engine.load("v000001", adapter)
+    engine.serve("v000001")
+    last = endless(engine)
+    engine.serve("base")
+    engine.load("v000001", adapter)
+    last.stop()
+    until(lambda: engine.load_now == (0, 0))
+    engine.serve("v000001")
+    assert done(engine.submit(HELLO, sampling=GREEDY)).version == "v000001"
+
+
+def test_the_version_that_serves_and_the_base_cannot_be_unloaded(engine: Engine, adapter: Path) -> None:
+    for name in ("v000001", "v000002"):
+        engine.load(name, adapter)
+    engine.serve("v000001")
+    for name in ("base", "v000001", "v000002", "v000009"):
+        engine.unload(name)
+    assert engine.known_versions == ["base", "v000001"]
+
+
+def test_an_unknown_version_is_named(engine: Engine) -> None:
+    for ask in (lambda: engine.submit(HELLO, version="v000099"), lambda: engine.serve("v000099")):
+        with pytest.raises(NotFound, match="Version 'v000099' is not loaded here - load it first"):
+            ask()
+    assert engine.version == "base"

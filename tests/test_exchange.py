@@ -1,0 +1,245 @@
+"""exchange.py and formats.py: what goes out comes back the same, and bad rows are named by line."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import conversations, people
+from data.comparisons import take_snapshot
+from data.database import Database, open_database
+from data.errors import NotFound, Refused
+from data.exchange import export_rows, import_rows, read_rows
+from data.home import open_home
+from tests.stories import a_turn, rank, somebody
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Database]:
+    """Another installation."""
+    db = open_database(open_home(tmp_path / "other"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def filled(db: Database) -> Database:
+    """Every kind of ranking, an edit, a dialogue with a system message, and a chat that may not teach."""
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada, ["a", "b", "c"], question="full"), [2, 1, 2])
+    rank(db, ada, a_turn(db, ada, ["d", "e", "f"], question="best"), [2, 1, 2], kind="best")
+    rank(db, ada, a_turn(db, ada, ["g", "h"], question="bad"), [1, 1], kind="all_bad")
+    rank(db, ada, a_turn(db, ada, ["secret", "x"], may_train=False), [1, 2])
+    chat = conversations.create(db, ada.id)
+    system = conversations.add_system_message(db, chat.id, "Be brief.")
+    turn = conversations.add_user_message(db, chat.id, system.id, "为什么\n\n", ada.id)
+    reply = conversations.add_written_reply(db, turn.id, "why not", None)
+    last = conversations.add_user_message(db, chat.id, reply.id, "Go on", ada.id)
+    written = [conversations.add_written_reply(db, last.id, text, None) for text in ("long", "short")]
+    rank(db, ada, written, [2, 1])
+    conversations.add_edit(db, written[0].id, "rewritten", ada.id)
+    return db
+
+
+def rows(db: Database, fmt: str) -> list[str]:
+    """Exported rows as comparable text, without what only says where they came from."""
+    kept = [
+        {name: value for name, value in row.items() if name not in ("id", "source")}
+        for row in export_rows(db, fmt)
+    ]
+    return sorted(json.dumps(row, ensure_ascii=False, sort_keys=True) for row in kept)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "number"), [("preference", 6), ("tiers", 5), ("normalised", 4), ("kto", 9), ("sft", 1)]
+)
+def test_a_round_trip_loses_nothing(filled: Database, other: Database, fmt: str, number: int) -> None:
+    result = import_rows(other, export_rows(filled, fmt), fmt)
+    # kto: what is only said to be good compares with nothing
+    assert len(result.skipped) == (1 if fmt == "kto" else 0)
+    expected = rows(filled, fmt)
+    if fmt == "kto":
+        expected = [row for row in expected if '"best"' not in row]
+        number -= 1
+    assert rows(other, fmt) == expected
+    assert len(expected) == number
+    assert "secret" not in str(expected)
+
+
+def test_replies_that_say_the_same_are_no_pair_but_keep_their_tiers(db: Database, other: Database) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada, ["same", "same", "else"]), [1, 2, 3])
+    assert len(list(export_rows(db, "preference"))) == 2
+    assert import_rows(other, export_rows(db, "tiers"), "tiers").added == 1
+    assert rows(other, "tiers") == rows(db, "tiers")
+
+
+def test_hh_comes_back_but_for_space_at_the_ends(filled: Database, other: Database) -> None:
+    assert import_rows(other, export_rows(filled, "hh"), "hh").skipped == []
+    assert [row.replace("\\n\\n\\n\\nAss", "\\n\\nAss") for row in rows(filled, "hh")] == rows(other, "hh")
+    assert any('"Be brief.\\n\\nHuman: 为什么' in row for row in rows(other, "hh"))
+
+
+def test_preference_rows_are_what_trl_reads(filled: Database) -> None:
+    first = next(export_rows(filled, "preference"))
+    assert first == {
+        "prompt": [{"role": "user", "content": "full"}],
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": [{"role": "assistant", "content": "a"}],
+    }
+
+
+def test_tiers_name_the_kind_and_the_source(filled: Database) -> None:
+    first = next(export_rows(filled, "tiers"))
+    assert (first["completions"], first["tiers"]) == (["a", "b", "c"], [[1], [0, 2]])
+    assert (first["kind"], first["source"]) == ("full", "human")
+
+
+def test_an_imported_row_is_a_ranking_of_its_own_source_and_asks_nobody(db: Database) -> None:
+    import_rows(db, [{"prompt": "Why?", "chosen": "so", "rejected": "no"}], "preference", "a file")
+    (turn,) = take_snapshot(db).turns
+    assert (turn.source, turn.versions, turn.weight) == ("imported", (None, None), 0.5)
+    assert (turn.replies, turn.places) == (("so", "no"), (1, 2))
+    person = people.by_name(db, "a file")
+    assert person is not None
+    assert person.kind == "simulated"
+    assert conversations.user_prompts(db, 10) == []
+
+
+def test_the_same_file_twice_adds_nothing(filled: Database, other: Database) -> None:
+    exported = list(export_rows(filled, "tiers"))
+    assert import_rows(other, exported, "tiers").added == 5
+    again = import_rows(other, exported, "tiers")
+    assert again.added == 0
+    assert again.skipped[0] == "Line 1 is left out: it is here already."
+
+
+def test_dialogues_without_a_prompt_of_their_own_share_what_is_common(db: Database) -> None:
+    asked = [{"role": "user", "content": "Why?"}]
+    row = {
+        name: [*asked, {"role": "assistant", "content": text}]
+        for name, text in (("chosen", "so"), ("rejected", "no"))
+    }
+    assert import_rows(db, [row, row | {"prompt": "Why?"}], "preference").added == 1
+    assert next(export_rows(db, "preference"))["prompt"] == asked
+
+
+def test_one_speaker_twice_in_a_row_is_joined(db: Database) -> None:
+    text = "\n\nHuman: One\n\nHuman: Two\n\nAssistant: "
+    assert import_rows(db, [{"chosen": text + "a", "rejected": text + "b"}], "hh").added == 1
+    assert take_snapshot(db).turns[0].prompt == ({"role": "user", "content": "One\n\nTwo"},)
+
+
+def pair(chosen: Any, rejected: Any, prompt: Any = "Why?") -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+TURN = [{"role": "user", "content": "Why?"}]
+HELLO = "\n\nHuman: Hi\n\nAssistant: "
+
+BAD: list[tuple[str, Any, str]] = [
+    ("preference", pair("a", " "), "a reply is empty"),
+    ("preference", pair("a", "a"), "the replies are identical"),
+    ("preference", pair("a", None), "not a list"),
+    ("preference", pair("a", "b", []), "not a list"),
+    ("preference", pair("a", "b", " "), "empty message"),
+    ("preference", {"chosen": "a", "rejected": "b"}, "no prompt before the replies"),
+    ("preference", "text", "no JSON object"),
+    ("preference", pair([{"role": "user", "content": "x"}], "b"), "does not end with a reply"),
+    (
+        "preference",
+        pair("a", "b", [{"role": "assistant", "content": "Hi"}, *TURN]),
+        "does not begin with a user",
+    ),
+    ("hh", {"chosen": HELLO + "a", "rejected": HELLO + "b\n\nHuman: c"}, "does not end with a reply"),
+    (
+        "hh",
+        {"chosen": HELLO + "a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"},
+        "part before the last reply",
+    ),
+    ("hh", {"chosen": 1, "rejected": 2}, "is no text"),
+    ("tiers", {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0]]}, "does not name each reply once"),
+    ("tiers", {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0], [0]]}, "is there twice"),
+    ("tiers", {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0], [{}]]}, "no reply's number"),
+    ("tiers", {"prompt": TURN, "completions": ["a", 2], "tiers": [[0], [1]]}, "not a list of texts"),
+    (
+        "tiers",
+        {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0], [1]], "kind": "worst"},
+        "no ranking of",
+    ),
+    (
+        "tiers",
+        {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0, 1]], "kind": "best"},
+        "One reply is best",
+    ),
+    ("normalised", {"prompt": TURN, "replies": ["a"], "ranking": [0]}, "nothing to compare"),
+    ("normalised", {"prompt": TURN, "replies": ["a", "b"], "ranking": 0}, "not a list"),
+    ("sft", {"messages": TURN}, "do not end with a reply"),
+    ("sft", {"messages": [{"role": "tool", "content": "x"}]}, "has the role 'tool'"),
+    ("kto", {"prompt": TURN, "completion": "a", "label": "yes"}, "neither true nor false"),
+    ("kto", {"prompt": TURN, "completion": "a", "label": True}, "nothing can be compared"),
+]
+
+
+@pytest.mark.parametrize(("fmt", "row", "why"), BAD)
+def test_a_bad_row_is_named_with_its_line_and_stores_nothing(
+    db: Database, fmt: str, row: Any, why: str
+) -> None:
+    result = import_rows(db, [None, row], fmt)
+    assert result.added == 0
+    assert len(result.skipped) == 1
+    assert result.skipped[0].startswith("Line 2 is left out: ")
+    assert why in result.skipped[0]
+    assert db.query("SELECT 1 FROM conversations") == []
+
+
+def test_a_file_is_read_line_by_line_with_its_mistakes(tmp_path: Path, db: Database) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps(pair("so", "no \ud800"))
+    path.write_bytes(b"\xef\xbb\xbf" + good.encode() + b"\n\nno json\n\xff\xfe\n" + good.encode() + b"\n")
+    result = import_rows(db, read_rows(path), "preference")
+    assert result.added == 1
+    assert [text.split(":")[0] for text in sorted(result.skipped)] == [
+        f"Line {n} is left out" for n in (3, 4, 5)
+    ]
+    with pytest.raises(NotFound, match="There is no file"):
+        list(read_rows(tmp_path / "none.jsonl"))
+
+
+def test_an_unknown_format_is_refused(db: Database) -> None:
+    with pytest.raises(Refused, match="no format 'parquet' - use one of preference"):
+        export_rows(db, "parquet")
+
+
+def test_an_export_is_read_while_it_is_written(db: Database) -> None:
+    ada = somebody(db)
+    with db.write():
+        for number in range(250):
+            rank(db, ada, a_turn(db, ada, ["a", "b"], question=f"{number}"), [1, 2])
+    stream = export_rows(db, "preference")
+    next(stream)
+    conversations.delete(db, take_snapshot(db).turns[-1].conversation_id)
+    assert 1 + sum(1 for _ in stream) == 249
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data in ../shared/data")
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [
+        ("preferences/oasst_en_ranked", "normalised"),
+        ("preferences/fgrlhf_ranked4", "normalised"),
+        ("raw/hh_helpful_rejection_sampled", "hh"),
+    ],
+)
+def test_published_files_go_in_whole_or_say_why(db: Database, name: str, fmt: str) -> None:
+    with gzip.open(SHARED / f"{name}.jsonl.gz") as file:
+        lines = [json.loads(line) for line, _ in zip(file, range(300), strict=False)]
+    result = import_rows(db, lines, fmt)
+    assert result.added + len(result.skipped) == len(lines)
+    assert result.added >= 0.9 * len(lines)
+    assert len(take_snapshot(db).turns) == result.added

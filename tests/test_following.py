@@ -1,0 +1,216 @@
+"""Following: what is published serves within a second; what is damaged never does, and says why."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chatbot import adapters, following
+from chatbot.adapters import Canary
+from chatbot.basemodel import Base, load_base
+from chatbot.engine import Engine
+from chatbot.following import Follower, load_verified
+from data import versions
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.home import Home
+from data.records import Prompt, Sampling, Version
+from tests.adapter_files import make_version, write_adapter
+from tests.test_engine import until
+from tests.tiny import make_tiny_model
+from trainer.canary import canaries
+from trainer.publish import publish_candidate
+
+HELLO = [{"role": "user", "content": "Hello there."}]
+PROMPTS = [Prompt(({"role": "user", "content": text},), None, "test") for text in ("Hello.", "Count to ten.")]
+
+
+@pytest.fixture
+def follower(db: Database, home: Home, engine: Engine) -> Iterator[Follower]:
+    made = Follower(db, home, engine)
+    yield made
+    made.close()
+
+
+def publish(db: Database, name: str) -> None:
+    versions.publish(db, name, actor="test", reason="a test")
+
+
+def with_canary(db: Database, home: Home, base: Base, shift: float) -> Version:
+    """A version whose manifest says `shift` nats more of its replies than its files do."""
+    adapter = write_adapter(home.runs / "canary", base.config, size=0.3)
+    told: list[Canary] = canaries(base, adapter, PROMPTS, seed=1)
+    return publish_candidate(
+        db,
+        home,
+        base,
+        adapter_dir=adapter,
+        run=None,
+        parent="base",
+        canary=[{**canary, "logprob": canary["logprob"] + shift} for canary in told],
+        snapshot_sha256=None,
+        rankings=1,
+        report={},
+        status="accepted",
+    )
+
+
+def damage(home: Home, version: Version, file: str) -> None:
+    """Changes one byte near the end."""
+    path = home.adapters / version.path / file
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def answer(engine: Engine) -> tuple[str, list[int]]:
+    generation = engine.submit(HELLO, sampling=Sampling(temperature=0, max_new_tokens=8))
+    assert generation.wait(60)
+    return generation.version, generation.replies[0].token_ids
+
+
+def test_a_published_version_answers_within_a_second(
+    db: Database, home: Home, tiny_base: Base, engine: Engine
+) -> None:
+    follower = Follower(db, home, engine)
+    follower.start()
+    version = make_version(db, home, tiny_base)
+    before = answer(engine)
+    publish(db, version.name)
+    published_at = time.monotonic()
+    until(lambda: engine.version == version.name)
+    assert time.monotonic() - published_at < 1
+    assert before[0] == "base" and answer(engine)[0] == version.name
+    assert answer(engine)[1] != before[1]
+    follower.close()
+
+
+def test_nothing_happens_while_what_should_serve_serves(follower: Follower, engine: Engine) -> None:
+    assert follower.follow_once() and follower.problem is None
+    assert engine.known_versions == ["base"]
+
+
+@pytest.mark.parametrize("file", [adapters.TENSORS, adapters.CONFIG, adapters.MANIFEST])
+def test_a_damaged_version_does_not_serve_and_a_sentence_says_why(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, follower: Follower, file: str
+) -> None:
+    good, bad = (make_version(db, home, tiny_base, seed=seed) for seed in (1, 2))
+    publish(db, good.name)
+    assert follower.follow_once()
+    damage(home, bad, file)
+    publish(db, bad.name)
+    assert not follower.follow_once()
+    assert answer(engine)[0] == engine.version == good.name
+    assert follower.problem is not None
+    assert follower.problem.startswith(f"{bad.name} does not serve: ")
+    assert follower.problem.endswith(f" {good.name} goes on answering.")
+
+
+def test_another_manifest_than_the_published_one_is_refused(
+    db: Database, home: Home, tiny_base: Base, engine: Engine
+) -> None:
+    version = make_version(db, home, tiny_base)
+    path = home.adapters / version.path / adapters.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rankings": 99}))
+    with pytest.raises(Refused, match="is not the one published"):
+        load_verified(db, home, engine, version.name)
+
+
+def test_a_version_whose_files_are_gone_does_not_serve(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, follower: Follower
+) -> None:
+    version = make_version(db, home, tiny_base)
+    shutil.rmtree(home.adapters / version.path)
+    publish(db, version.name)
+    assert not follower.follow_once()
+    assert follower.problem is not None and "it is not a directory" in follower.problem
+
+
+def test_a_failure_is_logged_once_and_tried_again_later(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    follower: Follower,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    version = make_version(db, home, tiny_base)
+    directory = home.adapters / version.path
+    directory.rename(directory.with_name("away"))
+    publish(db, version.name)
+    assert [follower.follow_once() for _ in range(3)] == [False] * 3
+    monkeypatch.setattr(following, "RETRY_SECONDS", 0.0)
+    follower._retry_at = 0.0
+    assert not follower.follow_once() and len(caplog.records) == 1
+    directory.with_name("away").rename(directory)
+    assert follower.follow_once() and follower.follow_once() and follower.problem is None
+
+
+def test_a_version_of_another_base_does_not_serve(
+    db: Database, home: Home, engine: Engine, follower: Follower, tmp_path: Path
+) -> None:
+    other = load_base(str(make_tiny_model(tmp_path / "other", seed=5)), home, lambda text: None)
+    version = make_version(db, home, other)
+    publish(db, version.name)
+    assert not follower.follow_once() and engine.version == "base"
+    assert follower.problem is not None and "trained on another base model ('other')" in follower.problem
+
+
+def test_rolling_back_is_followed_down_to_the_base(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, follower: Follower
+) -> None:
+    first = make_version(db, home, tiny_base, seed=1)
+    second = make_version(db, home, tiny_base, seed=2, parent=first.name)
+    at_base = answer(engine)[1]
+    said = []
+    for step in (first.name, second.name, None, None):
+        publish(db, step) if step else versions.rollback(db, actor="test")
+        assert follower.follow_once()
+        said.append(answer(engine))
+    assert [name for name, _ in said] == [first.name, second.name, first.name, "base"]
+    assert said[0] == said[2] and said[3][1] == at_base
+    until(lambda: engine.known_versions == ["base"])
+
+
+def test_a_problem_is_over_once_another_version_serves(
+    db: Database, home: Home, tiny_base: Base, follower: Follower
+) -> None:
+    bad, good = (make_version(db, home, tiny_base, seed=seed) for seed in (1, 2))
+    damage(home, bad, adapters.TENSORS)
+    publish(db, bad.name)
+    assert not follower.follow_once()
+    publish(db, good.name)
+    assert follower.follow_once() and follower.follow_once()
+    assert follower.problem is None
+
+
+def test_a_version_that_computes_what_its_manifest_says_is_loaded(
+    db: Database, home: Home, tiny_base: Base, engine: Engine
+) -> None:
+    load_verified(db, home, engine, with_canary(db, home, tiny_base, 0.0005).name)
+    assert "v000001" in engine.known_versions
+
+
+@pytest.mark.parametrize("shift", [0.002, -0.5, float("1e9")])
+def test_a_version_that_computes_something_else_is_let_go(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, shift: float
+) -> None:
+    version = with_canary(db, home, tiny_base, shift)
+    with pytest.raises(Refused, match="computes other log-probabilities here than where it was trained"):
+        load_verified(db, home, engine, version.name)
+    assert engine.known_versions == ["base"]
+
+
+def test_the_base_needs_no_files_and_an_unknown_version_is_named(
+    db: Database, home: Home, engine: Engine
+) -> None:
+    load_verified(db, home, engine, "base")
+    with pytest.raises(NotFound, match="No version 'v000099'"):
+        load_verified(db, home, engine, "v000099")
+
+
+def test_closing_without_a_start_is_harmless(follower: Follower) -> None:
+    follower.close()

@@ -1,0 +1,68 @@
+"""/metrics: the numbers a Prometheus server reads."""
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from chatbot.engine import Engine
+from chatbot.metrics import Metrics
+from chatbot.turns import Turns
+from data import runs
+from data.database import Database
+from data.records import Sampling
+from tests.stories import a_turn, rank, somebody
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Each sample by its name and labels."""
+    families = text_string_to_metric_families(metrics.text())
+    return {
+        sample.name + "".join(sorted(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_rankings_that_teach_are_counted(db: Database) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    rank(db, ada, a_turn(db, ada, may_train=False), [1, 2, 3])
+    assert samples(Metrics(db))["nightschool_rankings_total"] == 1
+
+
+def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
+    for key, state in (("one", "published"), ("two", "refused"), ("three", "published")):
+        run = runs.claim(db, key, config={})
+        assert run
+        runs.finish(db, run.id, run.fencing_token, state=state, reason="")  # type: ignore[arg-type]
+    seen = samples(Metrics(db))
+    assert seen["nightschool_refreshes_totalpublished"] == 2
+    assert seen["nightschool_refreshes_totalrefused"] == 1
+    assert seen["nightschool_last_refresh_timestamp_seconds"] > 1e9
+
+
+def test_an_idle_server_says_so_and_names_what_serves(db: Database, engine: Engine) -> None:
+    metrics = Metrics(db)
+    metrics.turns = Turns(db, engine)
+    seen = samples(metrics)
+    assert (seen["nightschool_requests_running"], seen["nightschool_requests_waiting"]) == (0, 0)
+    assert seen["nightschool_serving_infobase"] == 1
+
+
+def test_the_times_to_tokens_of_each_reply_are_noted(db: Database, engine: Engine) -> None:
+    metrics = Metrics(db)
+    generation = engine.submit(
+        [{"role": "user", "content": "Hi"}], replies=3, sampling=Sampling(max_new_tokens=8)
+    )
+    metrics._follow(generation)
+    seen = samples(metrics)
+    assert seen["nightschool_time_to_first_token_seconds_count"] == 3
+    assert 0 < seen["nightschool_time_to_first_token_seconds_sum"] < 60
+
+
+@pytest.mark.parametrize("secret", ["Count for me", "one", "ada"])
+def test_no_text_and_no_name_is_in_the_metrics(db: Database, secret: str) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert not re.search(rf"\b{secret}\b", re.sub(r"# .*", "", Metrics(db).text()))

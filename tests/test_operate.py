@@ -1,0 +1,387 @@
+"""The operator's page: its sentences, its two locks, and the levers, called as Gradio calls them.
+
+One test drives the real page in Chromium: a run's progress, then a roll back in two steps.
+"""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from string import Formatter
+from typing import Any
+
+import gradio as gr
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from playwright.sync_api import expect
+
+from chatbot.config import ServeConfig
+from chatbot.pages.operate import build_operate
+from chatbot.pages.operate_desk import Desk, Visit
+from chatbot.pages.operate_learning import CURVES, plot, runs_html
+from chatbot.pages.operate_now import bar_html, refresh_html, serving_html
+from chatbot.pages.operate_schedule import times_html
+from chatbot.pages.operate_versions import listing_html, record_html
+from chatbot.pages.operate_words import WORDS, duration, moment, say
+from data import forecast, people, requests, runs, schedules, versions
+from data.database import Database
+from data.home import Home
+from data.records import Person, Run, Schedule, Version
+from tests.browser import chromium
+
+NASTY = "<img src=x onerror=alert(1)> ${alert(1)} {{value}}"
+
+
+@pytest.fixture
+def operator(db: Database) -> Person:
+    return people.add(db, "olga", "operator")
+
+
+@pytest.fixture
+def visit(operator: Person) -> Visit:
+    return Visit(operator, "en", "UTC")
+
+
+@pytest.fixture
+def page(db: Database, home: Home) -> gr.Blocks:
+    async def build() -> gr.Blocks:
+        return build_operate(db, home, ServeConfig())
+
+    # Outside a running loop Gradio makes one of its own for each page and never closes it.
+    return asyncio.run(build())
+
+
+def add_version(
+    db: Database, name: str, parent: str = "base", *, serve: bool = True, **changes: Any
+) -> Version:
+    """A version as the trainer leaves it, without files."""
+    row: dict[str, Any] = {
+        "base_model": "tiny",
+        "base_sha256": "0" * 64,
+        "path": name,
+        "sha256": "1" * 64,
+        "status": "accepted",
+        "report": {"gate": {"reasons": ["It wins 61 % of 300 replies."]}},
+        "run_id": None,
+        "rankings": 7,
+    }
+    version = versions.add(db, name=name, parent=parent, **(row | changes))
+    if serve:
+        versions.publish(db, name, actor="trainer", reason="It passed the gate.")
+    return version
+
+
+def start_run(db: Database, key: str = "2026-11-21T03:30 UTC", **report: Any) -> Run:
+    run = runs.claim(db, key, config={})
+    assert run is not None
+    if report:
+        runs.report(db, run.id, **report)
+    return runs.get(db, run.id)
+
+
+def call(page: gr.Blocks, name: str, person: Person, *values: Any) -> Any:
+    """Call one function of the page as Gradio does."""
+    function = next(f.fn for f in page.fns.values() if f.fn is not None and f.fn.__name__ == name)
+    return function(*values, request=gr.Request(username=person.id, headers={}, cookies={}))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Who may
+
+
+def test_every_function_of_the_page_refuses_who_is_no_operator(db: Database, page: gr.Blocks) -> None:
+    rater = people.add(db, "ravi", "rater")
+    former = people.add(db, "fay", "operator")
+    people.set_disabled(db, former.id, True)
+    for block in page.fns.values():
+        assert block.fn is not None
+        for username in (rater.id, former.id, "nobody", None):
+            request = gr.Request(username=username, headers={}, cookies={})
+            with pytest.raises(gr.Error, match="for operators"):
+                block.fn(*[None] * len(block.inputs), request=request)
+
+
+def test_the_page_speaks_the_language_that_was_chosen_on_the_chat_page(
+    db: Database, operator: Person
+) -> None:
+    request = gr.Request(
+        username=operator.id, headers={"accept-language": "en"}, cookies={"night_language": "zh-CN"}
+    )
+    assert Desk(db, ServeConfig()).open(request).say("versions") == "版本"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What serves, and a refresh
+
+
+def test_the_overview_says_what_serves_and_why(db: Database, visit: Visit) -> None:
+    add_version(db, "v000001")
+    html = serving_html(db, visit)
+    for words in (
+        "v000001",
+        "learned from 7 rankings",
+        "made from base",
+        "It passed the gate.",
+        "61 % of 300",
+    ):
+        assert words in html
+
+
+def test_before_any_version_the_base_serves_without_a_verdict(db: Database, visit: Visit) -> None:
+    assert "the base model, before any ranking" in serving_html(db, visit)
+
+
+def test_a_living_run_shows_its_stage_its_share_and_the_time_left(db: Database, visit: Visit) -> None:
+    run = start_run(db, stage="ppo", progress=0.425, eta_seconds=750, message="Update 7 of 16.")
+    html = bar_html(visit, run)
+    assert "Practising" in html and "about 12 min left" in html and "Update 7 of 16." in html
+    assert "aria-valuenow='42'" in html
+
+
+def test_what_the_trainer_wrote_is_escaped(db: Database, visit: Visit) -> None:
+    run = start_run(db, stage=NASTY, progress=0.5, message=NASTY)
+    add_version(db, "v000001", report={"gate": {"reasons": [NASTY]}})
+    people.record(db, NASTY, NASTY, {"note": NASTY})
+    pages = [bar_html(visit, run), serving_html(db, visit), listing_html(db, visit), runs_html(visit, [run])]
+    assert all("<img" not in html and "&lt;img" in html for html in pages)
+
+
+def test_refresh_now_leaves_one_request_that_one_run_takes(
+    db: Database, page: gr.Blocks, operator: Person
+) -> None:
+    call(page, "ask", operator)
+    key = requests.pending(db)
+    call(page, "ask", operator)
+    assert key is not None and requests.pending(db) == key
+    start_run(db, key)
+    assert requests.pending(db) is None
+    assert runs.list_all(db)[0].key == key
+
+
+def test_a_request_waits_until_a_run_takes_it_and_the_page_says_so(db: Database, visit: Visit) -> None:
+    requests.ask(db, visit.person)
+    own = refresh_html(Desk(db, ServeConfig()), visit, None, True)
+    alone = refresh_html(Desk(db, ServeConfig(trainer=False)), visit, None, True)
+    assert "within a minute" in own and "run `trainer watch`" in alone
+
+
+def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
+    db: Database, page: gr.Blocks, operator: Person
+) -> None:
+    requests.ask(db, operator)
+    call(page, "stop", operator)
+    assert requests.pending(db) is None
+    run = start_run(db)
+    call(page, "stop", operator)
+    assert runs.get(db, run.id).cancel_requested
+    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="An operator cancelled it.")
+    with pytest.warns(UserWarning, match="nothing to cancel"):
+        call(page, "stop", operator)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Learning
+
+
+def test_curves_are_drawn_from_the_runs_own_numbers(db: Database, visit: Visit) -> None:
+    run = start_run(db)
+    for step in range(3):
+        runs.log(db, run.id, "ppo", step, {"kl": 0.5 * step})
+    curve = next(curve for curve in CURVES if curve.metric == "kl")
+    drawn = plot(db, visit, curve, [run])
+    assert drawn["visible"] and list(drawn["value"]["y"]) == [0.0, 0.5, 1.0]
+    other = next(curve for curve in CURVES if curve.metric == "entropy")
+    assert not plot(db, visit, other, [run])["visible"]
+
+
+def test_the_table_of_runs_gives_state_and_reason(db: Database, visit: Visit) -> None:
+    run = start_run(db, "manual-1")
+    ended = runs.finish(db, run.id, run.fencing_token, state="refused", reason="No better than what serves.")
+    html = runs_html(visit, [ended])
+    assert "refused" in html and "No better than what serves." in html and "asked for by hand" in html
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Versions
+
+
+def test_versions_that_never_met_say_so(db: Database, visit: Visit) -> None:
+    add_version(db, "v000001")
+    assert "never compared" in listing_html(db, visit)
+
+
+def test_a_record_reads_from_either_side(visit: Visit) -> None:
+    record = {("v000002", "v000001"): (5, 2, 1)}
+    assert record_html(visit, "v000002", record) == "against v000001: 5 won, 1 lost, 2 tied"
+    assert record_html(visit, "v000001", record) == "against v000002: 1 won, 5 lost, 2 tied"
+
+
+def test_rolling_back_takes_two_steps(db: Database, page: gr.Blocks, operator: Person) -> None:
+    add_version(db, "v000001")
+    add_version(db, "v000002", "v000001")
+    armed = call(page, "arm_rollback", operator)
+    assert versions.serving(db).current == "v000002"
+    call(page, "carry_out", operator, armed[3])
+    assert versions.serving(db).current == "v000001"
+    assert versions.history(db)[0].person == "olga"
+
+
+def test_a_change_armed_before_another_swap_is_refused(
+    db: Database, page: gr.Blocks, operator: Person
+) -> None:
+    add_version(db, "v000001")
+    armed = call(page, "arm_rollback", operator)
+    add_version(db, "v000002", "v000001")
+    with pytest.warns(UserWarning, match="Meanwhile v000002 serves"):
+        call(page, "carry_out", operator, armed[3])
+    assert versions.serving(db).current == "v000002"
+
+
+def test_another_version_can_be_published(db: Database, page: gr.Blocks, operator: Person) -> None:
+    add_version(db, "v000001")
+    add_version(db, "v000002", "v000001", serve=False)
+    armed = call(page, "arm_publish", operator, "v000002")
+    call(page, "carry_out", operator, armed[3])
+    assert versions.serving(db).current == "v000002"
+
+
+@pytest.mark.parametrize(
+    "order", ["", "publish", "publish base v000009", "publish base v000001", "eat base base"]
+)
+def test_a_forged_or_impossible_order_changes_nothing(
+    db: Database, page: gr.Blocks, operator: Person, order: str
+) -> None:
+    add_version(db, "v000001", serve=False, status="refused")
+    with pytest.warns(UserWarning):
+        call(page, "carry_out", operator, order)
+    assert versions.serving(db).current == "base"
+
+
+def test_from_the_base_there_is_nothing_to_roll_back_to(
+    db: Database, page: gr.Blocks, operator: Person
+) -> None:
+    with pytest.warns(UserWarning, match="Nothing to roll back to"):
+        call(page, "arm_rollback", operator)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Schedule
+
+
+def test_the_schedule_is_saved_with_who_saved_it(db: Database, page: gr.Blocks, operator: Person) -> None:
+    call(page, "store", operator, " 0  4 * * mon ", "Europe/Berlin", 30, True)
+    saved = schedules.get(db)
+    assert (saved.cron, saved.zone, saved.min_rankings, saved.is_paused) == (
+        "0 4 * * mon",
+        "Europe/Berlin",
+        30,
+        True,
+    )
+    assert people.audit_log(db)[0].person == "olga"
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "minimum", "words"),
+    [
+        ("25:00", "UTC", 20, "five parts"),
+        ("30 3 * * *", "Mars/Olympus", 20, "no time zone"),
+        ("30 3 * * *", "UTC", None, "at least 1"),
+        ("30 3 * * *", "UTC", -1, "at least 1"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(
+    db: Database, page: gr.Blocks, operator: Person, cron: str, zone: str, minimum: float | None, words: str
+) -> None:
+    before = schedules.get(db)
+    with pytest.warns(UserWarning, match=words):
+        call(page, "store", operator, cron, zone, minimum, False)
+    assert schedules.get(db) == before
+
+
+def test_the_next_times_are_the_trainers_words_on_this_very_schedule(db: Database, visit: Visit) -> None:
+    assert "has not looked" in times_html(db, visit)
+    soon = time.time() + 3600
+    forecast.tell(db, schedules.get(db), [soon])
+    assert moment(soon, "UTC") in times_html(db, visit)
+    changed = schedules.set_(db, Schedule(cron="61 * * * *"), "olga")
+    assert "has not looked" in times_html(db, visit)
+    forecast.tell(db, changed, [], "There is no minute 61 - use 0 to 59.")
+    assert "no minute 61" in times_html(db, visit)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Words
+
+
+def test_both_languages_fill_the_same_blanks() -> None:
+    for key, (english, chinese) in WORDS.items():
+        assert set(_blanks(english)) == set(_blanks(chinese)), key
+
+
+def _blanks(text: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(text) if name]
+
+
+def test_one_is_singular() -> None:
+    assert say("learned_from", "en", n=1) == "learned from 1 ranking"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-3, "0 s"), (40, "40 s"), (750, "12 min"), (3599, "1 h 00 min"), (3900, "1 h 05 min")],
+)
+def test_durations_are_rounded_to_what_matters(seconds: float, words: str) -> None:
+    assert duration(seconds, "en") == words
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In a browser
+
+
+@pytest.fixture
+def address(page: gr.Blocks, operator: Person) -> Iterator[str]:
+    """The page on a real server, with `operator` signed in."""
+    app = FastAPI()
+
+    async def mount() -> None:
+        gr.mount_gradio_app(
+            app,
+            page,
+            "/operate",
+            auth_dependency=lambda request: operator.id,
+            ssr_mode=False,
+            footer_links=[],
+        )
+
+    asyncio.run(mount())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/operate/"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.browser
+def test_an_operator_follows_a_run_and_rolls_back(db: Database, address: str) -> None:
+    add_version(db, "v000001", report={"gate": {"reasons": [NASTY]}})
+    run = start_run(db, stage="ppo", progress=0.4, eta_seconds=600, message=NASTY)
+    with chromium() as browser:
+        tab = browser.new_page()
+        alerts: list[str] = []
+        tab.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+        tab.goto(address)
+        bar = tab.get_by_role("progressbar", name="Practising")
+        expect(bar).to_have_attribute("aria-valuenow", "40", timeout=20_000)
+        runs.report(db, run.id, stage="ppo", progress=0.6)
+        tab.reload()
+        expect(bar).to_have_attribute("aria-valuenow", "60", timeout=20_000)
+        tab.get_by_role("tab", name="Versions").click()
+        tab.get_by_role("button", name="Roll back to base").click()
+        tab.get_by_role("button", name="Yes, roll back").click()
+        expect(tab.get_by_role("button", name="Nothing to roll back to")).to_be_disabled()
+    assert versions.serving(db).current == "base"
+    assert alerts == []

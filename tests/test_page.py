@@ -1,0 +1,323 @@
+"""The chat page in a real Chromium against a real server on the tiny model: what a person sees and does."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from chatbot.pages.board import shown_replies
+from data import conversations, rankings
+from data.database import Database, open_database
+from data.home import open_home
+from data.records import Message, Ranking
+from tests.browser import Server, Visitor, chromium, running_server, visit
+from tests.stories import a_turn, somebody
+
+# ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
+pytestmark = pytest.mark.browser
+ARRIVAL = Callable[..., Visitor]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(
+    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Database]]:
+    """One server for all tests here, and its database."""
+    root = tmp_path_factory.mktemp("page") / "var"
+    with running_server(tiny_directory, root, "--max-new-tokens", "24") as server:
+        db = open_database(open_home(root))
+        yield server, db
+        db.close()
+
+
+@pytest.fixture
+def arrive(
+    browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
+) -> Iterator[ARRIVAL]:
+    """Signs somebody new in; afterwards their page must have had no error and asked no other host."""
+    visitors: list[Visitor] = []
+
+    def come(**options: object) -> Visitor:
+        name = options.pop("name", None) or f"{request.node.name[:40]} {len(visitors)}"
+        visitors.append(visit(browser, *site, str(name), **options))  # type: ignore[arg-type]
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.foreign == [] and visitor.errors == []
+
+
+@pytest.fixture
+def db(site: tuple[Server, Database]) -> Database:
+    return site[1]
+
+
+def the_turn(db: Database, visitor: Visitor) -> Message:
+    """The latest turn of the visitor's latest conversation."""
+    chat = conversations.list_for(db, visitor.person.id)[0]
+    return [message for message in conversations.messages(db, chat.id) if message.role == "user"][-1]
+
+
+def the_ranking(db: Database, visitor: Visitor) -> Ranking:
+    ranking = rankings.current(db, the_turn(db, visitor).id, visitor.person.id)
+    assert ranking is not None
+    return ranking
+
+
+def save(page: Page) -> None:
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved")
+
+
+def test_a_ranking_by_keyboard_is_saved_as_shown_and_continued(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Tell me something.")
+    expect(page.locator(".card")).to_have_count(4)
+    visitor.wait_until_written()
+    shown = [
+        page.get_by_role("listitem", name=f"Reply {letter}").locator("> .written").inner_text()
+        for letter in "ABCD"
+    ]
+    for key in "B1A2C2D3":
+        page.keyboard.press(key)
+    expect(page.locator(".order")).to_have_text("B > A = C > D")
+    save(page)
+    ranking = the_ranking(db, visitor)
+    assert rankings.order_text(ranking.placements) == "B > A = C > D"
+    texts = [conversations.message(db, place.message_id).content for place in ranking.placements]
+    letters = [re.sub(r"\W+", "", text)[:8] for text in texts]
+    assert letters == [re.sub(r"\W+", "", text)[:8] for text in shown]
+
+    page.keyboard.press("/")
+    visitor.say("And then?")
+    expect(page.locator(".answered")).to_have_count(1)
+    visitor.wait_until_written()
+    best = ranking.placements[1].message_id
+    assert the_turn(db, visitor).parent_id == best
+
+    page.reload()
+    visitor.start_chat()
+    visitor.wait_until_written()
+    expect(page.locator(".said")).to_have_count(2)
+    expect(page.locator(".answered .tag")).to_have_text("B > A = C > D")
+
+
+def test_a_ranking_by_mouse(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    page.get_by_role("radio", name="Reply B: rank 1").check(force=True)
+    page.get_by_role("radio", name="Reply D: rank 4").check(force=True)
+    page.get_by_role("button", name="Clear", exact=True).first.click()
+    page.get_by_role("textbox", name="Comment").fill("Better words.")
+    expect(page.locator(".order")).to_have_text("B > D")
+    page.get_by_role("button", name="Save ranking").click()
+    expect(page.locator(".saved")).to_have_text("Saved")
+    ranking = the_ranking(db, visitor)
+    assert (ranking.reasons, ranking.comment) == (("clear",), "Better words.")
+    assert [place.place for place in ranking.placements] == [1, 2]
+    assert ranking.dwell_ms
+
+
+def test_versions_are_hidden_until_the_vote_and_undo_hides_them_again(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    assert page.locator(".card .version").all_inner_texts() == [""] * 4
+    page.keyboard.press("A")
+    page.keyboard.press("Enter")
+    save(page)
+    expect(page.locator(".card .version").first).to_have_text("base")
+    assert the_ranking(db, visitor).kind == "best"
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".card .version").first).to_have_text("")
+    assert rankings.current(db, the_turn(db, visitor).id, visitor.person.id) is None
+
+
+@pytest.mark.parametrize(("key", "kind"), [("x", "all_bad"), ("s", "skip")])
+def test_all_bad_and_skip_by_key(arrive: ARRIVAL, db: Database, key: str, kind: str) -> None:
+    visitor = arrive()
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    visitor.page.keyboard.press(key)
+    if kind == "all_bad":
+        save(visitor.page)
+    expect(visitor.page.locator(".saved")).to_have_text("Saved")
+    assert the_ranking(db, visitor).kind == kind
+
+
+def test_keys_do_nothing_while_a_person_types(arrive: ARRIVAL) -> None:
+    visitor = arrive()
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    visitor.page.locator(".composer textarea").press_sequentially("a1b2 x s")
+    assert visitor.page.locator(".card input:checked").count() == 0
+    expect(visitor.page.locator(".composer textarea")).to_have_value("a1b2 x s")
+
+
+def test_a_rewording_a_comparison_and_a_regeneration(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    page.get_by_role("button", name="Edit reply A").click()
+    page.get_by_role("textbox", name="Your version of reply A").fill("A **better** reply.")
+    page.get_by_role("button", name="Save as demonstration").click()
+    expect(page.locator(".edited strong")).to_have_text("better")
+    page.get_by_role("button", name="Compare").click()
+    assert page.locator(".difference :is(ins, del)").count() > 0
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".card")).to_have_count(8)
+    visitor.wait_until_written()
+    page.get_by_role("combobox", name="Rank of reply H").select_option("1")
+    page.get_by_role("combobox", name="Rank of reply A").select_option("2")
+    expect(page.locator(".order")).to_have_text("H > A")
+
+
+def test_a_reply_chosen_by_hand_is_continued(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    chosen = shown_replies(db, the_turn(db, visitor).id, visitor.person.id)[2].id
+    visitor.page.get_by_role("button", name="Continue from reply C").click()
+    visitor.say("Go on.")
+    expect(visitor.page.locator(".answered")).to_have_count(1)
+    visitor.wait_until_written()
+    assert the_turn(db, visitor).parent_id == chosen
+
+
+def test_writing_on_saves_the_ranking_and_continues_from_the_best(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    first = the_turn(db, visitor)
+    for key in "D1A2":
+        visitor.page.keyboard.press(key)
+    visitor.say("Go on.")
+    expect(visitor.page.locator(".answered .tag")).to_have_text("D > A")
+    ranking = rankings.current(db, first.id, visitor.person.id)
+    assert ranking and rankings.order_text(ranking.placements) == "D > A"
+    visitor.wait_until_written()
+    assert the_turn(db, visitor).parent_id == shown_replies(db, first.id, visitor.person.id)[3].id
+
+
+def test_one_reply_is_a_plain_chat(arrive: ARRIVAL) -> None:
+    visitor = arrive()
+    page = visitor.page
+    page.locator(".settings summary").click()
+    page.get_by_role("combobox", name="Replies per turn").select_option("1")
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page.get_by_role("radio")).to_have_count(0)
+    expect(page.get_by_role("button", name="Save ranking")).to_be_hidden()
+
+
+def test_an_edited_message_branches_and_an_earlier_turn_can_be_seen_again(
+    arrive: ARRIVAL, db: Database
+) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("First words.")
+    visitor.wait_until_written()
+    visitor.say("Second words.")
+    expect(page.locator(".said")).to_have_count(2)
+    visitor.wait_until_written()
+    page.get_by_role("button", name="See the replies").click()
+    expect(page.locator(".said")).to_have_count(1)
+    page.get_by_role("button", name="Back to the latest turn").click()
+    expect(page.locator(".said")).to_have_count(2)
+    page.locator(".said").first.hover()
+    page.get_by_role("button", name="Edit your message").first.click()
+    page.get_by_role("textbox", name="Edit your message").fill("Other words.")
+    page.get_by_role("button", name="Send as a new branch").click()
+    expect(page.locator(".said .bubble")).to_have_text(["Other words."])
+    visitor.wait_until_written()
+    assert the_turn(db, visitor).parent_id is None
+
+
+def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, db: Database) -> None:
+    somebody(db, "keeper")
+    for question in ("About apples", "About pears"):
+        a_turn(db, somebody(db, "keeper"), question=question)
+    page = arrive(name="keeper").page
+    expect(page.locator(".chat-title")).to_have_text(["About pears", "About apples"])
+    page.get_by_role("searchbox", name="Search chats").fill("apples")
+    expect(page.locator(".chat-title")).to_have_text(["About apples"])
+    page.locator(".chats li").hover()
+    page.locator(".menu summary").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    assert "About apples" in Path(download.value.path()).read_text()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("textbox", name="Rename").fill("Fruit apples")
+    page.keyboard.press("Enter")
+    expect(page.locator(".chat-title")).to_have_text(["Fruit apples"])
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Really delete?").click()
+    expect(page.locator(".chat-title")).to_have_count(0)
+    assert [chat.title for chat in conversations.list_for(db, somebody(db, "keeper").id)] == ["About pears"]
+
+
+def test_a_chat_can_be_kept_from_training(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    visitor.page.get_by_role("switch", name="Don't train on this chat").check()
+    visitor.say("Between us.")
+    visitor.wait_until_written()
+    assert not conversations.list_for(db, visitor.person.id)[0].may_train
+    visitor.page.get_by_role("switch", name="Don't train on this chat").uncheck()
+    time.sleep(1)
+    assert conversations.list_for(db, visitor.person.id)[0].may_train
+
+
+def test_a_phone_shows_one_column_and_a_closed_sidebar(arrive: ARRIVAL) -> None:
+    visitor = arrive(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page = visitor.page
+    expect(page.locator(".shelf")).not_to_be_visible()
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator(".ranks .chip").first.tap()
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    foot, composer = page.locator(".board-foot").bounding_box(), page.locator("#composer").bounding_box()
+    assert foot and composer and foot["y"] + foot["height"] <= composer["y"] + 12
+    page.get_by_role("button", name="Menu").click()
+    expect(page.locator(".shelf")).to_be_visible()
+
+
+def test_the_page_follows_the_system_into_the_dark(arrive: ARRIVAL) -> None:
+    page = arrive(color_scheme="dark").page
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 17, 27)"
+    page.locator(".settings summary").click()
+    page.get_by_role("combobox", name="Theme").select_option("light")
+    page.reload()
+    page.locator(".composer").wait_for()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 246, 251)"
+
+
+def test_the_page_speaks_chinese(arrive: ARRIVAL) -> None:
+    visitor = arrive(locale="zh-CN")
+    page = visitor.page
+    visitor.say("你好！")
+    visitor.wait_until_written()
+    expect(page.get_by_role("radio", name="回复 B：第 1 名")).to_be_attached()
+    expect(page.get_by_role("button", name="保存排序")).to_be_visible()
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.locator(".settings summary").click()
+    page.get_by_role("combobox", name="语言").select_option("en")
+    expect(page.get_by_role("button", name="Save ranking")).to_be_visible()

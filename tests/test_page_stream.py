@@ -1,0 +1,99 @@
+"""The chat page while replies stream slowly, and while they try to break out: stop, come back, attacks."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from data import conversations
+from data.database import Database, open_database
+from data.home import open_home
+from tests.attacks import ATTACKS
+from tests.browser import Server, chromium, running_server, visit
+from tests.stories import a_turn, somebody
+from tests.tiny import make_tiny_model
+
+pytestmark = pytest.mark.browser
+FORBIDDEN = "img, iframe, object, script, link, meta, base, video, math, form:not(.composer)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def slow_site(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Database]]:
+    """A server whose replies take long enough to be stopped: a deep model, still tiny in width."""
+    root = tmp_path_factory.mktemp("slow") / "var"
+    model = make_tiny_model(root.parent / "deep", layers=96)
+    with running_server(model, root, "--max-new-tokens", "900") as server:
+        db = open_database(open_home(root))
+        yield server, db
+        db.close()
+
+
+def test_stopping_one_and_all_and_coming_back_in_mid_stream(
+    browser: Browser, slow_site: tuple[Server, Database]
+) -> None:
+    visitor = visit(browser, *slow_site, "patient")
+    page = visitor.page
+    for attempt in range(5):  # the tiny model may end a reply early; ask until one still writes
+        visitor.say(f"Talk at length, please. {attempt}")
+        page.locator(".card").first.wait_for()
+        if page.locator(".card[aria-busy='true']").count() > 1:
+            break
+        visitor.wait_until_written()
+    page.reload()
+    visitor.start_chat()
+    visitor.errors.clear()  # leaving in mid-stream aborts a request, which Gradio says in the console
+    busy = page.locator(".card[aria-busy='true']")
+    busy.first.wait_for()
+    writing = busy.count()
+    page.locator(".card[aria-busy='true'] .tools button:visible").first.click()
+    expect(page.locator(".card .state", has_text="stopped").first).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(busy).to_have_count(0, timeout=15_000)
+    chat = conversations.list_for(slow_site[1], visitor.person.id)[0]
+    turn = [message for message in conversations.messages(slow_site[1], chat.id) if message.role == "user"][
+        -1
+    ]
+    reasons = [reply.finish_reason for reply in conversations.replies(slow_site[1], turn.id)]
+    assert reasons.count("cancelled") >= min(writing, 1) and None not in reasons
+    assert visitor.errors == [] and visitor.foreign == []
+    visitor.context.close()
+
+
+def test_no_attack_runs_as_reply_or_as_message(browser: Browser, slow_site: tuple[Server, Database]) -> None:
+    db = slow_site[1]
+    mallory = somebody(db, "mallory")
+    for start in range(0, len(ATTACKS), 9):
+        texts = [f"{attack}\n\n{start + n}" for n, attack in enumerate(ATTACKS[start : start + 9])]
+        replies = a_turn(db, mallory, texts, question=ATTACKS[start])
+        conversations.add_edit(db, replies[0].id, ATTACKS[start], mallory.id)
+    parent = None
+    chat = conversations.create(db, mallory.id, title=ATTACKS[1])
+    for attack in ATTACKS:
+        turn = conversations.add_user_message(db, chat.id, parent, attack, mallory.id)
+        parent = conversations.add_written_reply(db, turn.id, attack, None).id
+    visitor = visit(browser, *slow_site, "mallory")
+    page = visitor.page
+    page.on("dialog", lambda dialog: visitor.errors.append(f"a dialog: {dialog.message}"))
+    settled = 0
+    for index in range(page.locator(".chat-title").count()):
+        page.locator(".chat-title").nth(index).click()
+        expect(page.locator(".chat-title").nth(index)).to_have_attribute("aria-current", "page")
+        page.locator(".card .written").first.wait_for()
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.pwned") is None
+        assert page.locator(f"#room :is({FORBIDDEN})").count() == 0
+        for link in page.locator(".written a").all():
+            assert re.match("https?:|mailto:", str(link.get_attribute("href")))
+        settled = max(settled, page.locator(".answered").count())
+    assert settled == len(ATTACKS) - 1  # the last one stands on the board
+    assert visitor.errors == [] and visitor.foreign == []
+    visitor.context.close()

@@ -1,0 +1,239 @@
+"""The base that wears adapters: what is saved comes back, merged equals worn, padding changes nothing."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatbot.basemodel import Base
+from chatbot.policy import Policy, ScalarHead, TokenBatch, load_model, logits_of, merged_model, pick_dtype
+from data.errors import Refused
+from tests.adapter_files import write_adapter
+
+CPU = torch.device("cpu")
+SEQUENCES = [[1, 80, 90, 100, 2], [1, 7, 8, 9, 10, 11, 12, 13], [5]]
+
+
+def a_policy(base: Base) -> Policy:
+    return Policy(base, device=CPU, dtype=torch.float32)
+
+
+def train_a_little(policy: Policy, name: str) -> None:
+    """Random numbers where a night's would be: an adapter that changes something."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in policy.parameters(name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+@pytest.fixture
+def policy(tiny_base: Base) -> Policy:
+    """With one adapter that changes something, and its head."""
+    made = a_policy(tiny_base)
+    made.add("mine", seed=1, rank=4, with_head=True)
+    train_a_little(made, "mine")
+    made.heads["mine"].mean.fill_(0.3)
+    made.heads["mine"].std.fill_(2.0)
+    return made
+
+
+@torch.no_grad()
+def logits(policy: Policy, name: str | None, left_pad: int | None = None) -> Tensor:
+    """Of every real token of SEQUENCES, one after the other: (N, V)."""
+    batch = TokenBatch.of(SEQUENCES, CPU, left_pad)
+    with policy.wear(name):
+        return policy.logits(policy.hidden(batch)[batch.mask])
+
+
+@torch.no_grad()
+def scores(policy: Policy, name: str = "mine", left_pad: int | None = None) -> Tensor:
+    return policy.score(name, TokenBatch.of(SEQUENCES, CPU, left_pad))
+
+
+@torch.no_grad()
+def plain_logits(base: Base, adapter: Path | None) -> Tensor:
+    """What a plain model says of every real token of SEQUENCES, each passed by itself."""
+    model = merged_model(base, adapter, device=CPU, dtype=torch.float32)
+    each = [model.get_decoder()(input_ids=torch.tensor([s])).last_hidden_state[0] for s in SEQUENCES]
+    return logits_of(model, torch.cat(each))
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_the_same_for_the_same_seed(tiny_base: Base) -> None:
+    policy = a_policy(tiny_base)
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        policy.add(name, seed=seed)
+    assert policy.delta_norm("a") == 0
+    assert torch.equal(logits(policy, "a"), logits(policy, None))
+    a, b, c = (policy.parameters(name)[0] for name in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_adding_an_adapter_draws_nothing_from_the_global_generator(policy: Policy) -> None:
+    torch.manual_seed(3)
+    policy.add("new", seed=1, with_head=True)
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_wearing_none_is_the_plain_base(policy: Policy, tiny_base: Base) -> None:
+    torch.testing.assert_close(logits(policy, None), plain_logits(tiny_base, None), atol=1e-4, rtol=0)
+    assert (logits(policy, "mine") - logits(policy, None)).abs().max() > 0.01
+
+
+def test_an_adapter_comes_back_as_it_was_saved(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    again = a_policy(tiny_base)
+    again.load("theirs", tmp_path)
+    assert torch.equal(logits(again, "theirs"), logits(policy, "mine"))
+    settings = cast(Any, again)._peft.peft_config["theirs"]
+    assert (settings.r, settings.lora_alpha) == (4, 8)
+    assert again.delta_norm("theirs") == policy.delta_norm("mine") > 0
+
+
+def test_a_loaded_adapter_can_be_trained(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    policy.load("again", tmp_path, with_head=True)
+    policy.score("again", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    gradients = [parameter.grad for parameter in policy.parameters("again")]
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients)
+    assert all(parameter.grad is None for parameter in policy.parameters("mine"))
+
+
+def test_a_head_comes_back_with_its_normalisation(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    again = a_policy(tiny_base)
+    again.load("judge", tmp_path, with_head=True)
+    assert (scores(again, "judge") - scores(policy)).abs().max() < 1e-4
+    assert float(again.heads["judge"].mean) == pytest.approx(0.3)
+    assert float(again.heads["judge"].std) == 2.0
+
+
+def test_a_reward_model_without_its_head_is_refused(policy: Policy, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(Refused, match=r"has no head\.safetensors - it is no reward model"):
+        policy.load("judge", tmp_path, with_head=True)
+    assert policy.adapters == ["mine"]
+    policy.load("judge", tmp_path)  # as a plain adapter it is whole
+
+
+def test_merged_equals_worn(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    merged = plain_logits(tiny_base, tmp_path)
+    torch.testing.assert_close(logits(policy, "mine"), merged, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_written_by_others_merges_with_its_own_scale(tiny_base: Base, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "foreign", tiny_base.config, size=0.1)
+    policy = a_policy(tiny_base)
+    policy.load("foreign", adapter)
+    merged = plain_logits(tiny_base, adapter)
+    torch.testing.assert_close(logits(policy, "foreign"), merged, atol=1e-4, rtol=0)
+
+
+def test_write_merged_is_the_merged_model_of_what_is_saved(
+    policy: Policy, tiny_base: Base, tmp_path: Path
+) -> None:
+    policy.save("mine", tmp_path)
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    policy.write_merged("mine", target)
+    saved = merged_model(tiny_base, tmp_path, device=CPU, dtype=torch.float32)
+    for (name, ours), theirs in zip(target.state_dict().items(), saved.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_write_merged_may_be_repeated_without_drift(policy: Policy, tiny_base: Base) -> None:
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    policy.write_merged("mine", target)
+    once = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    policy.write_merged("mine", target)
+    assert all(torch.equal(tensor, once[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("left_pad", [0, 17])
+def test_padding_changes_neither_logits_nor_scores(policy: Policy, left_pad: int) -> None:
+    torch.testing.assert_close(logits(policy, "mine", left_pad), logits(policy, "mine"), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores(policy, left_pad=left_pad), scores(policy), atol=1e-4, rtol=0)
+
+
+def test_a_sequence_scores_alone_as_in_a_batch(policy: Policy) -> None:
+    with torch.no_grad():
+        alone = torch.cat([policy.score("mine", TokenBatch.of([ids], CPU)) for ids in SEQUENCES])
+    torch.testing.assert_close(alone, scores(policy), atol=1e-4, rtol=0)
+
+
+def test_masks_come_from_lengths_though_the_text_holds_the_pad_token() -> None:
+    batch = TokenBatch.of([[0, 0, 4], [0]], CPU, left_pad=1)
+    assert batch.mask.sum(1).tolist() == [3, 1]
+    assert batch.positions.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
+
+
+def test_a_copy_is_equal_and_goes_its_own_way(policy: Policy) -> None:
+    policy.copy("mine", "value")
+    assert torch.equal(logits(policy, "value"), logits(policy, "mine"))
+    assert torch.equal(scores(policy, "value"), scores(policy))
+    before = logits(policy, "mine")
+    train_a_little(policy, "value")
+    assert torch.equal(logits(policy, "mine"), before)
+    assert not torch.equal(logits(policy, "value"), before)
+
+
+def test_a_name_that_is_dropped_and_used_again_is_the_new_adapter(policy: Policy, tmp_path: Path) -> None:
+    policy.save("mine", tmp_path)
+    policy.add("other", seed=5)
+    wanted = logits(policy, "mine")
+    policy.drop("mine")
+    assert "mine" not in policy.adapters and "mine" not in policy.heads
+    policy.load("mine", tmp_path)
+    assert torch.equal(logits(policy, "mine"), wanted)
+
+
+def test_what_was_kept_is_brought_back(policy: Policy) -> None:
+    before, kept = logits(policy, "mine"), policy.keep("mine")
+    train_a_little(policy, "mine")
+    assert not torch.equal(logits(policy, "mine"), before)
+    policy.bring_back("mine", kept)
+    assert torch.equal(logits(policy, "mine"), before)
+
+
+def test_only_what_is_worn_learns(policy: Policy) -> None:
+    policy.add("other", seed=5, with_head=True)
+    policy.score("other", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    assert all(parameter.grad is None for parameter in policy.parameters("mine"))
+    assert policy.parameters("other")[-2].grad is not None  # the head's weight
+
+
+def test_adapters_are_worn_one_at_a_time(policy: Policy) -> None:
+    with pytest.raises(AssertionError, match="stands inside"), policy.wear(None), policy.wear("mine"):
+        pass
+    with policy.wear("mine"):  # and a failure inside leaves nothing on
+        pass
+
+
+def test_the_delta_norm_is_that_of_the_full_matrices(policy: Policy, tiny_base: Base) -> None:
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    policy.write_merged("mine", target)
+    changes = {id(t): (t - before[name]).double() for name, t in target.state_dict().items()}
+    total = sum(float(change.square().sum()) for change in changes.values())
+    assert policy.delta_norm("mine") == pytest.approx(total**0.5, rel=1e-4)
+
+
+def test_a_folded_head_scores_the_same() -> None:
+    head = ScalarHead(32, torch.Generator().manual_seed(0))
+    head.mean.fill_(1.5)
+    head.std.fill_(0.25)
+    hidden = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
+    before = head(hidden)
+    head.fold()
+    torch.testing.assert_close(head(hidden), before)
+    assert (float(head.mean), float(head.std)) == (0.0, 1.0)
+
+
+def test_precision_is_what_was_asked_for() -> None:
+    assert pick_dtype("float32", CPU) is torch.float32
+    assert pick_dtype("bfloat16", CPU) is torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16

@@ -1,0 +1,130 @@
+"""A version appears whole or not at all, and what is published is what was trained."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from chatbot.adapters import MANIFEST, TENSORS, hash_file, read_manifest
+from chatbot.basemodel import Base
+from chatbot.engine import Engine
+from chatbot.following import load_verified
+from data import runs, versions
+from data.database import Database
+from data.errors import Refused
+from data.home import Home
+from tests.adapter_files import make_version, write_adapter
+from trainer import publish
+from trainer.publish import check_files, publish_candidate, verify_for
+
+
+def test_a_version_is_a_directory_that_verifies_and_a_row_that_names_it(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    version = make_version(db, home, tiny_base)
+    directory = home.adapters / "v000001"
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        ["adapter_config.json", TENSORS, MANIFEST]
+    )
+    assert verify_for(tiny_base, directory).delta_norm > 0
+    assert version == versions.get(db, "v000001") and version.sha256 == hash_file(directory / MANIFEST)
+    assert versions.serving(db).current == "base"  # publishing files lets nobody be answered by them
+
+
+def test_versions_are_numbered_and_know_their_parent_and_run(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    run = runs.claim(db, "manual-1", config={})
+    make_version(db, home, tiny_base)
+    adapter = write_adapter(home.runs / "mine", tiny_base.config, seed=1)
+    canary = {"ids": [5, 6, 7], "reply_start": 1, "logprob": -5.5}
+    version = publish_candidate(
+        db,
+        home,
+        tiny_base,
+        adapter_dir=adapter,
+        run=run,
+        parent="v000001",
+        canary=[canary],  # type: ignore[list-item]
+        snapshot_sha256="d" * 64,
+        rankings=40,
+        report={"gate": "no"},
+        status="refused",
+    )
+    manifest = read_manifest(home.adapters / version.path)
+    assert run is not None and (version.name, version.status) == ("v000002", "refused")
+    assert (manifest.parent, manifest.run_id, manifest.rankings) == ("v000001", run.id, 40)
+    assert manifest.canary == [canary] and manifest.snapshot_sha256 == "d" * 64
+
+
+def test_a_published_version_loads_into_the_engine(db: Database, home: Home, engine: Engine) -> None:
+    make_version(db, home, engine.base)
+    load_verified(db, home, engine, "v000001")
+    assert engine.known_versions == ["base", "v000001"]
+
+
+def test_a_damaged_candidate_leaves_nothing_behind(db: Database, home: Home, tiny_base: Base) -> None:
+    with pytest.raises(Refused, match="changes nothing"):
+        make_version(db, home, tiny_base, size=0.0)
+    assert list(home.adapters.iterdir()) == [] and versions.list_all(db) == []
+
+
+def test_a_folder_that_is_no_adapter_is_refused(db: Database, home: Home, tiny_base: Base) -> None:
+    with pytest.raises(Refused, match=r"has no adapter_config\.json - give the folder of a PEFT adapter"):
+        publish_candidate(
+            db,
+            home,
+            tiny_base,
+            adapter_dir=home.runs,
+            run=None,
+            parent="base",
+            canary=[],
+            snapshot_sha256=None,
+            rankings=0,
+            report={},
+            status="candidate",
+        )
+    assert list(home.adapters.iterdir()) == []
+
+
+def test_a_crash_before_the_rename_shows_no_version(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_power(*_: object) -> None:
+        raise OSError("power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.os, "rename", lose_power)
+        with pytest.raises(OSError, match="power"):
+            make_version(db, home, tiny_base)
+    assert list(home.adapters.iterdir()) == [] and versions.list_all(db) == []
+    assert make_version(db, home, tiny_base, seed=1).name == "v000001"
+
+
+def test_a_directory_without_a_row_is_replaced_by_the_next_publication(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    orphan = home.adapters / "v000001"
+    orphan.mkdir()
+    (orphan / "leftover").write_text("from a crash between the rename and the row")
+    make_version(db, home, tiny_base)
+    assert not (orphan / "leftover").exists() and verify_for(tiny_base, orphan)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_files_that_changed_or_went_since_are_noticed(db: Database, home: Home, tiny_base: Base) -> None:
+    version = make_version(db, home, tiny_base)
+    check_files(home, version)
+    flip(home.adapters / "v000001" / TENSORS)
+    with pytest.raises(Refused, match="are damaged - publish another"):
+        check_files(home, version)
+    flip(home.adapters / "v000001" / TENSORS)
+    os.rename(home.adapters / "v000001" / MANIFEST, home.root / "elsewhere")
+    with pytest.raises(Refused, match="are gone - publish another"):
+        check_files(home, version)
+    check_files(home, versions.get(db, "base"))

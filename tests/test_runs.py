@@ -1,0 +1,160 @@
+"""runs.py: a slot has one claimant, a lease one holder, and what a run said stays."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from data import rankings, runs
+from data.comparisons import take_snapshot
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.home import Home
+from data.records import Run
+from tests.stories import a_turn, rank, somebody
+
+
+def claimed(db: Database, key: str = "tonight", now: float | None = None) -> Run:
+    run = runs.claim(db, key, config={"beta": 0.05}, now=now)
+    assert run is not None
+    return run
+
+
+def test_a_claimed_run_runs_under_a_lease(db: Database) -> None:
+    run = claimed(db, "2026-11-21T03:30 Europe/Berlin", now=1000.0)
+    assert (run.key, run.state, run.lease_until) == ("2026-11-21T03:30 Europe/Berlin", "running", 1060.0)
+    assert run.config == {"beta": 0.05}
+    assert runs.get(db, run.id) == run
+    assert runs.latest(db) == run
+
+
+def test_a_slot_is_claimed_once(db: Database) -> None:
+    run = claimed(db)
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    assert runs.claim(db, "tonight", config={}) is None
+
+
+def test_of_many_claimants_one_gets_the_slot(db: Database) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: runs.claim(db, "tonight", config={}), range(16)))
+    assert sum(run is not None for run in found) == 1
+
+
+def test_a_living_lease_keeps_other_runs_out_and_an_expired_one_is_interrupted(db: Database) -> None:
+    first = claimed(db, now=1000.0)
+    assert runs.claim(db, "manual-1", config={}, now=1059.0) is None
+    second = claimed(db, "manual-1", now=1060.0)
+    assert second.fencing_token > first.fencing_token
+    written_off = runs.get(db, first.id)
+    assert (written_off.state, written_off.finished_at) == ("interrupted", 1060.0)
+    assert "lease expired" in written_off.reason
+
+
+def test_a_heartbeat_renews_the_lease_until_it_is_lost(db: Database) -> None:
+    run = claimed(db, now=1000.0)
+    assert runs.heartbeat(db, run, now=1050.0)
+    assert runs.get(db, run.id).lease_until == 1110.0
+    claimed(db, "next", now=1200.0)
+    assert not runs.heartbeat(db, run, now=1201.0)
+
+
+def test_a_run_tells_what_it_does(db: Database) -> None:
+    run = claimed(db)
+    runs.report(db, run.id, stage="ppo", progress=1.7, eta_seconds=60.0, message="Update 3 of 15.")
+    now = runs.get(db, run.id)
+    assert (now.stage, now.progress, now.eta_seconds, now.message) == ("ppo", 1.0, 60.0, "Update 3 of 15.")
+
+
+def test_a_finished_run_keeps_its_reason_and_hears_no_more_reports(db: Database) -> None:
+    run = claimed(db)
+    done = runs.finish(
+        db, run.id, run.fencing_token, state="refused", reason="It won 48 %.", version="v000001"
+    )
+    assert (done.state, done.reason, done.version, done.progress) == (
+        "refused",
+        "It won 48 %.",
+        "v000001",
+        1.0,
+    )
+    assert done.finished_at is not None
+    runs.report(db, run.id, stage="gate", progress=0.5)
+    assert runs.get(db, run.id) == done
+
+
+def test_a_stale_token_finishes_nothing(db: Database) -> None:
+    run = claimed(db)
+    with pytest.raises(Refused):
+        runs.finish(db, run.id, run.fencing_token + 1, state="failed", reason="")
+    runs.finish(db, run.id, run.fencing_token, state="failed", reason="Out of memory.")
+    with pytest.raises(Refused, match=r"over \(failed\)"):
+        runs.finish(db, run.id, run.fencing_token, state="published", reason="")
+    assert runs.get(db, run.id).state == "failed"
+
+
+def test_an_unknown_run_is_a_sentence(db: Database) -> None:
+    with pytest.raises(NotFound, match="No run 'x' - run \"trainer runs\""):
+        runs.get(db, "x")
+    assert runs.latest(db) is None
+
+
+def test_runs_are_listed_newest_first(db: Database) -> None:
+    for key in ("one", "two", "three"):
+        run = claimed(db, key)
+        runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason="No rankings.")
+    assert [run.key for run in runs.list_all(db)] == ["three", "two", "one"]
+    assert [run.key for run in runs.list_all(db, limit=1)] == ["three"]
+
+
+def test_metrics_come_back_in_order_and_replace_themselves(db: Database) -> None:
+    run = claimed(db)
+    runs.log(db, run.id, "ppo", 1, {"kl": 0.4, "score": 1})
+    runs.log(db, run.id, "ppo", 0, {"kl": 0.1})
+    runs.log(db, run.id, "ppo", 0, {"kl": 0.2})
+    runs.log(db, run.id, "reward", 0, {"loss": math.inf, "accuracy": math.nan})
+    assert [(m.step, m.name, m.value) for m in runs.metrics(db, run.id, "ppo")] == [
+        (0, "kl", 0.2),
+        (1, "kl", 0.4),
+        (1, "score", 1.0),
+    ]
+    accuracy, loss = runs.metrics(db, run.id, "reward")
+    assert math.isnan(accuracy.value)
+    assert loss.value == math.inf
+    assert len(runs.metrics(db, run.id)) == 5
+
+
+def test_only_a_running_run_can_be_cancelled(db: Database) -> None:
+    run = claimed(db)
+    assert runs.request_cancel(db, run.id).cancel_requested
+    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="An operator asked.")
+    with pytest.raises(Refused, match="nothing to cancel"):
+        runs.request_cancel(db, run.id)
+
+
+def test_rankings_after_the_snapshot_of_a_judged_run_are_new(db: Database, home: Home) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    run = claimed(db)
+    snapshot = take_snapshot(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    runs.set_snapshot(db, run.id, snapshot)
+    assert runs.last_success_at(db) is None
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    assert runs.get(db, run.id).snapshot_hash == snapshot.sha256
+    assert rankings.count(db, after=runs.last_success_at(db)) == 1
+
+
+def test_a_failed_run_has_seen_nothing(db: Database) -> None:
+    run = claimed(db)
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.finish(db, run.id, run.fencing_token, state="failed", reason="The disk was full.")
+    assert runs.last_success_at(db) is None
+
+
+def test_what_a_run_learned_from_is_written_down_once(db: Database) -> None:
+    ada = somebody(db)
+    ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    run = claimed(db)
+    for _ in range(2):
+        runs.set_snapshot(db, run.id, take_snapshot(db))
+    rows = [tuple(row) for row in db.query("SELECT * FROM run_rankings")]
+    assert rows == [(run.id, ranking.id, ada.id)]

@@ -1,0 +1,300 @@
+"""Turns: stored before they are answered, once per click, streamed, stopped, and stored again."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from chatbot import turns as turns_module
+from chatbot.decoding import Decoding
+from chatbot.engine import Engine
+from chatbot.turns import LiveTurn, Turns
+from data import conversations, rankings
+from data.database import Database
+from data.errors import Busy, NotFound, Problem, Refused
+from data.records import Message, Person, Sampling
+from tests.stories import somebody
+from tests.test_engine import until
+
+SHORT = Sampling(max_new_tokens=8)
+LONG = Sampling(temperature=0, max_new_tokens=900)
+
+
+@pytest.fixture
+def ada(db: Database) -> Person:
+    return somebody(db)
+
+
+@pytest.fixture
+def turns(db: Database, engine: Engine) -> Iterator[Turns]:
+    made = Turns(db, engine, max_new_tokens=8)
+    yield made
+    engine.close()
+    made.close()
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of decoding takes a while."""
+    step = Decoding.step
+
+    def slow_step(self: Decoding) -> None:
+        time.sleep(0.01)
+        step(self)
+
+    monkeypatch.setattr(Decoding, "step", slow_step)
+
+
+def done(live: LiveTurn) -> LiveTurn:
+    assert live.wait(60)
+    return live
+
+
+def stored(db: Database, live: LiveTurn) -> list[Message]:
+    """The turn's rows, in shown order."""
+    return [conversations.message(db, reply.message_id) for reply in live.replies]
+
+
+def test_a_turn_is_stored_with_all_that_made_it(turns: Turns, db: Database, ada: Person) -> None:
+    live = done(turns.send(ada, "Hello.", replies=3))
+    [chat] = conversations.list_for(db, ada.id)
+    assert (chat.id, chat.title) == (live.conversation_id, "Hello.")
+    turn, rows = conversations.message(db, live.turn_id), stored(db, live)
+    assert (turn.content, turn.author_id, turn.role) == ("Hello.", ada.id, "user")
+    for row, reply in zip(rows, live.replies, strict=True):
+        assert (row.version, row.sampling, row.author_id) == ("base", turns.sampling, None)
+        assert (row.content, row.tokens, row.seed) == (reply.text, reply.tokens, reply.stream.seed)
+        assert row.finish_reason == reply.finish_reason in ("stop", "length")
+    assert len({row.seed for row in rows}) == 3
+
+
+def test_the_message_is_stored_before_anything_is_written(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns.engine, "max_waiting", 0)
+    with pytest.raises(Busy):
+        turns.send(ada, "Is anybody there?", request_key="k")
+    assert conversations.by_request_key(db, ada.id, "k").content == "Is anybody there?"  # type: ignore[union-attr]
+
+
+def test_a_turn_that_was_busy_is_answered_when_sent_again(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full, pytest.raises(Busy):
+        full.setattr(turns.engine, "max_waiting", 0)
+        turns.send(ada, "Hello.", request_key="k")
+    live = done(turns.send(ada, "Hello.", replies=2, request_key="k"))
+    assert len(conversations.replies(db, live.turn_id)) == 2
+    assert len(conversations.list_for(db, ada.id)) == 1
+
+
+@pytest.mark.usefixtures("slowly")
+def test_unfinished_rows_say_their_version_and_seed(turns: Turns, db: Database, ada: Person) -> None:
+    live = turns.send(ada, "Hello.", replies=2, sampling=LONG)
+    for row in stored(db, live):
+        assert (row.finish_reason, row.version, row.sampling) == (None, "base", LONG)
+        assert row.seed in {reply.stream.seed for reply in live.replies}
+    assert not live.is_done and not live.wait(0)
+
+
+def test_a_stored_seed_gives_the_same_reply_again(turns: Turns, db: Database, ada: Person) -> None:
+    row = stored(db, done(turns.send(ada, "Hello.", replies=4)))[2]
+    assert row.seed is not None
+    messages = [{"role": "user", "content": "Hello."}]
+    again = turns.engine.submit(messages, sampling=row.sampling, seeds=[row.seed], version=row.version)
+    assert again.wait(60) and again.replies[0].text == row.content
+
+
+def test_the_model_sees_what_was_said_before(turns: Turns, db: Database, ada: Person) -> None:
+    first = done(turns.send(ada, "One.", replies=2))
+    parent = first.replies[1]
+    live = turns.send(
+        ada, "Two.", conversation_id=first.conversation_id, parent_id=parent.message_id, replies=1
+    )
+    said = turns.engine.base.format.decode(done(live)._generation.prompt)
+    assert said.count("<|im_start|>") == 4
+    assert "One." in said and f"assistant\n{parent.text}" in said and "Two." in said
+
+
+def test_replies_stand_in_the_order_shown_to_their_person(turns: Turns, db: Database, ada: Person) -> None:
+    live = done(turns.send(ada, "Hello.", replies=5))
+    made = [row.id for row in conversations.replies(db, live.turn_id)]
+    shown = [reply.message_id for reply in live.replies]
+    assert shown == rankings.shown_order(live.turn_id, ada.id, made)
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", "x" * 32_001, "x" * 1_000_000])
+def test_an_empty_or_endless_message_is_refused(turns: Turns, db: Database, ada: Person, text: str) -> None:
+    with pytest.raises(Refused, match=r"is empty - write|more than 32,000 - shorten"):
+        turns.send(ada, text)
+    assert conversations.list_for(db, ada.id) == []
+
+
+@pytest.mark.parametrize("replies", [0, 10])
+def test_a_count_out_of_range_is_refused(turns: Turns, db: Database, ada: Person, replies: int) -> None:
+    with pytest.raises(Refused, match="use 1 to 9"):
+        turns.send(ada, "Hello.", replies=replies)
+    assert conversations.list_for(db, ada.id) == []
+
+
+def test_another_persons_conversation_is_refused(turns: Turns, db: Database, ada: Person) -> None:
+    live, eve = done(turns.send(ada, "Mine.", replies=1)), somebody(db, "eve")
+    attempts: list[Callable[[], object]] = [
+        lambda: turns.send(eve, "Yours?", conversation_id=live.conversation_id),
+        lambda: turns.send(eve, "Yours?", parent_id=live.turn_id),
+        lambda: turns.regenerate(eve, live.turn_id),
+        lambda: turns.stop(eve, live.turn_id),
+    ]
+    for attempt in attempts:
+        with pytest.raises(Refused, match="another"):
+            attempt()
+    assert len(conversations.messages(db, live.conversation_id)) == 2
+    assert conversations.list_for(db, eve.id) == []
+
+
+def test_a_conversation_that_is_gone_is_refused(turns: Turns, ada: Person) -> None:
+    with pytest.raises(NotFound, match="does not exist or was deleted"):
+        turns.send(ada, "Hello.", conversation_id="gone")
+
+
+@pytest.mark.usefixtures("slowly")
+def test_a_reply_that_is_being_written_cannot_be_answered(turns: Turns, db: Database, ada: Person) -> None:
+    live = turns.send(ada, "Hello.", replies=1, sampling=LONG)
+    chat, parent = live.conversation_id, live.replies[0].message_id
+    with pytest.raises(Refused, match="still being written - wait for it, or stop it"):
+        turns.send(ada, "And?", conversation_id=chat, parent_id=parent)
+
+
+def test_a_lone_surrogate_is_answered_like_any_text(turns: Turns, db: Database, ada: Person) -> None:
+    live = done(turns.send(ada, "a\ud800b", replies=1))
+    assert conversations.message(db, live.turn_id).content == "a\ufffdb"
+
+
+def test_the_same_key_is_one_turn(turns: Turns, db: Database, ada: Person) -> None:
+    first, second = (turns.send(ada, "Hello.", replies=2, request_key="k") for _ in range(2))
+    assert first is second
+    assert len(conversations.list_for(db, ada.id)) == 1
+    assert len(conversations.replies(db, first.turn_id)) == 2
+
+
+def test_many_clicks_at_once_are_one_turn(turns: Turns, db: Database, ada: Person) -> None:
+    lives: list[LiveTurn] = []
+    start = threading.Barrier(6)
+
+    def click() -> None:
+        start.wait()
+        lives.append(turns.send(ada, "Hello.", replies=2, request_key="k"))
+
+    clicks = [threading.Thread(target=click) for _ in range(6)]
+    for thread in clicks:
+        thread.start()
+    for thread in clicks:
+        thread.join()
+    [chat] = conversations.list_for(db, ada.id)
+    assert len(set(map(id, lives))) == 1 and len(lives) == 6
+    assert len(conversations.messages(db, chat.id)) == 3
+
+
+def test_a_key_whose_turn_was_answered_long_ago_begins_nothing(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "_KEEP_ENDED_SECONDS", 0)
+    live = done(turns.send(ada, "Hello.", replies=2, request_key="k"))
+    until(lambda: turns.live(live.turn_id) is None)
+    with pytest.raises(Refused, match="answered already - reload the page"):
+        turns.send(ada, "Hello.", replies=2, request_key="k")
+    assert len(conversations.messages(db, live.conversation_id)) == 3
+
+
+def test_a_key_is_its_authors_own(turns: Turns, db: Database, ada: Person) -> None:
+    people = (ada, somebody(db, "bob"))
+    first, second = (turns.send(person, "Hello.", replies=1, request_key="k") for person in people)
+    assert first.turn_id != second.turn_id
+
+
+def test_regenerating_adds_siblings(turns: Turns, db: Database, ada: Person) -> None:
+    first = done(turns.send(ada, "Hello.", replies=2))
+    second = done(turns.regenerate(ada, first.turn_id, replies=3))
+    everything = [row.id for row in conversations.replies(db, first.turn_id)]
+    assert len(everything) == 5 and turns.live(first.turn_id) is second
+    assert {reply.message_id for reply in second.replies} == set(everything[2:])
+
+
+@pytest.mark.usefixtures("slowly")
+def test_a_turn_that_is_being_answered_is_not_regenerated(turns: Turns, db: Database, ada: Person) -> None:
+    live = turns.send(ada, "Hello.", replies=1, sampling=LONG)
+    with pytest.raises(Refused, match="still being answered - stop it first"):
+        turns.regenerate(ada, live.turn_id)
+    assert len(conversations.replies(db, live.turn_id)) == 1
+
+
+def test_only_a_persons_message_is_regenerated(turns: Turns, ada: Person) -> None:
+    live = done(turns.send(ada, "Hello.", replies=1))
+    with pytest.raises(Refused, match="Only a person's message can be answered"):
+        turns.regenerate(ada, live.replies[0].message_id)
+
+
+@pytest.mark.usefixtures("slowly")
+def test_a_stopped_reply_keeps_what_was_written(turns: Turns, db: Database, ada: Person) -> None:
+    live = turns.send(ada, "Hello.", replies=2, sampling=LONG)
+    one, other = live.replies
+    until(lambda: one.tokens > 3)
+    turns.stop(ada, live.turn_id, one.message_id)
+    until(lambda: conversations.message(db, one.message_id).is_finished)
+    row = conversations.message(db, one.message_id)
+    assert (row.finish_reason, row.content, row.tokens) == ("cancelled", one.text, one.tokens)
+    assert row.content and other.finish_reason is None
+    turns.stop(ada, live.turn_id)
+    assert [row.finish_reason for row in stored(db, done(live))] == ["cancelled"] * 2
+
+
+def test_stopping_what_has_ended_is_harmless(turns: Turns, db: Database, ada: Person) -> None:
+    live = done(turns.send(ada, "Hello.", replies=2))
+    before = stored(db, live)
+    turns.stop(ada, live.turn_id)
+    turns.stop(ada, live.turn_id, live.replies[0].message_id)
+    assert stored(db, live) == before
+
+
+@pytest.mark.usefixtures("slowly")
+def test_closing_stores_what_was_written_as_interrupted(turns: Turns, db: Database, ada: Person) -> None:
+    live = turns.send(ada, "Hello.", replies=2, sampling=LONG)
+    until(lambda: live.replies[0].tokens > 3)
+    turns.engine.close()
+    turns.close()
+    assert live.is_done
+    assert [(row.finish_reason, bool(row.content)) for row in stored(db, live)] == [("interrupted", True)] * 2
+
+
+@pytest.mark.usefixtures("slowly")
+def test_deleting_a_conversation_ends_its_turn_quietly(
+    turns: Turns, db: Database, ada: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = turns.send(ada, "Hello.", replies=2, sampling=LONG)
+    conversations.delete(db, live.conversation_id)
+    live.stop()
+    assert done(live).is_done and not caplog.records
+
+
+def test_what_cannot_be_stored_is_logged_and_keeps_nobody_waiting(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(conversations, "finish_reply", full)
+    assert done(turns.send(ada, "Hello.", replies=2)).is_done
+    assert "could not be stored" in caplog.text
+
+
+def test_what_the_database_refuses_is_not_generated(
+    turns: Turns, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise Problem("The disk is full - make room.")
+
+    monkeypatch.setattr(conversations, "start_replies", refuse)
+    with pytest.raises(Problem, match="disk is full"):
+        turns.send(ada, "Hello.", sampling=LONG)
+    until(lambda: turns.engine.load_now == (0, 0))

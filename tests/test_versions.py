@@ -1,0 +1,139 @@
+"""versions.py: what serves changes by one row, only under a living lease, and rolls back to the base."""
+
+import pytest
+
+from data import people, runs, versions
+from data.comparisons import take_snapshot
+from data.database import Database
+from data.errors import NotFound, Refused
+from data.records import Run, Version, VersionStatus
+from tests.stories import a_turn, rank, somebody
+
+
+def made(
+    db: Database, parent: str = "base", status: VersionStatus = "accepted", run: Run | None = None
+) -> Version:
+    name = versions.next_name(db)
+    return versions.add(
+        db,
+        name=name,
+        parent=parent,
+        base_model="tiny",
+        base_sha256="0" * 64,
+        path=name,
+        sha256="1" * 64,
+        status=status,
+        report={"win_rate": 0.6},
+        run_id=run.id if run else None,
+        rankings=3,
+    )
+
+
+def claimed(db: Database, key: str = "tonight") -> Run:
+    run = runs.claim(db, key, config={})
+    assert run is not None
+    return run
+
+
+def test_versions_are_counted_from_one(db: Database) -> None:
+    assert versions.next_name(db) == "v000001"
+    first = made(db)
+    assert first.name == "v000001"
+    assert versions.next_name(db) == "v000002"
+    assert versions.get(db, "v000001") == first
+    assert versions.list_all(db) == [first]
+
+
+def test_the_base_is_always_there_and_serves_first(db: Database) -> None:
+    assert versions.get(db, "base").status == "accepted"
+    assert versions.serving(db).current == "base"
+    assert versions.list_all(db) == []
+
+
+def test_an_unknown_version_is_a_sentence_with_the_remedy(db: Database) -> None:
+    with pytest.raises(NotFound, match=r"No version 'v000099' - run \"trainer versions\" to list"):
+        versions.get(db, "v000099")
+
+
+def test_a_published_version_serves_and_the_audit_tells_who(db: Database) -> None:
+    made(db, status="candidate")
+    serving = versions.publish(db, "v000001", actor="ada", reason="It won.")
+    assert (serving.current, serving.previous, serving.reason) == ("v000001", "base", "It won.")
+    assert versions.serving(db) == serving
+    assert versions.get(db, "v000001").status == "accepted"
+    (entry,) = versions.history(db)
+    assert (entry.person, entry.action, entry.detail["version"]) == ("ada", "publish", "v000001")
+    assert [entry.action for entry in people.audit_log(db)] == ["publish", "add_version"]
+
+
+def test_publishing_what_serves_changes_nothing(db: Database) -> None:
+    made(db)
+    first = versions.publish(db, "v000001", actor="ada", reason="once")
+    assert versions.publish(db, "v000001", actor="ada", reason="twice") == first
+    assert len(versions.history(db)) == 1
+
+
+def test_a_refused_version_serves_only_by_force(db: Database) -> None:
+    made(db, status="refused")
+    with pytest.raises(Refused, match="gate refused v000001"):
+        versions.publish(db, "v000001", actor="ada", reason="")
+    assert versions.publish(db, "v000001", actor="ada", reason="", force=True).current == "v000001"
+    assert versions.get(db, "v000001").status == "refused"
+
+
+def test_a_run_that_lost_its_lease_cannot_publish(db: Database) -> None:
+    late = claimed(db)
+    made(db, run=late)
+    assert runs.claim(db, "next", config={}, now=late.lease_until + 1) is not None
+    with pytest.raises(Refused, match="lease was lost"):
+        versions.publish(
+            db, "v000001", actor="trainer", reason="", run_id=late.id, fencing_token=late.fencing_token
+        )
+    assert versions.serving(db).current == "base"
+    assert versions.history(db) == []
+
+
+@pytest.mark.parametrize("token", [None, 99])
+def test_a_run_publishes_with_its_own_token_only(db: Database, token: int | None) -> None:
+    run = claimed(db)
+    made(db, run=run)
+    with pytest.raises(Refused):
+        versions.publish(db, "v000001", actor="trainer", reason="", run_id=run.id, fencing_token=token)
+    serving = versions.publish(
+        db, "v000001", actor="trainer", reason="", run_id=run.id, fencing_token=run.fencing_token
+    )
+    assert serving.current == "v000001"
+
+
+def test_rolling_back_goes_to_the_previous_then_up_the_parents_to_the_base(db: Database) -> None:
+    for parent in ("base", "v000001", "v000002"):
+        versions.publish(db, made(db, parent).name, actor="trainer", reason="night")
+    line = [versions.rollback(db, actor="ada").current for _ in range(3)]
+    assert line == ["v000002", "v000001", "base"]
+    with pytest.raises(Refused, match="base model serves already"):
+        versions.rollback(db, actor="ada")
+    assert versions.history(db)[0].detail == {"version": "base", "before": "v000001", "reason": ""}
+
+
+def test_a_taken_name_and_an_unknown_parent_are_refused(db: Database) -> None:
+    version = made(db)
+    with pytest.raises(NotFound, match="No version 'v000007'"):
+        made(db, parent="v000007")
+    with pytest.raises(Refused, match="is there already"):
+        values = {
+            name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "created_at"
+        }
+        versions.add(db, **values)
+
+
+def test_versions_that_learned_from_a_ranking_are_found_with_their_descendants(db: Database) -> None:
+    ada = somebody(db)
+    made(db)
+    ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    run = claimed(db)
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    made(db, "v000001", run=run)
+    made(db, "v000002")
+    made(db)
+    assert versions.learned_from(db, [ranking.id]) == ["v000002", "v000003"]
+    assert versions.learned_from(db, []) == []

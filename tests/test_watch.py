@@ -1,0 +1,271 @@
+"""Each due refresh is claimed by exactly one watcher, runs as a child, and never ends without a word."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data import forecast, requests, runs, schedules
+from data.comparisons import take_snapshot
+from data.database import Database, open_database
+from data.home import Home, open_home
+from data.records import Run, Schedule
+from tests.stories import a_turn, rank, somebody
+from trainer.watch import Watcher, claim_due, last_slot, log_file
+
+NIGHT = datetime(2026, 11, 21, 3, 30, tzinfo=UTC).timestamp()
+DAY = 86400.0
+NIGHTLY = Schedule(min_rankings=2)
+
+
+def rank_at(db: Database, moment: float, count: int = 2) -> None:
+    """`count` rankings that were made at `moment`."""
+    for _ in range(count):
+        ranking = rank(db, somebody(db), a_turn(db, somebody(db)), [1, 2, 3])
+        with db.write() as conn:
+            conn.execute("UPDATE rankings SET created_at = ? WHERE id = ?", (moment, ranking.id))
+
+
+def claim(db: Database, now: float, since: float = 0.0) -> Run | None:
+    return claim_due(db, NIGHTLY, {"seed": 1}, now=now, since=since)
+
+
+def finish(db: Database, run: Run) -> None:
+    """The run publishes what it learned from all rankings there are."""
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+
+
+def test_a_slot_with_enough_rankings_is_claimed_once(db: Database) -> None:
+    rank_at(db, NIGHT - 60)
+    assert claim(db, NIGHT - 1) is None
+    run = claim(db, NIGHT + 5)
+    assert run is not None and run.key == "2026-11-21T03:30 UTC" and run.config == {"seed": 1}
+    assert claim(db, NIGHT + 10) is None and last_slot(db) == run.key
+
+
+def test_a_slot_with_too_few_rankings_is_recorded_and_not_asked_again(db: Database) -> None:
+    rank_at(db, NIGHT - 60, count=1)
+    assert claim(db, NIGHT + 5) is None
+    run = runs.latest(db)
+    assert run is not None and run.state == "nothing_to_learn"
+    assert run.reason.startswith("Only 1 new rankings lay there when it was time, 2 are asked for - ")
+    rank_at(db, NIGHT + 60)  # enough by now, but the slot is over
+    assert claim(db, NIGHT + 120) is None and len(runs.list_all(db)) == 1
+    assert claim(db, NIGHT + DAY) is not None
+
+
+def test_the_night_before_the_first_start_is_passed_over_without_a_row(db: Database) -> None:
+    noon = NIGHT + 9 * 3600
+    rank_at(db, noon + 60)
+    assert claim(db, noon + 120, since=noon) is None and runs.list_all(db) == []
+
+
+def test_rankings_that_were_learned_from_do_not_count_again(db: Database) -> None:
+    rank_at(db, NIGHT - 60)
+    run = claim(db, NIGHT)
+    assert run is not None
+    finish(db, run)
+    assert claim(db, NIGHT + DAY) is None
+    rank_at(db, NIGHT + DAY + 60)
+    assert claim(db, NIGHT + 2 * DAY) is not None
+
+
+@pytest.mark.parametrize("down", [60.0, 3600.0, DAY, 3 * DAY])
+def test_downtime_is_caught_up_by_one_run(db: Database, down: float) -> None:
+    rank_at(db, NIGHT - DAY - 60)
+    first = claim(db, NIGHT - DAY)
+    assert first is not None
+    finish(db, first)
+    rank_at(db, NIGHT - 60)
+    back = [claim(db, NIGHT + down + minutes * 60, since=NIGHT + down) for minutes in range(5)]
+    assert sum(run is not None for run in back) == 1
+
+
+def test_a_living_run_holds_off_the_next_slot_and_a_dead_one_does_not(db: Database) -> None:
+    rank_at(db, NIGHT - 60)
+    assert runs.claim(db, "manual-1", config={}, now=NIGHT - 10) is not None
+    assert claim(db, NIGHT + 5) is None
+    assert claim(db, NIGHT + 120) is not None
+
+
+def _race(root: Path, start: float) -> int:
+    """In a process of its own: look 20 times, from `start` on, and count what was claimed."""
+    db = open_database(open_home(root))
+    time.sleep(max(0.0, start - time.time()))
+    claimed = sum(claim(db, NIGHT + look) is not None for look in range(20))
+    db.close()
+    return claimed
+
+
+def test_of_several_watchers_exactly_one_gets_the_night(db: Database, home: Home) -> None:
+    rank_at(db, NIGHT - 60)
+    with get_context("spawn").Pool(3) as pool:
+        claimed = pool.starmap(_race, [(home.root, time.time() + 3.0)] * 3)
+    assert sum(claimed) == 1 and len(runs.list_all(db)) == 1
+
+
+# A watcher and its child
+
+
+def child(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def ended(watcher: Watcher) -> bool:
+    watcher.tick(NIGHT + 10)
+    run = runs.latest(watcher.db)
+    return run is not None and run.state != "running"
+
+
+@pytest.fixture
+def watch_with(db: Database, home: Home) -> Iterator[Callable[[str], Watcher]]:
+    """A watcher whose refresh is a line of Python, on a night that is due."""
+    schedules.set_(db, NIGHTLY, "ada")
+    with db.write() as conn:
+        conn.execute("UPDATE schedule SET updated_at = 0")
+    rank_at(db, NIGHT - 60)
+    watchers: list[Watcher] = []
+
+    def make(code: str) -> Watcher:
+        watchers.append(Watcher(home, db, command=child(code)))
+        return watchers[-1]
+
+    yield make
+    for watcher in watchers:
+        watcher.close()
+
+
+def test_the_child_gets_the_run_low_priority_and_half_of_the_cores(
+    watch_with: Callable[[str], Watcher], db: Database, home: Home
+) -> None:
+    watcher = watch_with(
+        "import os, sys, time; time.sleep(0.5);"
+        "print(sys.argv[1], os.nice(0), os.environ['OMP_NUM_THREADS'], os.getpid() == os.getsid(0),"
+        " os.environ['NIGHTSCHOOL_HOME'], flush=True); sys.exit('Out of luck - try again.')"
+    )
+    watcher.tick(NIGHT)
+    wait_for(lambda: ended(watcher))
+    run = runs.latest(db)
+    assert run is not None and run.state == "failed"
+    assert (
+        run.reason == "The training process ended with exit code 1; its last words: Out of luck - try again."
+    )
+    half = max(1, (os.cpu_count() or 2) // 2)
+    words = log_file(home, run).read_text().splitlines()
+    assert words == [f"{run.id} 10 {half} True {home.root}", "Out of luck - try again."]
+
+
+def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    watcher = watch_with("import time; time.sleep(60)")
+    for seconds in (0, 50, 100, 150):
+        watcher.tick(NIGHT + seconds)
+        run = runs.latest(db)
+        assert run is not None and run.state == "running" and run.lease_until == NIGHT + seconds + 60
+    assert len(runs.list_all(db)) == 1
+
+
+def test_a_killed_child_is_recorded_and_the_night_is_not_run_twice(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    watcher = watch_with("import os; os.kill(os.getpid(), 9)")
+    watcher.tick(NIGHT)
+    wait_for(lambda: ended(watcher))
+    run = runs.latest(db)
+    assert run is not None and run.reason.startswith(
+        "The training process ended by signal 9; its last words: none"
+    )
+    watcher.tick(NIGHT + 60)
+    assert len(runs.list_all(db)) == 1
+
+
+def test_a_child_that_finished_its_run_itself_is_left_as_it_is(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    watcher = watch_with("")
+    watcher.tick(NIGHT)
+    run = runs.latest(db)
+    assert run is not None
+    finish(db, run)
+    wait_for(lambda: ended(watcher))
+    assert runs.get(db, run.id).reason == "A test."
+
+
+def test_a_refresh_asked_for_on_the_page_starts_at_the_next_look(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    key = requests.ask(db, somebody(db))
+    watch_with("import time; time.sleep(60)").tick(NIGHT - 3600)
+    run = runs.latest(db)
+    assert run is not None and run.key == key and requests.pending(db) is None
+
+
+def test_the_page_is_told_the_next_times_or_what_is_wrong(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    watcher = watch_with("")
+    watcher.tick(NIGHT - 60)
+    told = forecast.told(db, schedules.get(db))
+    assert told is not None and told.times[0] == NIGHT and len(told.times) == 5
+    broken = schedules.set_(db, Schedule(cron="25:00"), "ada")
+    watcher.tick(NIGHT)
+    told = forecast.told(db, broken)
+    assert told is not None and told.times == () and "not a cron expression" in told.problem
+
+
+@pytest.mark.parametrize("manners", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"])
+def test_closing_ends_the_child_and_its_children(
+    watch_with: Callable[[str], Watcher], db: Database, manners: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.watch.GRACE_SECONDS", 0.5)
+    watcher = watch_with(
+        "import signal, subprocess, sys, time\n"
+        f"{manners}\n"
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid, flush=True)\n"
+        "time.sleep(99)"
+    )
+    watcher.tick(NIGHT)
+    run = runs.latest(db)
+    assert run is not None
+    wait_for(lambda: log_file(watcher.home, run).read_text().strip())
+    grandchild = int(log_file(watcher.home, run).read_text())
+    watcher.close()
+    assert runs.get(db, run.id).state == "interrupted"
+    wait_for(lambda: not _lives(grandchild))
+
+
+def _lives(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_trainer_watch_ends_on_sigterm_with_its_child(db: Database, home: Home) -> None:
+    # The real command and the real child: a refresh asked for, with nothing to learn from.
+    requests.ask(db, somebody(db))
+    watching = subprocess.Popen([sys.executable, "-m", "trainer", "watch", "--model", "nowhere/no/such"])
+    try:
+        wait_for(lambda: (run := runs.latest(db)) is not None and run.state == "failed", 120)
+        watching.send_signal(signal.SIGTERM)
+        assert watching.wait(20) == 0
+    finally:
+        watching.kill()
+    run = runs.latest(db)
+    assert run is not None and run.config["model"] == "nowhere/no/such"
+    assert "No directory 'nowhere/no/such'" in run.reason

@@ -1,0 +1,244 @@
+"""The plain routes: sign in and out, links, the account, health, and what one reads when something fails."""
+
+import json
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from chatbot import accounts, signin
+from chatbot.config import ServeConfig
+from chatbot.engine import Engine
+from chatbot.metrics import Metrics
+from chatbot.turns import Turns
+from chatbot.web import Site, open_site
+from data import people
+from data.database import Database
+from data.home import Home
+from data.records import Person
+from tests.site import built_app
+from tests.stories import a_turn, rank
+
+BASE = "http://127.0.0.1:7860"
+PASSWORD = "a quiet night"
+PAGE = {"accept": "text/html"}
+
+
+@pytest.fixture
+def site(db: Database, home: Home) -> Site:
+    return Site(db, home, ServeConfig(public_url="https://night.example.org"), Metrics(db))
+
+
+@pytest.fixture
+def app(site: Site) -> FastAPI:
+    """The application while the model still loads."""
+    return open_site(site)
+
+
+@pytest.fixture
+def browser(app: FastAPI) -> TestClient:
+    return TestClient(app, base_url=BASE, follow_redirects=False, client=("127.0.0.1", 1))
+
+
+@pytest.fixture
+def ada(db: Database) -> Person:
+    return people.add(db, "Ada", password_hash=accounts.hash_password(PASSWORD))
+
+
+def sign_in(browser: TestClient, **fields: str) -> None:
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD, **fields})
+    assert answer.status_code == 303, answer.text
+
+
+# Signing in
+
+
+def test_the_sign_in_page_says_what_becomes_of_ones_words(browser: TestClient) -> None:
+    answer = browser.get("/login")
+    assert "may be used to train this assistant" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert browser.get("/account.css").headers["content-type"].startswith("text/css")
+    assert browser.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
+
+
+def test_the_cookie_of_a_session_is_out_of_reach(browser: TestClient, ada: Person) -> None:
+    cookie = browser.post("/login", data={"name": "Ada", "password": PASSWORD}).headers["set-cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=lax", "Max-Age=2592000", "Path=/"))
+    assert "Secure" not in cookie
+
+
+def test_the_cookie_is_secure_on_https(app: FastAPI, ada: Person) -> None:
+    browser = TestClient(app, base_url="https://night.example.org", follow_redirects=False)
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    assert "Secure" in answer.headers["set-cookie"]
+    assert "max-age" in answer.headers["strict-transport-security"]
+
+
+def test_a_wrong_password_keeps_the_name_and_says_so(browser: TestClient, ada: Person) -> None:
+    answer = browser.post("/login", data={"name": '"><b>Ada', "password": "wrong"})
+    assert answer.status_code == 401
+    assert "Name or password is wrong" in answer.text
+    assert 'value="&quot;&gt;&lt;b&gt;Ada"' in answer.text
+
+
+def test_after_ten_wrong_passwords_one_waits(browser: TestClient, ada: Person) -> None:
+    codes = [
+        browser.post("/login", data={"name": f"guess{i}", "password": "wrong"}).status_code for i in range(11)
+    ]
+    assert codes == [401] * 10 + [429]
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    assert (answer.status_code, 0 < int(answer.headers["retry-after"]) <= 60) == (429, True)
+
+
+def test_sign_in_returns_to_the_page_that_was_asked_for(browser: TestClient, ada: Person) -> None:
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD, "next": "/account/?done=x"})
+    assert answer.headers["location"] == "/account/?done=x"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://evil.example",
+        "//evil.example",
+        "/\\evil.example",
+        "/login",
+        "evil",
+        "",
+        "/\nx",
+        "/\t/evil.example",
+    ],
+)
+def test_sign_in_never_leads_to_another_site(path: str) -> None:
+    assert signin.own_path(path) == "/"
+
+
+def test_an_incomplete_form_is_a_sentence(browser: TestClient) -> None:
+    assert browser.post("/login", data={"name": "Ada"}).status_code == 422
+    assert "not complete" in browser.post("/login", data={"name": "Ada"}, headers=PAGE).text
+
+
+# Links
+
+
+def test_the_first_operator_comes_in_by_the_printed_link(browser: TestClient, db: Database) -> None:
+    link = accounts.operator_link(db)
+    assert "Make the first account" in browser.get(f"/login?link={link}").text
+    answer = browser.post("/login", data={"link": str(link), "name": "Grace", "password": PASSWORD})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert "Signed in as operator" in browser.get("/account/").text
+    assert "used or has expired" in browser.get(f"/login?link={link}").text
+
+
+def test_a_short_password_shows_the_form_of_the_link_again(browser: TestClient, db: Database) -> None:
+    link = accounts.operator_link(db)
+    answer = browser.post("/login", data={"link": str(link), "name": "Grace", "password": "short"})
+    assert answer.status_code == 400
+    assert "Make the first account" in answer.text and "8 to 1024" in answer.text
+
+
+def test_a_person_sets_a_password_by_link_and_is_in(browser: TestClient, db: Database, ada: Person) -> None:
+    link = accounts.password_link(db, ada)
+    assert "Hello, Ada" in browser.get(f"/set-password?link={link}").text
+    assert browser.post("/set-password", data={"link": link, "password": "new night"}).status_code == 303
+    assert "Signed in as user" in browser.get("/account/").text
+    again = browser.post("/set-password", data={"link": link, "password": "new night"})
+    assert (again.status_code, "used or has expired" in again.text) == (400, True)
+
+
+def test_guessing_links_is_throttled(browser: TestClient) -> None:
+    codes = [
+        browser.post("/set-password", data={"link": str(i), "password": PASSWORD}).status_code
+        for i in range(11)
+    ]
+    assert codes == [400] * 10 + [429]
+
+
+# The account
+
+
+def test_signing_out_ends_the_session(browser: TestClient, ada: Person) -> None:
+    sign_in(browser)
+    assert browser.get("/account/").status_code == 200
+    assert browser.post("/logout").headers["location"] == "/login"
+    assert browser.get("/account/").status_code == 401
+
+
+def test_a_link_on_another_site_signs_nobody_out(browser: TestClient, ada: Person) -> None:
+    sign_in(browser)
+    browser.get("/logout", headers={"sec-fetch-site": "cross-site"})
+    assert browser.get("/account/").status_code == 200
+
+
+def test_signing_out_everywhere_ends_other_devices_too(
+    app: FastAPI, browser: TestClient, ada: Person
+) -> None:
+    other = TestClient(app, base_url=BASE, follow_redirects=False)
+    sign_in(browser)
+    sign_in(other)
+    browser.post("/account/sign-out-everywhere")
+    assert other.get("/account/").status_code == 401
+
+
+def test_changing_the_password_keeps_this_device_in(browser: TestClient, ada: Person) -> None:
+    sign_in(browser)
+    wrong = browser.post("/account/password", data={"old": "guess", "new": "another night"})
+    assert wrong.status_code == 401
+    right = browser.post("/account/password", data={"old": PASSWORD, "new": "another night"})
+    assert "is changed" in browser.get(right.headers["location"]).text
+
+
+def test_an_export_has_all_of_ones_own_and_nothing_of_others(
+    browser: TestClient, db: Database, ada: Person
+) -> None:
+    eve = people.add(db, "Eve")
+    mine = a_turn(db, ada, question="My question")
+    rank(db, ada, mine, [1, 2, 3])
+    rank(db, eve, mine, [3, 2, 1])
+    a_turn(db, eve, question="Her secret")
+    sign_in(browser)
+    answer = browser.get("/account/export")
+    data = json.loads(answer.text)
+    assert "attachment" in answer.headers["content-disposition"]
+    assert (len(data["conversations"]), "Her secret" in answer.text) == (1, False)
+    assert [row["person_id"] for row in data["conversations"][0]["rankings"]] == [ada.id]
+    assert len(data["conversations"][0]["messages"]) == 4
+
+
+# Health, and failing
+
+
+def test_while_the_model_loads_the_server_is_well_but_not_ready(browser: TestClient, ada: Person) -> None:
+    assert browser.get("/healthz").json() == {"status": "ok"}
+    answer = browser.get("/readyz")
+    assert (answer.status_code, answer.json()["model"], answer.json()["database"]) == (503, False, True)
+    sign_in(browser)
+    page = browser.get("/", headers=PAGE)
+    assert (page.status_code, "Waking up" in page.text) == (503, True)
+    assert browser.get("/gradio_api/info").json() == {
+        "error": "The model is loading - try again in a moment."
+    }
+
+
+def test_a_draining_or_closed_server_is_not_ready(site: Site, browser: TestClient) -> None:
+    site.is_draining = True
+    assert browser.get("/readyz").json()["staying"] is False
+
+
+def test_with_a_model_the_server_is_ready_and_the_pages_open(
+    db: Database, engine: Engine, home: Home, ada: Person
+) -> None:
+    app = built_app(db, Turns(db, engine), home)
+    with TestClient(app, base_url=BASE, follow_redirects=False, client=("127.0.0.1", 1)) as browser:
+        assert browser.get("/readyz").json()["ready"] is True
+        assert browser.get("/", headers=PAGE).headers["location"] == "/login?next=/"
+        sign_in(browser)
+        assert "gradio" in browser.get("/", headers=PAGE).text
+        assert browser.get("/operate").status_code == 403
+        assert "nightschool_requests_running 0.0" in browser.get("/metrics").text
+        assert browser.get("/no-such-page", headers=PAGE).status_code == 404
+
+
+def test_another_site_gets_no_leave_to_read(browser: TestClient, ada: Person) -> None:
+    sign_in(browser)
+    answer = browser.get("/account/export", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in answer.headers

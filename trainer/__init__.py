@@ -1,0 +1,1 @@
+"""What Night School learns: reward model, PPO, gate, publication."""

@@ -1,0 +1,34 @@
+"""Eight prompts with replies and what a float32 build says of them, for the manifest of a version.
+
+The server computes the same with its own build before the version may answer anybody (chatbot/following.py):
+an adapter that was trained but has no effect, or another effect, is found out there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from chatbot.adapters import Canary
+from chatbot.basemodel import Base
+from chatbot.policy import merged_model
+from data.records import Prompt, Sampling
+from trainer.rollout import logprobs_of, sample_replies
+
+_COUNT = 8
+_TOKENS = 24
+
+
+def canaries(base: Base, adapter: Path, prompts: Sequence[Prompt], *, seed: int) -> list[Canary]:
+    """Replies of `adapter` to the first eight of `prompts`, with the mean log-probability of their tokens."""
+    model = merged_model(base, adapter, device=torch.device("cpu"), dtype=torch.float32)
+    ids = [base.format.fit(prompt.messages, base.context // 2).ids for prompt in prompts[:_COUNT]]
+    sampling = Sampling(max_new_tokens=_TOKENS)
+    replies = sample_replies(
+        model, ids, sampling=sampling, end_of_turn=base.format.end_of_turn, seed=seed, rows=_COUNT
+    )
+    logprobs = logprobs_of(model, ids, [r.reply for r in replies], temperature=1.0)
+    return [
+        {"ids": r.ids, "reply_start": len(r.prompt), "logprob": float(values.mean())}
+        for r, values in zip(replies, logprobs, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""What an operator may turn. One dial each for the stages of a night; everything else follows from them."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from data.errors import Refused
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    """A whole night. The defaults fit a 135M model on two cores in about half an hour."""
+
+    model: Annotated[
+        str | None, "Base model: a directory or a hub id; the embedded default where left out."
+    ] = None
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], "Number format of the frozen base; auto asks the hardware."
+    ] = "auto"
+    threads: Annotated[int, "Cores to use; 0 means all."] = 0
+    seed: Annotated[int, "Seed of everything random in the run."] = 0
+    rank: Annotated[int, "Rank of each LoRA adapter."] = 16
+    max_new_tokens: Annotated[
+        int, "Longest reply in rollouts and replays; 0 means 128 on a CPU, 256 on a GPU."
+    ] = 0
+    temperature: Annotated[float, "Sampling temperature of rollouts and replays, as in the chat."] = 0.8
+
+    min_rankings: Annotated[int, "Fewest rankings worth a night."] = 12
+    max_rankings: Annotated[int, "Most rankings a night learns from, newest first."] = 1000
+    reward_epochs: Annotated[int, "Passes over the rankings when a reward model is trained."] = 2
+    reward_lr: Annotated[float, "Peak learning rate of a reward model."] = 3e-4
+    reward_batch: Annotated[int, "Rankings in one step of reward training."] = 2
+    reward_steps: Annotated[
+        int, "Fewest steps of a reward model: over few rankings it makes up to twice as many passes."
+    ] = 64
+
+    updates: Annotated[int, "PPO updates, each on a fresh batch of rollouts."] = 16
+    prompts_per_update: Annotated[int, "Prompts, one reply each, in a batch of rollouts."] = 16
+    inner_epochs: Annotated[int, "Passes over each batch of rollouts."] = 2
+    minibatch: Annotated[int, "Replies in one optimiser step."] = 8
+    ppo_lr: Annotated[float, "Peak learning rate of policy and value."] = 4e-4
+    warmup_updates: Annotated[int, "Updates over which the learning rate rises."] = 4
+    beta: Annotated[float, "Weight of the KL penalty against the reference, in score per nat."] = 0.05
+    target_kl: Annotated[float, "Steer beta to this KL, in nats a reply; 0 leaves beta alone."] = 0.0
+    gamma: Annotated[float, "Discount of later rewards."] = 1.0
+    lam: Annotated[float, "GAE's lambda."] = 0.95
+    clip: Annotated[float, "Clip range of ratio and of value."] = 0.2
+    value_coefficient: Annotated[float, "Weight of the value loss."] = 0.1
+    max_kl: Annotated[float, "Stop where a reply is further than this from the night's start, in nats."] = (
+        10.0
+    )
+
+    practice: Annotated[str | None, "Prompts to practise on: a JSONL file instead of ours."] = None
+    judging: Annotated[str | None, "Prompts to judge on: a JSONL file instead of ours."] = None
+    gate_prompts: Annotated[int, "Judging prompts of the gate's replay."] = 300
+    margin: Annotated[float, "How far below one half the lower bound of the win rate may lie."] = 0.03
+
+    def __post_init__(self) -> None:
+        for name in (
+            "min_rankings",
+            "max_rankings",
+            "reward_epochs",
+            "reward_batch",
+            "reward_steps",
+            "updates",
+            "inner_epochs",
+        ):
+            if getattr(self, name) < 1:
+                raise Refused(f"{name} is {getattr(self, name)!r} - use 1 or more.")
+        if self.minibatch < 1 or self.prompts_per_update < self.minibatch:
+            raise Refused(
+                f"minibatch is {self.minibatch!r} with {self.prompts_per_update!r} prompts an update - "
+                "use 1 up to the number of prompts."
+            )
+        if not self.temperature > 0:
+            raise Refused(f"temperature is {self.temperature!r} - rollouts need one above 0.")
+        if self.gate_prompts < 2:
+            raise Refused(f"gate_prompts is {self.gate_prompts!r} - use at least 2; 300 is a fair gate.")

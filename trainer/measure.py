@@ -1,0 +1,226 @@
+"""Measuring versions against a known taste, on prompts that nothing has learned from.
+
+Every version answers the same prompts with the sampling of the chat; the first one named is what the others
+are held against. Reported beside the plain win rate (ties half): the decisive one (ties dropped) with an
+interval over prompts, since the replies to one prompt are not independent; the mean taste in units of the
+first version's spread; and how far the version has moved from the base, in nats a reply.
+
+    trainer measure --taste concise --versions base,v000001 --prompts prompts.jsonl
+"""
+
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.engine import MAX_REPLIES, Engine
+from chatbot.flags import table
+from chatbot.following import load_verified
+from chatbot.generation import Generation
+from chatbot.policy import merged_model
+from data import versions
+from data.database import Database
+from data.errors import Busy, Refused
+from data.home import Home
+from data.records import BASE_VERSION, Prompt, Sampling
+from trainer.raters import ROWS_IN_FLIGHT, Progress
+from trainer.rollout import logprobs_of
+from trainer.tastes import Taste
+
+BOOTSTRAPS = 2000
+
+
+@dataclass
+class Answers:
+    """What one version said: lists over prompts, of lists over samples."""
+
+    tastes: list[list[float]]
+    prompts: list[list[int]]
+    replies: list[list[list[int]]]
+
+    @property
+    def all_tastes(self) -> list[float]:
+        return [value for row in self.tastes for value in row]
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Wins, losses and ties of a version against the first, prompt by prompt."""
+
+    wins: list[int]
+    losses: list[int]
+    ties: list[int]
+
+    @property
+    def win_rate(self) -> float:
+        """Ties count half."""
+        total = sum(self.wins) + sum(self.losses) + sum(self.ties)
+        return (sum(self.wins) + sum(self.ties) / 2) / total
+
+    @property
+    def tie_share(self) -> float:
+        return sum(self.ties) / (sum(self.wins) + sum(self.losses) + sum(self.ties))
+
+    @property
+    def decisive_win_rate(self) -> float | None:
+        """Ties dropped; None where there is nothing else."""
+        decisive = sum(self.wins) + sum(self.losses)
+        return sum(self.wins) / decisive if decisive else None
+
+    def interval(self, seed: int = 0) -> tuple[float, float] | None:
+        """95 % of the decisive win rate, bootstrapped over prompts."""
+        wins, losses = np.array(self.wins), np.array(self.losses)
+        picks = np.random.default_rng(seed).integers(len(wins), size=(BOOTSTRAPS, len(wins)))
+        won, lost = wins[picks].sum(1), losses[picks].sum(1)
+        decided = won + lost > 0
+        if not decided.any():
+            return None
+        low, high = np.quantile(won[decided] / (won + lost)[decided], [0.025, 0.975])
+        return float(low), float(high)
+
+
+def measure(
+    base: Base,
+    home: Home,
+    db: Database,
+    *,
+    taste: Taste,
+    names: Sequence[str],
+    prompts: Sequence[Prompt],
+    samples: int = 1,
+    seed: int = 0,
+    precision: str = "auto",
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Samples `samples` replies of each version to each prompt; returns the report that `--json` prints."""
+    if not names or samples < 1 or not prompts:
+        raise Refused("There is nothing to measure - name a version, a prompt and at least one sample.")
+    for name in names:
+        versions.get(db, name)
+    engine = Engine(base, precision=precision)
+    sampling = Sampling(max_new_tokens=256 if engine.device.type == "cuda" else 128)
+    engine.start()
+    try:
+        answers = {}
+        for number, name in enumerate(dict.fromkeys(names)):
+            load_verified(db, home, engine, name)
+            draw = random.Random(f"{seed} {number}")
+            answers[name] = _ask(engine, name, taste, prompts, samples, sampling, draw)
+            engine.unload(name)
+            progress(number + 1, len(names))
+    finally:
+        engine.close()
+    kls = _kls(base, home, db, answers, sampling.temperature)
+    first = answers[names[0]]
+    return {
+        "versions": {name: _figures(said, first, kls[name]) for name, said in answers.items()},
+        "prompts": len(prompts),
+        "samples": samples,
+        "seed": seed,
+        "sampling": asdict(sampling),
+    }
+
+
+def compare(tastes: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> Duel:
+    """Each reply against each of the other version's replies to the same prompt."""
+    signs = [
+        [(mine > theirs) - (mine < theirs) for mine in row for theirs in other]
+        for row, other in zip(tastes, others, strict=True)
+    ]
+    return Duel(*([row.count(sign) for row in signs] for sign in (1, -1, 0)))
+
+
+def as_table(report: dict[str, Any]) -> list[str]:
+    """The report as lines for a person."""
+    header = ["version", "taste", "gain", "wins", "decisive", "interval", "ties", "tokens", "kl"]
+    rows = [[name, *map(_figure, row.values())] for name, row in report["versions"].items()]
+    sampling = report["sampling"]
+    below = (
+        f"{report['samples']} replies to each of {report['prompts']} prompts, temperature "
+        f"{sampling['temperature']}, at most {sampling['max_new_tokens']} tokens."
+    )
+    return [*table(header, rows), "", below]
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " to ".join(map(_figure, value)) if isinstance(value, tuple) else f"{value:.3f}"
+
+
+def _figures(said: Answers, first: Answers, kl: float) -> dict[str, Any]:
+    mean, first_mean = statistics.fmean(said.all_tastes), statistics.fmean(first.all_tastes)
+    spread = statistics.pstdev(first.all_tastes)
+    duel = compare(said.tastes, first.tastes) if said is not first else None
+    return {
+        "taste_mean": mean,
+        "taste_gain": (mean - first_mean) / spread if spread else None,
+        "win_rate": duel.win_rate if duel else None,
+        "decisive_win_rate": duel.decisive_win_rate if duel else None,
+        "decisive_win_rate_interval": duel.interval() if duel else None,
+        "ties": duel.tie_share if duel else None,
+        "tokens_mean": statistics.fmean(len(ids) for row in said.replies for ids in row),
+        "kl": kl,
+    }
+
+
+def _ask(
+    engine: Engine,
+    name: str,
+    taste: Taste,
+    prompts: Sequence[Prompt],
+    samples: int,
+    sampling: Sampling,
+    draw: random.Random,
+) -> Answers:
+    """Every prompt, `samples` times, as many at once as the engine decodes together."""
+    answers = Answers([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
+    counts = [MAX_REPLIES] * (samples // MAX_REPLIES) + [samples % MAX_REPLIES] * (samples % MAX_REPLIES > 0)
+    requests = [(row, count) for row in range(len(prompts)) for count in counts]
+    wave = max(1, min(engine.max_waiting, ROWS_IN_FLIGHT // max(counts)))
+    for start in range(0, len(requests), wave):
+        sent = []
+        for row, count in requests[start : start + wave]:
+            seeds = [draw.getrandbits(31) for _ in range(count)]
+            sent.append((row, _submit(engine, name, prompts[row], sampling, seeds)))
+        for row, generation in sent:
+            generation.wait()
+            answers.prompts[row] = generation.prompt
+            for reply in generation.replies:
+                if reply.finish_reason not in ("stop", "length"):
+                    raise Busy(f"A reply of {name!r} ended as {reply.finish_reason!r} - measure again.")
+                answers.tastes[row].append(taste(prompts[row].messages, reply.text))
+                answers.replies[row].append(reply.token_ids)
+    return answers
+
+
+def _submit(engine: Engine, name: str, prompt: Prompt, sampling: Sampling, seeds: list[int]) -> Generation:
+    return engine.submit(prompt.messages, replies=len(seeds), sampling=sampling, seeds=seeds, version=name)
+
+
+def _kls(
+    base: Base, home: Home, db: Database, answers: dict[str, Answers], temperature: float
+) -> dict[str, float]:
+    """For each version the mean over its own replies of sum(log version - log base), in nats, in float32."""
+    kls = {BASE_VERSION: 0.0}
+    for name, said in answers.items():
+        if name != BASE_VERSION:
+            of_version = _logprob_sums(base, home.adapters / versions.get(db, name).path, said, temperature)
+            of_base = _logprob_sums(base, None, said, temperature)
+            kls[name] = statistics.fmean(a - b for a, b in zip(of_version, of_base, strict=True))
+    return kls
+
+
+def _logprob_sums(base: Base, adapter: Path | None, said: Answers, temperature: float) -> list[float]:
+    """The log-probability of each whole reply, teacher-forced; one model in memory at a time."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = merged_model(base, adapter, device=device, dtype=torch.float32)
+    pairs = [(said.prompts[row], ids) for row, replies in enumerate(said.replies) for ids in replies]
+    prompts, replies = [prompt for prompt, _ in pairs], [ids for _, ids in pairs]
+    return [float(logprob.sum()) for logprob in logprobs_of(model, prompts, replies, temperature)]

@@ -1,0 +1,113 @@
+"""How far a night is: one bar in the terminal, the same as rows that the operator page shows.
+
+Also the place where a run learns that it must stop: every word about progress looks whether the operator
+has cancelled it or the lease is lost. A thread of its own renews the lease.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from data import runs
+from data.database import Database
+from data.errors import Problem
+from data.records import Run
+
+STAGES = {
+    "snapshot": 0.01,
+    "reference": 0.04,
+    "reward": 0.12,
+    "judge": 0.08,
+    "ppo": 0.5,
+    "gate": 0.23,
+    "publish": 0.02,
+}
+"""The stages of a night in order, and the share of its time that each takes (benchmarks/RESULTS.md)."""
+
+_HEARTBEAT_SECONDS = 15.0
+_ROW_SECONDS = 1.0
+
+
+class Cancelled(Problem):
+    """The operator cancelled the run, or another process took its lease."""
+
+    exit_code = 4
+
+
+class Progress:
+    """Tells terminal and database how far `run` is. A context manager: inside, the lease is renewed."""
+
+    def __init__(self, db: Database, run: Run, *, quiet: bool = False) -> None:
+        self._db = db
+        self._run = run
+        self._stage = "snapshot"
+        self._started = time.monotonic()
+        self._stage_started = self._started
+        self._told = 0.0
+        self._lost = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        layout = "{percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
+        self._bar = tqdm(
+            total=1.0, bar_format=layout, file=sys.stderr, disable=quiet or not sys.stderr.isatty()
+        )
+        self._quiet = quiet
+        self.seconds: dict[str, float] = {}
+        """Wall time of each stage."""
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._bar.close()
+
+    def enter(self, stage: str, message: str) -> None:
+        """The run goes on to `stage`."""
+        now = time.monotonic()
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._stage_started
+        self._stage, self._stage_started, self._told = stage, now, 0.0
+        if self._bar.disable and not self._quiet:
+            print(f"[{now - self._started:6.0f} s] {message}", file=sys.stderr, flush=True)
+        self.tell(0.0, message)
+
+    def tell(self, fraction: float, message: str) -> None:
+        """`fraction` of the present stage is done. Raises Cancelled where the run must stop."""
+        now = time.monotonic()
+        if now - self._told < _ROW_SECONDS and fraction < 1.0:
+            return
+        self._told = now
+        before = sum(share for name, share in STAGES.items() if _order(name) < _order(self._stage))
+        done = before + STAGES[self._stage] * fraction
+        elapsed = now - self._started
+        eta = elapsed * (1 - done) / done if done > 0.02 else None
+        runs.report(
+            self._db, self._run.id, stage=self._stage, progress=done, eta_seconds=eta, message=message
+        )
+        self._bar.set_postfix_str(
+            message + (f" About {max(eta / 60, 1):.0f} min left." if eta else ""), refresh=False
+        )
+        self._bar.update(done - self._bar.n)
+        if self._lost.is_set():
+            raise Cancelled("The run lost its lease to another process - nothing was published.")
+        if runs.get(self._db, self._run.id).cancel_requested:
+            raise Cancelled("The run was cancelled by an operator - what served before still serves.")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Store the metrics of one step of the present stage."""
+        runs.log(self._db, self._run.id, self._stage, step, dict(metrics))
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_HEARTBEAT_SECONDS):
+            if not runs.heartbeat(self._db, self._run):
+                self._lost.set()
+                return
+
+
+def _order(stage: str) -> int:
+    return list(STAGES).index(stage)

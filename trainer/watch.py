@@ -1,0 +1,183 @@
+"""The watcher: claims each due refresh exactly once and runs it as a child process.
+
+What is due follows from the database alone, so downtime is caught up by one run, and any number of
+watchers may look: a slot is its run's unique key, and the first to insert it has the night. The child is a
+session of its own with low priority and half of the cores; its lease is renewed while it lives, and how it
+ended is recorded here where it could not do so itself.
+
+    trainer watch
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data import forecast, rankings, requests, runs, schedules
+from data.database import Database
+from data.errors import Problem
+from data.home import Home
+from data.records import Run, RunState, Schedule
+from trainer.schedule import due, is_slot, next_times, slot_time
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 5.0
+GRACE_SECONDS = 8.0
+
+
+def last_slot(db: Database) -> str | None:
+    """The latest scheduled slot that any run has taken."""
+    taken = [run.key for run in runs.list_all(db, limit=200) if is_slot(run.key)]
+    return max(taken, key=slot_time, default=None)
+
+
+def claim_asked(db: Database, config: Mapping[str, Any], now: float) -> Run | None:
+    """Claims the refresh that an operator asked for on the page, if nobody else has it."""
+    key = requests.pending(db)
+    return runs.claim(db, key, config=config, now=now) if key else None
+
+
+def claim_due(
+    db: Database, schedule: Schedule, config: Mapping[str, Any], *, now: float, since: float
+) -> Run | None:
+    """Claims the scheduled refresh that is due at `now`, if there is one and nobody else has it.
+
+    A slot at which too few new rankings lay is recorded as a run with nothing to learn; only where no slot
+    was ever taken and this one came before `since` (the watcher's start) is it passed over without a word.
+    """
+    last = last_slot(db)
+    key = due(schedule, now, last)
+    if key is None:
+        return None
+    at = slot_time(key)
+    fresh = max(0, rankings.count(db, after=runs.last_success_at(db)) - rankings.count(db, after=at))
+    is_enough = fresh >= schedule.min_rankings
+    if not is_enough and last is None and at < since:
+        return None
+    run = runs.claim(db, key, config=config, now=now)
+    if run is None or is_enough:
+        return run
+    reason = (
+        f"Only {fresh} new rankings lay there when it was time, {schedule.min_rankings} are asked for - "
+        'what serves stays; rank more, or lower "trainer schedule --min-rankings".'
+    )
+    runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason=reason)
+    return None
+
+
+@dataclass
+class Watcher:
+    """Looks for what is due and runs it, one refresh at a time."""
+
+    home: Home
+    db: Database
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of every refresh it starts, as stored with the run."""
+    command: Sequence[str] = (sys.executable, "-m", "trainer", "refresh", "--run")
+    """What is run, with the claimed run's id as its last argument."""
+    since: float = field(default_factory=time.time)
+    _run: Run | None = None
+    _child: subprocess.Popen[bytes] | None = None
+
+    def tick(self, now: float | None = None) -> None:
+        """One look: leave a working child alone, bury one that ended, else start what is asked for or due."""
+        now = time.time() if now is None else now
+        schedule = schedules.get(self.db)
+        is_readable = self._tell_times(schedule, now)
+        if self._child and self._run and self._child.poll() is None:
+            runs.heartbeat(self.db, self._run, now=now)
+            return
+        self._bury("failed")
+        run = claim_asked(self.db, self.config, now)
+        if run is None and is_readable:
+            run = claim_due(self.db, schedule, self.config, now=now, since=self.since)
+        if run:
+            self._run, self._child = run, self._start(run)
+
+    def close(self) -> None:
+        """Ends the child and all that it started: asked first, then killed."""
+        if self._child:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(self._child.pid, number)
+                    self._child.wait(GRACE_SECONDS)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+        self._bury("interrupted")
+
+    def _tell_times(self, schedule: Schedule, now: float) -> bool:
+        """Lets the operator's page know what was made of the schedule; False where it names no time."""
+        try:
+            times = [] if schedule.is_paused else [at.timestamp() for at in next_times(schedule, 5, now)]
+        except Problem as problem:
+            forecast.tell(self.db, schedule, [], str(problem))
+            return False
+        forecast.tell(self.db, schedule, times)
+        return True
+
+    def _start(self, run: Run) -> subprocess.Popen[bytes]:
+        threads = str(max(1, (os.cpu_count() or 2) // 2))
+        environment = {"NIGHTSCHOOL_HOME": str(self.home.root), "OMP_NUM_THREADS": threads}
+        with log_file(self.home, run).open("ab") as output:
+            child = subprocess.Popen(
+                [*self.command, run.id],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # so that one signal reaches all of it
+            )
+        os.setpriority(os.PRIO_PROCESS, child.pid, 10)
+        log.info("Refresh %s has started.", run.key)
+        return child
+
+    def _bury(self, state: RunState) -> None:
+        """Records how the child ended where it could not do so itself."""
+        if self._child is None or self._run is None:
+            return
+        code, run = self._child.wait(), self._run
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        with self.db.write():
+            if runs.get(self.db, run.id).state == "running":
+                reason = f"The training process ended {how}; its last words: {_last_words(self.home, run)}"
+                runs.finish(self.db, run.id, run.fencing_token, state=state, reason=reason)
+        log.info("Refresh %s has ended %s.", run.key, how)
+        self._child = self._run = None
+
+
+def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
+    """Looks every few seconds until SIGTERM or Ctrl-C, then ends the child too."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    watcher = Watcher(home, db, config)
+    try:
+        while not stop.is_set():
+            try:
+                watcher.tick()
+            except (Problem, OSError):  # a locked database or a full disk; the next look may go better
+                log.exception("Looking for a due refresh failed; trying again.")
+            stop.wait(TICK_SECONDS)
+    finally:
+        watcher.close()
+
+
+def log_file(home: Home, run: Run) -> Path:
+    """Where the output of a run's process goes."""
+    directory = home.runs / run.id
+    directory.mkdir(exist_ok=True)
+    return directory / "output.log"
+
+
+def _last_words(home: Home, run: Run) -> str:
+    """The last line that the child has printed: a Problem's sentence, or a traceback's exception."""
+    lines = log_file(home, run).read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip()[-500:] for line in reversed(lines) if line.strip()), "none.")
