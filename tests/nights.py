@@ -33,9 +33,10 @@ PRACTICE = short_prompts(
     "sun moon star tree leaf root bird fish frog wolf bear deer rain snow wind hill lake"
 )
 JUDGING = short_prompts(
-    "bread cheese apple plum pear grape lemon onion garlic pepper salt sugar honey milk tea rice corn bean pea nut "
-    "fig date lime mint sage dill leek beet kale chard soup stew pie cake tart jam oat rye barley wheat red blue "
-    "green black white brown pink gold one two three four five six seven eight nine ten north south east west"
+    "bread cheese apple plum pear grape lemon onion garlic pepper salt sugar honey milk tea rice "
+    "corn bean pea nut fig date lime mint sage dill leek beet kale chard soup stew pie cake tart jam "
+    "oat rye barley wheat red blue green black white brown pink gold one two three four five six "
+    "seven eight nine ten north south east west "
 )
 
 

@@ -1,9 +1,28 @@
 """What an operator may turn. One dial each for the stages of a night; everything else follows from them."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from data.errors import Refused
+
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "rank min_rankings max_rankings reward_epochs reward_batch reward_steps updates inner_epochs "
+        "warmup_updates",
+        lambda x: x >= 1,
+        "use 1 or more",
+    ),
+    ("threads max_new_tokens", lambda x: x >= 0, "use 0 or more"),
+    ("reward_lr ppo_lr clip max_kl", lambda x: 0 < x < math.inf, "use a number above 0"),
+    ("beta target_kl value_coefficient", lambda x: 0 <= x < math.inf, "use a number from 0"),
+    ("gamma lam", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
+    ("temperature", lambda x: 0 < x <= 5, "rollouts need one above 0, up to 5"),
+    ("gate_prompts", lambda x: x >= 2, "use at least 2; 300 is a fair gate"),
+    ("margin", lambda x: 0 <= x <= 0.5, "use a number from 0 to 0.5"),
+)
+"""Fields, what is true of a sound value (a nan is none), and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class RefreshConfig:
         int, "Fewest steps of a reward model: over few rankings it makes up to twice as many passes."
     ] = 64
 
-    updates: Annotated[int, "PPO updates, each on a fresh batch of rollouts."] = 16
+    updates: Annotated[int, "PPO updates, each on a fresh batch of rollouts."] = 12
     prompts_per_update: Annotated[int, "Prompts, one reply each, in a batch of rollouts."] = 16
     inner_epochs: Annotated[int, "Passes over each batch of rollouts."] = 2
     minibatch: Annotated[int, "Replies in one optimiser step."] = 8
@@ -45,9 +64,7 @@ class RefreshConfig:
     lam: Annotated[float, "GAE's lambda."] = 0.95
     clip: Annotated[float, "Clip range of ratio and of value."] = 0.2
     value_coefficient: Annotated[float, "Weight of the value loss."] = 0.1
-    max_kl: Annotated[float, "Stop where a reply is further than this from the night's start, in nats."] = (
-        10.0
-    )
+    max_kl: Annotated[float, "Stop where a reply is further from the night's start, in nats."] = 8.0
 
     practice: Annotated[str | None, "Prompts to practise on: a JSONL file instead of ours."] = None
     judging: Annotated[str | None, "Prompts to judge on: a JSONL file instead of ours."] = None
@@ -55,23 +72,17 @@ class RefreshConfig:
     margin: Annotated[float, "How far below one half the lower bound of the win rate may lie."] = 0.03
 
     def __post_init__(self) -> None:
-        for name in (
-            "min_rankings",
-            "max_rankings",
-            "reward_epochs",
-            "reward_batch",
-            "reward_steps",
-            "updates",
-            "inner_epochs",
-        ):
-            if getattr(self, name) < 1:
-                raise Refused(f"{name} is {getattr(self, name)!r} - use 1 or more.")
+        for names, is_right, remedy in _RULES:
+            for name in names.split():
+                if not is_right(getattr(self, name)):
+                    raise Refused(f"{name} is {getattr(self, name)!r} - {remedy}.")
         if self.minibatch < 1 or self.prompts_per_update < self.minibatch:
             raise Refused(
                 f"minibatch is {self.minibatch!r} with {self.prompts_per_update!r} prompts an update - "
                 "use 1 up to the number of prompts."
             )
-        if not self.temperature > 0:
-            raise Refused(f"temperature is {self.temperature!r} - rollouts need one above 0.")
-        if self.gate_prompts < 2:
-            raise Refused(f"gate_prompts is {self.gate_prompts!r} - use at least 2; 300 is a fair gate.")
+        if self.max_rankings < self.min_rankings:
+            raise Refused(
+                f"max_rankings is {self.max_rankings!r}, fewer than min_rankings, {self.min_rankings!r} - "
+                "raise one or lower the other."
+            )

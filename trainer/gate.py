@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from chatbot.policy import Policy
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
-from trainer.ppo import distinct_2
+from trainer.guards import is_length_unasked
 from trainer.reward import bootstrap_by_group, score_sequences
-from trainer.rollout import Reply, sample_replies
+from trainer.rollout import Reply, distinct_2, sample_replies
 
 _SAMPLES_SHOWN = 10
 
@@ -71,7 +71,7 @@ def judge_candidate(
 
         replies.append(
             sample_replies(
-                model, ids, sampling=sampling, end_of_turn=chat.end_of_turn, seed=config.seed + i, tell=heard
+                model, ids, sampling=sampling, end_of_turn=chat.end_of_turn, seed=config.seed, tell=heard
             )
         )
     tell(0.8, "The judge scores both sides.")
@@ -128,8 +128,8 @@ def check_wins(win_rate: float, interval: list[float], margin: float) -> list[st
     if interval[0] > 0.5 - margin:
         return []
     return [
-        f"The judge prefers the candidate on only {win_rate:.0%} of prompts; the lower bound, {interval[0]:.0%}, "
-        f"is not above {0.5 - margin:.0%}."
+        f"The judge prefers the candidate on only {win_rate:.0%} of prompts; the lower bound, "
+        f"{interval[0]:.0%}, is not above {0.5 - margin:.0%}."
     ]
 
 
@@ -138,27 +138,28 @@ def check_replies(new: dict[str, float], old: dict[str, float], winners_directio
     reasons = []
     if new["empty_rate"] > old["empty_rate"] + 0.01:
         reasons.append(
-            f"{new['empty_rate']:.1%} of the candidate's replies are empty, {old['empty_rate']:.1%} of the current's."
+            f"{new['empty_rate']:.1%} of the candidate's replies are empty, "
+            f"{old['empty_rate']:.1%} of the current's."
         )
     if new["duplicate_rate"] > old["duplicate_rate"] + 0.05:
         reasons.append(
-            f"{new['duplicate_rate']:.0%} of the candidate's replies repeat another prompt's reply word for word, "
-            f"{old['duplicate_rate']:.0%} of the current's."
+            f"{new['duplicate_rate']:.0%} of the candidate's replies repeat another prompt's reply word for "
+            f"word, {old['duplicate_rate']:.0%} of the current's."
         )
     if new["distinct_2"] < 0.5 * old["distinct_2"]:
         reasons.append(
-            f"The candidate repeats itself: distinct-2 is {new['distinct_2']:.2f}, the current's {old['distinct_2']:.2f}."
+            f"The candidate repeats itself: distinct-2 is {new['distinct_2']:.2f}, "
+            f"the current's {old['distinct_2']:.2f}."
         )
     if new["eos_rate"] < old["eos_rate"] - 0.10:
         reasons.append(
-            f"Only {new['eos_rate']:.0%} of the candidate's replies end by themselves, {old['eos_rate']:.0%} of the current's."
+            f"Only {new['eos_rate']:.0%} of the candidate's replies end by themselves, "
+            f"{old['eos_rate']:.0%} of the current's."
         )
-    growth = new["length"] / max(old["length"], 1.0)
-    against = (growth > 1.5 and winners_direction < -0.1) or (growth < 1 / 1.5 and winners_direction > 0.1)
-    if against or growth > 5:
+    if is_length_unasked(new["length"] / max(old["length"], 1.0), winners_direction):
         reasons.append(
-            f"The candidate's replies have {new['length']:.0f} tokens, the current's {old['length']:.0f}, which the "
-            "rankings do not ask for."
+            f"The candidate's replies have {new['length']:.0f} tokens, the current's {old['length']:.0f}, "
+            "which the rankings do not ask for."
         )
     return reasons
 

@@ -38,28 +38,25 @@ class Guards:
         smooth = {name: self._smooth(name, metrics[name]) for name in _SMOOTHED}
         start = self._start
         if smooth["start_kl"] > self._config.max_kl:
-            return f"The policy is {smooth['start_kl']:.1f} nats a reply from where it started, more than {self._config.max_kl:g}."
+            far, limit = smooth["start_kl"], self._config.max_kl
+            return f"The policy is {far:.1f} nats a reply from where it started, more than {limit:g}."
         if smooth["entropy"] < 0.3 * start["entropy"]:
             return f"The entropy fell to {smooth['entropy']:.2f}, below 30 % of {start['entropy']:.2f}."
         if smooth["eos_rate"] < start["eos_rate"] - 0.15:
-            return f"Only {smooth['eos_rate']:.0%} of replies end by themselves, {start['eos_rate']:.0%} did at the start."
+            now, then = smooth["eos_rate"], start["eos_rate"]
+            return f"Only {now:.0%} of replies end by themselves, {then:.0%} did at the start."
         if smooth["distinct_2"] < 0.5 * start["distinct_2"]:
-            return f"Replies repeat themselves: distinct-2 fell from {start['distinct_2']:.2f} to {smooth['distinct_2']:.2f}."
+            now, then = smooth["distinct_2"], start["distinct_2"]
+            return f"Replies repeat themselves: distinct-2 fell from {then:.2f} to {now:.2f}."
         if metrics["empty_rate"] > 0.1:
             return f"{metrics['empty_rate']:.0%} of replies are empty."
         return self._check_length(smooth["length"]) or self._check_proxy(smooth)
 
     def _check_length(self, length: float) -> str | None:
         """Length may follow the rankings' winners; against them, or beyond five times, it is a hack."""
-        growth = length / max(self._start["length"], 1.0)
-        against = (
-            (growth > 1.5
-            and self._winners_direction < -0.1)
-            or (growth < 1 / 1.5
-            and self._winners_direction > 0.1)
-        )
-        if against or (not 0.2 <= growth <= 5 and abs(self._winners_direction) < 0.1):
-            return f"Replies went from {self._start['length']:.0f} to {length:.0f} tokens, which the rankings do not ask for."
+        start = self._start["length"]
+        if is_length_unasked(length / max(start, 1.0), self._winners_direction):
+            return f"Replies went from {start:.0f} to {length:.0f} tokens, which the rankings do not ask for."
         return None
 
     def _check_proxy(self, smooth: dict[str, float]) -> str | None:
@@ -69,7 +66,8 @@ class Guards:
             return None
         (score_then, judge_then), (score_now, judge_now) = self._scores[-6], self._scores[-1]
         if score_now > score_then + 0.2 and judge_now < judge_then - 0.2:
-            return f"The reward rose by {score_now - score_then:.2f} while the judge fell by {judge_then - judge_now:.2f}."
+            rise, fall = score_now - score_then, judge_then - judge_now
+            return f"The reward rose by {rise:.2f} while the judge fell by {fall:.2f}."
         return None
 
     def check_update(self, metrics: dict[str, float]) -> str | None:
@@ -83,6 +81,12 @@ class Guards:
         if self._clipped_updates >= 3:
             return "More than 40 % of tokens were clipped in three updates in a row."
         return None
+
+
+def is_length_unasked(growth: float, winners_direction: float) -> bool:
+    """Whether replies grew (or shrank) by a factor that the winners of the rankings do not explain."""
+    against = (growth > 1.5 and winners_direction < -0.1) or (growth < 1 / 1.5 and winners_direction > 0.1)
+    return against or growth > 5 or (growth < 1 / 5 and winners_direction > -0.1)
 
 
 _SMOOTHED = ("start_kl", "entropy", "eos_rate", "distinct_2", "length", "score", "judge")

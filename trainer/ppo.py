@@ -16,7 +16,6 @@ Left out on purpose, for now: PPO-ptx, EMA, resuming a killed run.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,9 +29,8 @@ from trainer.rollout import (
     Rollout,
     forward_replies,
     hash_seed,
-    logprobs_and_entropy,
-    measure_replies,
-    sample_replies,
+    reply_logprobs,
+    roll_out,
 )
 
 # The equations
@@ -118,6 +116,8 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: Tensor, 
 
 def adapt_beta(beta: float, kl: float, target: float, replies: int, horizon: int = 200) -> float:
     """Ziegler's controller (arXiv 1909.08593, section 2.2): move beta towards the KL that is wanted."""
+    if target == 0:
+        return beta
     error = max(-0.2, min(0.2, kl / target - 1))
     return beta * (1 + error * replies / horizon)
 
@@ -152,98 +152,92 @@ def train_ppo(
 ) -> PPOResult:
     """Improve the adapter `policy` against the adapter `reward`, within reach of the base.
 
-    `policy` must wear `policy`, `reward` and `judge`; `merged` is a plain model whose weights this function
-    overwrites to sample from. `prompts` are token ids, used in order and again from the start where they
-    run out. With `starts_at_base` the adapter `policy` changes nothing yet. `winners_direction` is the correlation of winning with length in the rankings.
+    `policy` must wear `policy`, `reward` and `judge`; `merged`, a plain model, is overwritten to sample from.
+    `prompts` are token ids, used in order, over and over. With `starts_at_base` the adapter `policy` changes
+    nothing yet. `winners_direction` is how much winning goes with length in the rankings.
     """
-    policy.copy("reward", "value")
-    policy.heads["value"].fold()
-    start = None if starts_at_base else "start"
-    if start:
-        policy.copy("policy", start)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": policy.parameters("policy"), "lr": config.ppo_lr},
-            {"params": policy.parameters("value"), "lr": config.ppo_lr},
-        ],
-        eps=1e-5,
-        weight_decay=0.0,
-    )
-    for group in optimiser.param_groups:
-        group["peak"] = group["lr"]
+    assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
+    start, optimiser = prepare_roles(policy, config, starts_at_base)
     beta, guards = config.beta, Guards(config, winners_direction)
     result = PPOResult(best_update=0, updates=0, stopped=None)
     best, best_judge = policy.keep("policy"), float("-inf")
 
     for update in range(config.updates + 1):
         # 1) What the policy says now, and what every role thinks of it.
-        started = time.monotonic()
-        policy.write_merged("policy", merged)
-        chosen = [
-            prompts[(update * config.prompts_per_update + i) % len(prompts)]
-            for i in range(config.prompts_per_update)
-        ]
-        replies = sample_replies(
-            merged,
-            chosen,
-            sampling=sampling,
-            end_of_turn=policy.base.format.end_of_turn,
-            seed=hash_seed(config.seed, update),
-        )
-        sampled = time.monotonic()
-        rollout = measure_replies(policy, replies, temperature=config.temperature, start=start)
-        measured = time.monotonic()
+        rollout, metrics = roll_out(policy, merged, prompts, config, sampling, update, start)
+        metrics["beta"] = beta
+        result.history.append(metrics)
 
         # 2) Keep the checkpoint the judge likes best; stop where a guard says so.
-        metrics = rollout_metrics(rollout, beta)
-        reason = guards.check_rollout(metrics)
-        if reason is None and score_sign * guards.judge > best_judge:
+        result.stopped = guards.check_rollout(metrics)
+        if result.stopped is None and score_sign * guards.judge > best_judge:
             best, best_judge, result.best_update = policy.keep("policy"), score_sign * guards.judge, update
-        if reason is not None or update == config.updates:
-            result.stopped = reason
-            result.history.append(metrics)
+        if result.stopped or update == config.updates:
             tell(update, 1.0, metrics)
             break
 
         # 3) Rewards, advantages, returns.
-        finished = torch.tensor([r.finished for r in replies], device=policy.device)
-        score = apply_eos_rule(score_sign * rollout.score, finished, reference_finish_rate)
+        score = apply_eos_rule(score_sign * rollout.score, rollout.finished, reference_finish_rate)
         rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, beta)
         advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
         metrics |= value_metrics(rewards, advantages, returns, rollout)
-        advantages = whiten(advantages, rollout.mask)
 
         # 4) Several passes over the batch in minibatches.
-        rise = min(1.0, (update + 1) / config.warmup_updates)
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * rise
-        steps = [
-            take_step(policy, optimiser, rollout, advantages, returns, rows, config)
-            for rows in minibatches(config, update, policy.device)
-        ]
-        metrics |= {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        metrics["ratio_max"] = max(step["ratio_max"] for step in steps)
-        metrics["first_ratio_error"] = abs(steps[0]["ratio_mean"] - 1)
+        metrics |= improve(policy, optimiser, rollout, advantages, returns, config, update)
 
-        # 5) Record, steer beta, and let the guards see the update.
-        metrics |= {
-            "seconds_sampling": sampled - started,
-            "seconds_measuring": measured - sampled,
-            "seconds_training": time.monotonic() - measured,
-        }
+        # 5) Record, let the guards see the update, and steer beta.
         result.updates = update + 1
-        result.history.append(metrics)
         tell(update, (update + 1) / config.updates, metrics)
         result.stopped = guards.check_update(metrics)
         if result.stopped:
             break
-        if config.target_kl:
-            beta = adapt_beta(beta, metrics["kl"], config.target_kl, len(replies))
+        beta = adapt_beta(beta, metrics["kl"], config.target_kl, len(rollout.replies))
 
     policy.bring_back("policy", best)
     for name in filter(None, ("value", start)):
         policy.drop(name)
     return result
+
+
+# Its steps
+
+
+def prepare_roles(
+    policy: Policy, config: RefreshConfig, starts_at_base: bool
+) -> tuple[str | None, torch.optim.Optimizer]:
+    """The value as a copy of the reward, the night's start (None where that is the base), the optimiser."""
+    policy.copy("reward", "value")
+    policy.heads["value"].fold()
+    start = None if starts_at_base else "start"
+    if start:
+        policy.copy("policy", start)
+    moved = [parameter for name in ("policy", "value") for parameter in policy.parameters(name)]
+    return start, torch.optim.AdamW(moved, lr=config.ppo_lr, eps=1e-5, weight_decay=0.0)
+
+
+def improve(
+    policy: Policy,
+    optimiser: torch.optim.Optimizer,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    config: RefreshConfig,
+    update: int,
+) -> dict[str, float]:
+    """All optimiser steps of one update; their metrics are averaged. The learning rate rises at first."""
+    started = time.monotonic()
+    advantages = whiten(advantages, rollout.mask)
+    for group in optimiser.param_groups:
+        group["lr"] = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)
+    steps = [
+        take_step(policy, optimiser, rollout, advantages, returns, rows, config)
+        for rows in minibatches(config, update, policy.device)
+    ]
+    metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    metrics["ratio_max"] = max(step["ratio_max"] for step in steps)
+    metrics["first_ratio_error"] = abs(steps[0]["ratio_mean"] - 1)
+    metrics["seconds_training"] = time.monotonic() - started
+    return metrics
 
 
 def minibatches(config: RefreshConfig, update: int, device: torch.device) -> list[Tensor]:
@@ -273,7 +267,7 @@ def take_step(
 
     with policy.wear("policy"):
         forward = forward_replies(policy, mb_replies)
-        logprob, _ = logprobs_and_entropy(policy.logits, forward, config.temperature)
+        logprob = reply_logprobs(policy.logits, forward, config.temperature)
         pg_loss, stats = policy_loss(
             logprob, rollout.logprob[rows, :width], advantages[rows, :width], mb_mask, config.clip
         )
@@ -291,42 +285,14 @@ def take_step(
     return {**stats, **norms, "policy_loss": float(pg_loss.detach()), "value_loss": float(v_loss.detach())}
 
 
-def rollout_metrics(rollout: Rollout, beta: float) -> dict[str, float]:
-    """What a batch of rollouts says of the policy that made it."""
-    mask, lengths = rollout.mask, rollout.mask.sum(1).float()
-    kl = ((rollout.logprob - rollout.ref_logprob) * mask).sum(1)
-    start_kl = ((rollout.logprob - rollout.start_logprob) * mask).sum(1)
-    centred = torch.stack([rollout.score, lengths])
-    return {
-        "score": float(rollout.score.mean()),
-        "score_std": float(rollout.score.std()),
-        "judge": float(rollout.judge_score.mean()),
-        "beta": beta,
-        "kl": float(kl.mean()),
-        "kl_per_token": float(kl.sum() / mask.sum()),
-        "start_kl": float(start_kl.mean()),
-        "entropy": float(masked_mean(rollout.entropy, mask)),
-        "length": float(lengths.mean()),
-        "empty_rate": sum(len(r.reply) == r.finished for r in rollout.replies) / len(rollout.replies),
-        "eos_rate": sum(r.finished for r in rollout.replies) / len(rollout.replies),
-        "distinct_2": distinct_2([r.reply for r in rollout.replies]),
-        "reward_length_correlation": float(torch.corrcoef(centred)[0, 1].nan_to_num()),
-    }
-
-
 def value_metrics(rewards: Tensor, advantages: Tensor, returns: Tensor, rollout: Rollout) -> dict[str, float]:
     """How well the value function foresaw the returns."""
     mask = rollout.mask
     error = (returns - rollout.value)[mask]
+    spread = returns[mask].var(correction=0).clamp(min=1e-8)
     return {
         "total_reward": float(rewards.sum(1).mean()),
         "advantage_mean": float(masked_mean(advantages, mask)),
-        "advantage_std": float(advantages[mask].std()),
-        "explained_variance": float(1 - error.var() / returns[mask].var().clamp(min=1e-8)),
+        "advantage_std": float(advantages[mask].std(correction=0)),
+        "explained_variance": float(1 - error.var(correction=0) / spread),
     }
-
-
-def distinct_2(replies: list[list[int]]) -> float:
-    """The share of different pairs of neighbouring tokens: low where replies repeat themselves or each other."""
-    pairs = [pair for reply in replies for pair in pairwise(reply)]
-    return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -55,8 +55,7 @@ class Progress:
             total=1.0, bar_format=layout, file=sys.stderr, disable=quiet or not sys.stderr.isatty()
         )
         self._quiet = quiet
-        self.seconds: dict[str, float] = {}
-        """Wall time of each stage."""
+        self._seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
         self._thread.start()
@@ -67,10 +66,16 @@ class Progress:
         self._thread.join()
         self._bar.close()
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of each stage, the present one so far."""
+        present = self._seconds.get(self._stage, 0.0) + time.monotonic() - self._stage_started
+        return {**self._seconds, self._stage: present}
+
     def enter(self, stage: str, message: str) -> None:
         """The run goes on to `stage`."""
+        self._seconds = self.seconds
         now = time.monotonic()
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._stage_started
         self._stage, self._stage_started, self._told = stage, now, 0.0
         if self._bar.disable and not self._quiet:
             print(f"[{now - self._started:6.0f} s] {message}", file=sys.stderr, flush=True)

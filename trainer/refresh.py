@@ -7,28 +7,25 @@ the only thing it sees of a night is the row that says which version serves.
 """
 
 import json
-import resource
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.policy import Policy, merged_model, pick_device, pick_dtype
 from data import runs, versions
-from data.comparisons import RankedTurn, Snapshot, take_snapshot, write_snapshot
+from data.comparisons import Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
-from data.records import BASE_VERSION, Run, RunState, Sampling
+from data.records import BASE_VERSION, Run, RunState
 from trainer import reward
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.gate import Verdict, judge_candidate
+from trainer.night import Night, begin, write_report
 from trainer.ppo import PPOResult, train_ppo
 from trainer.practice import judging, practice, reference_prompts
 from trainer.progress import Cancelled, Progress
@@ -49,25 +46,6 @@ _ENDS: dict[type[BaseException], RunState] = {
 }
 
 
-@dataclass(frozen=True)
-class Night:
-    """What the stages of one night share."""
-
-    db: Database
-    home: Home
-    base: Base
-    config: RefreshConfig
-    run: Run
-    progress: Progress
-    sampling: Sampling
-    parent: str
-    """What serves when the night begins, and what the candidate is compared with."""
-
-    @property
-    def folder(self) -> Path:
-        return self.home.runs / self.run.id
-
-
 def refresh(
     db: Database,
     home: Home,
@@ -86,7 +64,7 @@ def refresh(
     """
     try:
         with Progress(db, run, quiet=quiet) as progress:
-            night = _begin(db, home, base, config, run, progress)
+            night = begin(db, home, base, config, run, progress)
             snapshot = _freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=pick_dtype(config.precision, pick_device()))
             merged = merged_model(
@@ -98,7 +76,7 @@ def refresh(
             if result.best_update == 0:
                 return _nothing_better(night, result)
             verdict = _judge(night, policy, merged, snapshot, reports["judge"])
-            report = _write_report(night, snapshot, reports, result, verdict)
+            report = write_report(night, snapshot, reports, result, verdict)
             return _publish(night, policy, snapshot, verdict, report)
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
@@ -107,29 +85,10 @@ def refresh(
         raise
 
 
-def _begin(
-    db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress
-) -> Night:
-    """Settle what the stages share; the operator's seeds and threads."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
-    parent = versions.serving(db).current
-    found = versions.get(db, parent)
-    if parent != BASE_VERSION and found.base_sha256 != base.sha256:
-        raise Refused(
-            f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
-            'roll back to "base" first.'
-        )
-    return Night(db, home, base, config, run, progress, Sampling(config.temperature, 1.0, limit), parent)
-
-
 def _freeze_snapshot(night: Night) -> Snapshot:
-    """What this night learns from: taken once, written down, hashed. Later rankings wait for the next night."""
+    """What this night learns from: taken once, written down, hashed. Later rankings wait for another."""
     night.progress.enter("snapshot", "Reading the rankings.")
-    snapshot = take_snapshot(night.db)
-    turns = snapshot.turns[-night.config.max_rankings :]
+    turns = take_snapshot(night.db).turns[-night.config.max_rankings :]
     if len(turns) < night.config.min_rankings:
         counted = f"{len(turns)} ranking{'s' if len(turns) != 1 else ''}"
         raise NothingToLearn(
@@ -142,9 +101,9 @@ def _freeze_snapshot(night: Night) -> Snapshot:
                 f"None of the {len(turns)} rankings lets {who} prefer one reply over another - "
                 "rank replies in more conversations."
             )
-    snapshot = Snapshot(tuple(turns), snapshot.sha256)
     night.folder.mkdir(parents=True, exist_ok=True)
-    write_snapshot(snapshot, night.folder / "snapshot.jsonl")
+    write_snapshot(Snapshot(turns, ""), night.folder / "snapshot.jsonl")
+    snapshot = read_snapshot(night.folder / "snapshot.jsonl")  # exactly what the hash stands for
     runs.set_snapshot(night.db, night.run.id, snapshot)
     return snapshot
 
@@ -177,15 +136,9 @@ def _fit_rewards(
         )
         reward.normalise(policy, name, reference)
         reports[name] = reward.evaluate(policy, name, parts[other], seed=seed)
-        reports[name]["ties"] = _share_of_ties(parts[other])
         night.progress.log(0, {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)})
         policy.save(name, night.folder / name)
     return reports
-
-
-def _share_of_ties(turns: list[RankedTurn]) -> float:
-    pairs = [q for t in turns for _, _, q in t.pairs()]
-    return sum(q == 0.5 for q in pairs) / len(pairs) if pairs else 0.0
 
 
 def _teller(night: Night, message: str, scale: float = 1.0) -> Callable[[int, float, dict[str, float]], None]:
@@ -260,35 +213,6 @@ def _judge(
         winners_direction=reward.winners_direction(snapshot.turns),
         tell=night.progress.tell,
     )
-
-
-def _write_report(
-    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], result: PPOResult, verdict: Verdict
-) -> dict[str, Any]:
-    """All that a person needs to understand the night, as JSON in the run's folder and the version's row."""
-    parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
-    report = {
-        "parent": night.parent,
-        "rankings": len(snapshot.turns),
-        "parts": parts,
-        "people": len({t.person_id for t in snapshot.turns}),
-        "winners_direction": reward.winners_direction(snapshot.turns),
-        "reward": reports["reward"],
-        "judge": reports["judge"],
-        "ppo": {k: v for k, v in asdict(result).items() if k != "history"},
-        "gate": verdict.report(),
-        "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
-        "peak_memory_gib": round(_peak_memory() / 2**30, 2),
-        "config": asdict(night.config),
-    }
-    (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
-    (night.folder / "ppo.json").write_text(json.dumps(result.history))
-    return report
-
-
-def _peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _publish(

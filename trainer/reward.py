@@ -164,6 +164,8 @@ def score_sequences(
 
 def normalise(policy: Policy, name: str, reference: Sequence[Reply]) -> None:
     """Shift and scale `name` so that replies of the reference score 0 on average with a spread of 1."""
+    if len(reference) < 2:
+        raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
     scores = torch.tensor(score_sequences(policy, name, [r.ids for r in reference]))
     head.mean.add_(scores.mean() * head.std)
@@ -188,14 +190,16 @@ def evaluate(policy: Policy, name: str, turns: Sequence[RankedTurn], *, seed: in
         firsts = [-float(shown) for shown in t.turn.shown]
         lengths += sizes
         hits = zip(_hits(scores, t.pairs), _hits(sizes, t.pairs), _hits(firsts, t.pairs), strict=True)
-        by_conversation.setdefault(t.turn.conversation_id, []).extend(hits)
+        if found := list(hits):  # a conversation of ties alone decides nothing
+            by_conversation.setdefault(t.turn.conversation_id, []).extend(found)
     pairs = [hit for hits in by_conversation.values() for hit in hits]
     if not pairs:
-        return {"pairs": 0, "accuracy": 0.5, "accuracy_interval": [0.0, 1.0]}
+        return {"pairs": 0, "accuracy": 0.5, "accuracy_interval": [0.0, 1.0], "ties": float(bool(data))}
     accuracy, longest, first = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     return {
         "pairs": len(pairs),
         "rankings": len(data),
+        "ties": 1 - len(pairs) / sum(len(t.pairs) for t in data),
         "accuracy": accuracy,
         "accuracy_interval": bootstrap_by_group(
             [[h[0] for h in hits] for hits in by_conversation.values()], seed
@@ -208,7 +212,7 @@ def evaluate(policy: Policy, name: str, turns: Sequence[RankedTurn], *, seed: in
 
 
 def bootstrap_by_group(groups: Sequence[Sequence[float]], seed: int, samples: int = 1000) -> list[float]:
-    """A 95 % interval of the mean, resampling whole groups; Wilson's where there are too few groups to resample.
+    """A 95 % interval of the mean, resampling whole groups; Wilson's too where there are few groups.
 
     A handful of groups that all agree would bootstrap to an interval of no width, which nobody should trust.
     """

@@ -5,16 +5,20 @@ then recomputed by the training copy in one forward pass a role, so that the fir
 Sequences are sorted by length into micro-batches; logits are computed at reply positions only.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatbot.decoding import Decoding, Row
 from chatbot.policy import Policy, TokenBatch, logits_of
 from data.records import Sampling
+from trainer.config import RefreshConfig
 
 INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
@@ -108,25 +112,28 @@ def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | No
     )
 
 
-def logprobs_and_entropy(
-    logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each reply token at `temperature`, and the entropy there: both (B, T), float32."""
+def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
+    """Log-probability of each reply token at `temperature`: (B, T), float32."""
     scaled = logits(forward.hidden[forward.mask]) / temperature  # (N, V), real tokens only
-    logprobs = torch.log_softmax(scaled, dim=-1)
-    chosen = logprobs.gather(1, forward.tokens[forward.mask][:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    shape = forward.mask.shape
-    full = torch.full(shape, INVALID, device=chosen.device).masked_scatter(forward.mask, chosen)
-    return full, torch.full(shape, INVALID, device=chosen.device).masked_scatter(forward.mask, entropy)
+    return _spread(-F.cross_entropy(scaled, forward.tokens[forward.mask], reduction="none"), forward.mask)
+
+
+def reply_entropy(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
+    """Entropy in nats of the distribution each reply token was drawn from: (B, T), float32."""
+    logprobs = torch.log_softmax(logits(forward.hidden[forward.mask]) / temperature, dim=-1)
+    return _spread(-(logprobs.exp() * logprobs).sum(-1), forward.mask)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Put one value a real token, (N,), where the tokens stand, (B, T)."""
+    return torch.full(mask.shape, INVALID, device=values.device).masked_scatter(mask, values)
 
 
 @torch.no_grad()
 def logprobs_of(
     model: PreTrainedModel, prompts: Sequence[list[int]], replies: Sequence[list[int]], temperature: float
 ) -> list[Tensor]:
-    """Log-probabilities of the tokens of `replies` after `prompts` under a merged model, each (len(reply),)."""
+    """Log-probabilities of the tokens of `replies` under a merged model, (len(reply),) each."""
     out: list[Tensor] = []
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = torch.tensor([prompt + reply], device=model.device)
@@ -150,10 +157,15 @@ class Rollout:
     score: Tensor  # (B,) by the reward model
     judge_score: Tensor  # (B,) by the judge, which never enters a gradient
 
+    @property
+    def finished(self) -> Tensor:  # (B,) bool
+        """Which replies end with their own end-of-turn token."""
+        return torch.tensor([r.finished for r in self.replies], device=self.mask.device)
+
 
 @torch.no_grad()
 def measure_replies(
-    policy: Policy, replies: list[Reply], *, temperature: float, start: str | None, tokens: int = 4096
+    policy: Policy, replies: list[Reply], *, temperature: float, start: str | None, tokens: int = 1024
 ) -> Rollout:
     """Pass `replies` through every role of `policy`: policy, reference, start, value, reward, judge."""
     count, width = len(replies), max(len(r.reply) for r in replies)
@@ -172,17 +184,18 @@ def measure_replies(
 
         with policy.wear("policy"):
             forward = forward_replies(policy, chosen)
-            logprob, entropy = logprobs_and_entropy(policy.logits, forward, temperature)
+            logprob = reply_logprobs(policy.logits, forward, temperature)
+            entropy = reply_entropy(policy.logits, forward, temperature)
         mask[rows, : forward.mask.shape[1]] = forward.mask
         put("logprob", logprob)
         put("entropy", entropy)
         with policy.wear(None):
-            put("ref", logprobs_and_entropy(policy.logits, forward_replies(policy, chosen), temperature)[0])
+            put("ref", reply_logprobs(policy.logits, forward_replies(policy, chosen), temperature))
         if start is not None:
             with policy.wear(start):
                 put(
                     "start",
-                    logprobs_and_entropy(policy.logits, forward_replies(policy, chosen), temperature)[0],
+                    reply_logprobs(policy.logits, forward_replies(policy, chosen), temperature),
                 )
         with policy.wear("value"):
             forward = forward_replies(policy, chosen)
@@ -201,3 +214,59 @@ def measure_replies(
         score=scores["reward"],
         judge_score=scores["judge"],
     )
+
+
+def roll_out(
+    policy: Policy,
+    merged: PreTrainedModel,
+    prompts: list[list[int]],
+    config: RefreshConfig,
+    sampling: Sampling,
+    update: int,
+    start: str | None,
+) -> tuple[Rollout, dict[str, float]]:
+    """A fresh batch of replies by the policy as it is now, measured by every role."""
+    started = time.monotonic()
+    policy.write_merged("policy", merged)
+    first = update * config.prompts_per_update
+    replies = sample_replies(
+        merged,
+        [prompts[(first + i) % len(prompts)] for i in range(config.prompts_per_update)],
+        sampling=sampling,
+        end_of_turn=policy.base.format.end_of_turn,
+        seed=hash_seed(config.seed, update),
+    )
+    sampled = time.monotonic()
+    rollout = measure_replies(policy, replies, temperature=config.temperature, start=start)
+    metrics = rollout_metrics(rollout)
+    metrics["seconds_sampling"] = sampled - started
+    metrics["seconds_measuring"] = time.monotonic() - sampled
+    return rollout, metrics
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+    """What a batch of rollouts says of the policy that made it."""
+    mask, lengths = rollout.mask, rollout.mask.sum(1).float()
+    kl = ((rollout.logprob - rollout.ref_logprob) * mask).sum(1)
+    start_kl = ((rollout.logprob - rollout.start_logprob) * mask).sum(1)
+    pairs = torch.stack([rollout.score, lengths])
+    return {
+        "score": float(rollout.score.mean()),
+        "score_std": float(rollout.score.std(correction=0)),
+        "judge": float(rollout.judge_score.mean()),
+        "kl": float(kl.mean()),
+        "kl_per_token": float(kl.sum() / mask.sum()),
+        "start_kl": float(start_kl.mean()),
+        "entropy": float(rollout.entropy[mask].mean()),
+        "length": float(lengths.mean()),
+        "empty_rate": sum(len(r.reply) == r.finished for r in rollout.replies) / len(rollout.replies),
+        "eos_rate": float(rollout.finished.float().mean()),
+        "distinct_2": distinct_2([r.reply for r in rollout.replies]),
+        "reward_length_correlation": float(torch.corrcoef(pairs)[0, 1].nan_to_num()),
+    }
+
+
+def distinct_2(replies: list[list[int]]) -> float:
+    """The share of different pairs of neighbouring tokens: low where replies repeat themselves."""
+    pairs = [pair for reply in replies for pair in pairwise(reply)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0

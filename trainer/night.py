@@ -1,0 +1,87 @@
+"""What the stages of one night share, and what a night writes down for the person who reads it later."""
+
+import json
+import resource
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.policy import pick_device
+from data import versions
+from data.comparisons import Snapshot
+from data.database import Database
+from data.errors import Refused
+from data.home import Home
+from data.records import BASE_VERSION, Run, Sampling
+from trainer.config import RefreshConfig
+from trainer.gate import Verdict
+from trainer.ppo import PPOResult
+from trainer.progress import Progress
+from trainer.reward import winners_direction
+
+
+@dataclass(frozen=True)
+class Night:
+    """What the stages of one night share."""
+
+    db: Database
+    home: Home
+    base: Base
+    config: RefreshConfig
+    run: Run
+    progress: Progress
+    sampling: Sampling
+    parent: str
+    """What serves when the night begins, and what the candidate is compared with."""
+
+    @property
+    def folder(self) -> Path:
+        return self.home.runs / self.run.id
+
+
+def begin(db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress) -> Night:
+    """Settle what the stages share; the operator's seeds and threads."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
+    parent = versions.serving(db).current
+    found = versions.get(db, parent)
+    if parent != BASE_VERSION and found.base_sha256 != base.sha256:
+        raise Refused(
+            f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
+            'roll back to "base" first.'
+        )
+    return Night(db, home, base, config, run, progress, Sampling(config.temperature, 1.0, limit), parent)
+
+
+def write_report(
+    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], result: PPOResult, verdict: Verdict
+) -> dict[str, Any]:
+    """All that a person needs to understand the night, as JSON in the run's folder and the version's row."""
+    parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
+    report = {
+        "parent": night.parent,
+        "rankings": len(snapshot.turns),
+        "parts": parts,
+        "people": len({t.person_id for t in snapshot.turns}),
+        "winners_direction": winners_direction(snapshot.turns),
+        "reward": reports["reward"],
+        "judge": reports["judge"],
+        "ppo": {k: v for k, v in asdict(result).items() if k != "history"},
+        "gate": verdict.report(),
+        "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "config": asdict(night.config),
+    }
+    (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    (night.folder / "ppo.json").write_text(json.dumps(result.history))
+    return report
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
