@@ -63,13 +63,20 @@ def to_json(value: Any) -> str:
 
 
 class _Reader:
-    """A thread's own reading connection; closed when its thread has gone."""
+    """A thread's own reading connection; closed when its thread has gone.
+
+    The lock is for the closing: SQLite crashes where one thread closes what another one reads through.
+    """
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
+        self.lock = threading.RLock()
 
-    def __del__(self) -> None:
-        self.conn.close()
+    def close(self) -> None:
+        with self.lock:
+            self.conn.close()
+
+    __del__ = close
 
 
 class Database:
@@ -81,6 +88,7 @@ class Database:
         self._writing_thread: int | None = None
         self._local = threading.local()
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
+        self._readers_lock = threading.Lock()
         with _as_sentences(path):
             self._writer = connect(path)
             self._writer.execute("PRAGMA journal_mode = WAL")
@@ -109,20 +117,20 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[None]:
         """All queries of this thread in the block see one moment of the database."""
-        conn = self._reading()
-        if conn.in_transaction:
-            yield
-            return
-        conn.execute("BEGIN")
-        try:
-            yield
-        finally:
-            conn.execute("COMMIT")
+        with self._reading() as conn:
+            if conn.in_transaction:
+                yield
+                return
+            conn.execute("BEGIN")
+            try:
+                yield
+            finally:
+                conn.execute("COMMIT")
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
         """The rows of a SELECT; inside `write` it sees what that block has written."""
-        with _as_sentences(self.path):
-            return self._reading().execute(sql, params).fetchall()
+        with _as_sentences(self.path), self._reading() as conn:
+            return conn.execute(sql, params).fetchall()
 
     def one(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
         """The first row of a SELECT, or None."""
@@ -160,20 +168,27 @@ class Database:
     def close(self) -> None:
         """Closes every connection; the other threads must be done."""
         with self._lock:
-            for reader in list(self._readers):
-                reader.conn.close()
+            with self._readers_lock:
+                readers = list(self._readers)
+            for reader in readers:
+                reader.close()
             self._writer.close()
 
-    def _reading(self) -> Connection:
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """What this thread reads through; nobody closes it meanwhile."""
         if self._writing_thread == threading.get_ident():
-            return self._writer
+            yield self._writer
+            return
         reader: _Reader | None = getattr(self._local, "reader", None)
         if reader is None:
             reader = _Reader(connect(self.path))
             reader.conn.execute("PRAGMA query_only = ON")
             self._local.reader = reader
-            self._readers.add(reader)
-        return reader.conn
+            with self._readers_lock:
+                self._readers.add(reader)
+        with reader.lock:
+            yield reader.conn
 
 
 def connect(path: Path, busy_seconds: float = BUSY_SECONDS) -> Connection:

@@ -1,6 +1,7 @@
 """Fixtures: a state directory of its own for every test, its database, and the tiny real model.
 
-Torch is imported inside the fixtures that need it, so that tests of `data` start at once.
+Torch and SQLite are imported inside the fixtures that need them: tests of `data` start at once, and `make
+gpu-check` runs where there is no sqlite-utils.
 """
 
 import shutil
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from data.database import Database, open_database
 from data.home import Home, open_home
 
 if TYPE_CHECKING:
     from chatbot.basemodel import Base
     from chatbot.engine import Engine
+    from data.database import Database
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +35,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 @pytest.fixture
-def db(home: Home) -> Iterator[Database]:
+def db(home: Home) -> Iterator["Database"]:
     """The migrated database of `home`."""
+    from data.database import open_database
+
     database = open_database(home)
     yield database
     database.close()
@@ -65,6 +68,7 @@ def ranked_database(tiny_directory: Path, tmp_path_factory: pytest.TempPathFacto
     """A database in which simulated raters have ranked a hundred turns of the tiny model; copy it."""
     from chatbot.basemodel import load_base
     from chatbot.engine import Engine
+    from data.database import open_database
     from tests.nights import rank_by_taste
 
     home = open_home(tmp_path_factory.mktemp("ranked"))
@@ -78,8 +82,10 @@ def ranked_database(tiny_directory: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def ranked(home: Home, ranked_database: Path) -> Iterator[Database]:
+def ranked(home: Home, ranked_database: Path) -> Iterator["Database"]:
     """The database of `home`, with a hundred rankings in it."""
+    from data.database import open_database
+
     shutil.copy(ranked_database, home.database)
     database = open_database(home)
     yield database

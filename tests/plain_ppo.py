@@ -41,7 +41,8 @@ def plain_policy_term(new: Any, old: float, advantage: float, clip: float) -> An
     rho = torch.exp(torch.as_tensor(new) - old)
     low, high = 1 - clip, 1 + clip
     kept = low if rho < low else high if rho > high else rho
-    return -min(rho * advantage, kept * advantage, key=_number)
+    gains = [torch.as_tensor(x, dtype=torch.float64) * advantage for x in (rho, kept)]
+    return -min(gains, key=_number)
 
 
 def plain_value_term(new: Any, old: float, target: float, clip: float) -> Any:

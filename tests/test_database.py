@@ -1,5 +1,6 @@
 """database.py: what is acknowledged is stored, writers never meet a lock, damage is a sentence."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -210,3 +211,27 @@ def test_a_damaged_or_missing_backup_is_not_restored(db: Database, home: Home) -
         restore(home, made)
     with pytest.raises(NotFound, match="no backup"):
         restore(home, home.backups / "none.db")
+
+
+def _read_until(database: Database, started: threading.Event, stop: threading.Event) -> None:
+    with contextlib.suppress(Exception):  # "closed" is what a reader hears, and the end of it
+        while not stop.is_set():
+            database.query("SELECT * FROM sqlite_master")
+            started.set()
+
+
+def test_closing_while_other_threads_read_is_safe(home: Home) -> None:
+    # It crashed the process when close() took a connection from under a thread that was reading.
+    for _ in range(20):
+        database = open_database(home)
+        stop, started = threading.Event(), threading.Event()
+
+        threads = [threading.Thread(target=_read_until, args=(database, started, stop)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert started.wait(10)
+        database.close()
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()

@@ -319,7 +319,7 @@ def test_a_run_that_a_guard_stops_goes_back_to_the_best_checkpoint(tiny_base: Ba
     policy = a_learner(tiny_base)
     before = policy.keep("policy")
     result = a_run(
-        policy, a_config(updates=6, ppo_lr=1e-2, inner_epochs=4, max_kl=0.01), starts_at_base=False
+        policy, a_config(updates=6, ppo_lr=1e-3, inner_epochs=2, max_kl=0.001), starts_at_base=False
     )
     assert result.stopped is not None and "nats a reply from where it started" in result.stopped
     assert (result.best_update, result.updates) == (0, 1)
@@ -338,6 +338,23 @@ def test_the_learning_rate_rises_over_the_first_updates(
     monkeypatch.setattr(trainer.ppo, "take_step", step_and_note)
     a_run(a_learner(tiny_base), a_config(updates=3, warmup_updates=2, ppo_lr=1e-4))
     assert rates == pytest.approx([5e-5, 1e-4, 1e-4])
+
+
+def test_steps_see_whitened_advantages_and_plain_returns(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Rollout, Tensor, Tensor]] = []
+
+    def step_and_note(policy: Policy, optimiser: torch.optim.Optimizer, *rest: Any) -> dict[str, float]:
+        seen.append(rest[:3])
+        return take_step(policy, optimiser, *rest)
+
+    monkeypatch.setattr(trainer.ppo, "take_step", step_and_note)
+    a_run(a_learner(tiny_base), a_config(minibatch=2))
+    for rollout, advantages, returns in seen:
+        assert float(advantages[rollout.mask].mean()) == pytest.approx(0, abs=1e-5)
+        assert float(advantages[rollout.mask].std(correction=0)) == pytest.approx(1, abs=1e-3)
+        torch.testing.assert_close(returns, prepared(rollout, a_config())[1])
 
 
 def test_rollouts_at_another_temperature_than_the_losses_are_our_mistake(tiny_base: Base) -> None:
@@ -397,9 +414,9 @@ def test_ppo_learns_to_pull_the_lever(tiny_base: Base, monkeypatch: pytest.Monke
     monkeypatch.setattr(trainer.rollout, "measure_replies", pull(measure_replies))
     monkeypatch.setattr(trainer.ppo, "Guards", Fearless)
     config = a_config(
-        seed=seed, updates=20, prompts_per_update=32, minibatch=16, inner_epochs=4, ppo_lr=3e-3, beta=0.01
+        seed=seed, updates=24, prompts_per_update=32, minibatch=16, inner_epochs=4, ppo_lr=3e-3, beta=0.01
     )
     result = a_run(a_learner(tiny_base, size=0.0), config, tokens=4)
     assert result.history[0]["score"] < -0.6
-    assert result.history[-1]["score"] > 0.8  # 0.9 of the way from none to all
+    assert sum(metrics["score"] for metrics in result.history[-3:]) / 3 > 0.8  # 0.9 of the way to all
     assert result.history[-1]["kl"] < 16

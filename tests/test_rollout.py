@@ -1,7 +1,10 @@
 """trainer/rollout.py: every number of a rollout against a slow one, and that padding adds nothing to any."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,10 +23,11 @@ from trainer.rollout import (
     distinct_2,
     forward_replies,
     hash_seed,
-    logprobs_and_entropy,
     logprobs_of,
     measure_replies,
     micro_batches,
+    reply_entropy,
+    reply_logprobs,
     roll_out,
     rollout_metrics,
     sample_replies,
@@ -42,11 +46,8 @@ def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, le
                 padded = forward_replies(policy, REPLIES, left_pad)
             assert torch.equal(ours.mask, padded.mask)
             assert torch.equal(ours.tokens[ours.mask], padded.tokens[padded.mask])
-            for a, b in zip(
-                logprobs_and_entropy(policy.logits, ours, 0.8),
-                logprobs_and_entropy(policy.logits, padded, 0.8),
-                strict=True,
-            ):
+            for read in (reply_logprobs, reply_entropy):
+                a, b = (read(policy.logits, forward, 0.8) for forward in (ours, padded))
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
             head = policy.heads["reward"]
             values = (head(ours.hidden) * ours.mask, head(padded.hidden) * ours.mask)
@@ -123,16 +124,19 @@ def test_micro_batches_hold_everything_once_and_no_more_than_fits() -> None:
 
 def test_entropy_is_that_of_the_distribution(tiny_base: Base) -> None:
     rollout = measured(a_learner(tiny_base, size=0.0), temperature=1e4)
-    assert rollout.entropy[rollout.mask].mean().item() == pytest.approx(torch.tensor(259.0).log(), abs=1e-3)
+    assert rollout.entropy[rollout.mask].mean().item() == pytest.approx(math.log(259), abs=1e-3)
     assert not rollout.entropy[~rollout.mask].any()
 
 
-def sampled(base: Base, *, loud: tuple[int, ...] = (), count: int = 40, seed: int = 0) -> list[Reply]:
-    """Replies of the bare base, with the embeddings of some tokens raised so that they are drawn often."""
+def sampled(
+    base: Base, *, as_likely: Mapping[int, int] = MappingProxyType({}), count: int = 40, seed: int = 0
+) -> list[Reply]:
+    """Replies of the bare base, with some tokens made as likely as others."""
     model = load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
     with torch.no_grad():
-        for token in loud:
-            model.get_output_embeddings().weight[token] *= 4
+        weight = cast(Any, model.get_output_embeddings()).weight
+        for token, other in as_likely.items():
+            weight[token] = weight[other]
     prompts = [[1, 80 + i] for i in range(count)]
     return sample_replies(
         model, prompts, sampling=Sampling(max_new_tokens=12), end_of_turn=base.format.end_of_turn, seed=seed
@@ -142,7 +146,7 @@ def sampled(base: Base, *, loud: tuple[int, ...] = (), count: int = 40, seed: in
 def test_a_reply_ends_at_the_template_s_end_of_turn_not_at_the_tokenizer_s_eos(home: Home) -> None:
     path = make_tiny_model(home.root / "other", eos="<|endoftext|>")
     base = load_base(str(path), home, lambda text: None)
-    replies = sampled(base, loud=(0, END))
+    replies = sampled(base, as_likely={0: 46, END: 84})
     assert (base.tokenizer.eos_token_id, base.format.end_of_turn) == (0, END)
     assert 0 < sum(r.finished for r in replies) < len(replies)
     for r in replies:
@@ -220,8 +224,8 @@ def test_metrics_count_real_tokens_only(tiny_base: Base) -> None:
 def test_metrics_say_what_the_replies_were_like(tiny_base: Base) -> None:
     rollout = measured(a_learner(tiny_base))
     metrics = rollout_metrics(rollout)
-    assert metrics["length"] == sum(len(r.reply) for r in REPLIES) / 5
-    assert (metrics["eos_rate"], metrics["empty_rate"]) == (3 / 5, 1 / 5)
+    assert metrics["length"] == pytest.approx(sum(len(r.reply) for r in REPLIES) / 5)
+    assert (metrics["eos_rate"], metrics["empty_rate"]) == pytest.approx((3 / 5, 1 / 5))
     kl = [
         (rollout.logprob - rollout.ref_logprob)[i, : len(r.reply)].sum().item() for i, r in enumerate(REPLIES)
     ]

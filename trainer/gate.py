@@ -62,6 +62,7 @@ def judge_candidate(
 ) -> Verdict:
     """Compare `models`, (candidate, current), on `prompts`; `judge_report` is the judge's own examination."""
     chat = policy.base.format
+    # Both sides draw with the same seeds: what differs is the model, and equal models write equal replies.
     ids = [chat.fit(prompt.messages, policy.base.context - sampling.max_new_tokens).ids for prompt in prompts]
     replies: list[list[Reply]] = []
     for i, (model, who) in enumerate(zip(models, ("the candidate", "what serves"), strict=True)):

@@ -4,6 +4,7 @@ Also the place where a run learns that it must stop: every word about progress l
 has cancelled it or the lease is lost. A thread of its own renews the lease.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from data import runs
 from data.database import Database
 from data.errors import Problem
 from data.records import Run
+
+log = logging.getLogger(__name__)
 
 STAGES = {
     "snapshot": 0.01,
@@ -109,7 +112,12 @@ class Progress:
 
     def _renew(self) -> None:
         while not self._ended.wait(_HEARTBEAT_SECONDS):
-            if not runs.heartbeat(self._db, self._run):
+            try:
+                is_ours = runs.heartbeat(self._db, self._run)
+            except Problem as problem:  # a locked or full disk may pass before the lease does
+                log.warning("The lease was not renewed: %s", problem)
+                continue
+            if not is_ours:
                 self._lost.set()
                 return
 

@@ -134,13 +134,21 @@ def logprobs_of(
     model: PreTrainedModel, prompts: Sequence[list[int]], replies: Sequence[list[int]], temperature: float
 ) -> list[Tensor]:
     """Log-probabilities of the tokens of `replies` under a merged model, (len(reply),) each."""
-    out: list[Tensor] = []
-    for prompt, reply in zip(prompts, replies, strict=True):
-        ids = torch.tensor([prompt + reply], device=model.device)
-        hidden = model.get_decoder()(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        logprobs = torch.log_softmax(logits_of(model, hidden[0, len(prompt) - 1 :]) / temperature, dim=-1)
-        out.append(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].cpu())
-    return out
+    out: dict[int, Tensor] = {}
+    lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    for rows in micro_batches(lengths, tokens=1024):
+        batch = TokenBatch.of([prompts[i] + replies[i] for i in rows], model.device)
+        hidden = model.get_decoder()(
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        for i, ids, states in zip(rows, batch.ids, hidden, strict=True):
+            first, end = len(prompts[i]), lengths[i]
+            logprobs = torch.log_softmax(logits_of(model, states[first - 1 : end - 1]) / temperature, dim=-1)
+            out[i] = logprobs.gather(1, ids[first:end, None])[:, 0].cpu()
+    return [out[i] for i in range(len(lengths))]
 
 
 @dataclass(frozen=True)

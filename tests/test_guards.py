@@ -1,0 +1,133 @@
+"""trainer/guards.py: every rule stops its own case with a sentence, and a sound run goes through."""
+
+from itertools import pairwise
+
+import pytest
+
+from trainer.config import RefreshConfig
+from trainer.guards import Guards, is_length_unasked
+
+SOUND = {
+    "start_kl": 0.0,
+    "entropy": 2.0,
+    "eos_rate": 0.5,
+    "distinct_2": 0.8,
+    "length": 60.0,
+    "score": 0.0,
+    "judge": 0.0,
+    "empty_rate": 0.0,
+}
+STEP = {"approx_kl": 0.01, "clip_fraction": 0.1, "policy_loss": -0.1}
+
+
+def guards(winners_direction: float = 0.0) -> Guards:
+    return Guards(RefreshConfig(max_kl=8.0), winners_direction)
+
+
+def stopped(watch: Guards, last: dict[str, float], updates: int = 12) -> str | None:
+    """What the guards say while the metrics go from sound to `last` and stay there."""
+    assert watch.check_rollout(dict(SOUND)) is None
+    return next(filter(None, (watch.check_rollout(SOUND | last) for _ in range(updates))), None)
+
+
+def test_a_sound_run_goes_through() -> None:
+    watch = guards()
+    for i in range(20):
+        metrics = SOUND | {"score": 0.1 * i, "judge": 0.08 * i, "start_kl": 0.3 * i, "entropy": 2 - 0.05 * i}
+        assert watch.check_rollout(metrics) is None
+        assert watch.check_update(STEP) is None
+
+
+@pytest.mark.parametrize(
+    "last, sentence",
+    [
+        ({"start_kl": 20.0}, "nats a reply from where it started, more than 8"),
+        ({"entropy": 0.4}, "The entropy fell to"),
+        ({"eos_rate": 0.2}, "of replies end by themselves, 50% did at the start"),
+        ({"distinct_2": 0.2}, "Replies repeat themselves: distinct-2 fell from 0.80"),
+        ({"empty_rate": 0.2}, "20% of replies are empty"),
+        ({"length": 400.0}, "tokens, which the rankings do not ask for"),
+        ({"length": 5.0}, "tokens, which the rankings do not ask for"),
+        ({"score": float("nan")}, "score is not a finite number"),
+        ({"kl": float("inf")}, "kl is not a finite number"),
+    ],
+)
+def test_each_rule_stops_its_own_case(last: dict[str, float], sentence: str) -> None:
+    reason = stopped(guards(), last)
+    assert reason is not None and sentence in reason
+
+
+@pytest.mark.parametrize(
+    "last", [{"start_kl": 7.5}, {"entropy": 0.7}, {"eos_rate": 0.4}, {"distinct_2": 0.45}, {"length": 200.0}]
+)
+def test_what_is_within_a_limit_goes_on(last: dict[str, float]) -> None:
+    assert stopped(guards(), last) is None
+
+
+def test_one_odd_batch_does_not_stop_a_run() -> None:
+    watch = guards()
+    assert stopped(watch, {"start_kl": 15.0, "eos_rate": 0.3}, updates=1) is None
+    assert watch.check_rollout(dict(SOUND)) is None
+
+
+@pytest.mark.parametrize(
+    "growth, direction, unasked",
+    [
+        (2.0, -0.5, True),  # longer, though the short ones win
+        (2.0, 0.5, False),
+        (0.5, 0.5, True),
+        (0.5, -0.5, False),
+        (0.1, -0.5, False),  # far shorter, as the winners are
+        (2.0, 0.0, False),
+        (6.0, 0.0, True),
+        (6.0, 0.5, True),  # beyond five times, whoever wins
+        (0.1, 0.0, True),
+        (1.4, -1.0, False),
+    ],
+)
+def test_length_may_follow_the_winners(growth: float, direction: float, unasked: bool) -> None:
+    assert is_length_unasked(growth, direction) == unasked
+    assert (stopped(guards(direction), {"length": 60.0 * growth}) is not None) == unasked
+
+
+def over_optimised(watch: Guards, judge_slope: float) -> str | None:
+    metrics = [SOUND | {"score": 0.2 * i, "judge": judge_slope * i} for i in range(12)]
+    return next(filter(None, map(watch.check_rollout, metrics)), None)
+
+
+def test_the_reward_rising_while_the_judge_falls_stops() -> None:
+    reason = over_optimised(guards(), judge_slope=-0.2)
+    assert reason is not None and "while the judge fell by" in reason
+
+
+def test_the_reward_rising_with_the_judge_or_past_a_flat_one_goes_on() -> None:
+    assert over_optimised(guards(), judge_slope=0.1) is None
+    assert over_optimised(guards(), judge_slope=-0.01) is None
+
+
+def test_an_update_that_goes_too_far_stops() -> None:
+    reason = guards().check_update(STEP | {"approx_kl": 0.2})
+    assert reason == "One update moved the policy by 0.20 nats a token, more than 0.15."
+
+
+def test_a_gradient_that_is_no_number_stops() -> None:
+    assert guards().check_update(STEP | {"grad_norm_value": float("inf")}) == (
+        "grad_norm_value is not a finite number."
+    )
+
+
+def test_clipping_must_be_heavy_three_times_in_a_row() -> None:
+    watch, heavy = guards(), STEP | {"clip_fraction": 0.5}
+    said = [watch.check_update(metrics) for metrics in (heavy, heavy, STEP, heavy, heavy, heavy)]
+    assert said[:5] == [None] * 5
+    assert said[5] is not None and "clipped in three updates in a row" in said[5]
+
+
+def test_the_judge_is_heard_as_a_running_mean() -> None:
+    watch = guards()
+    heard: list[float] = []
+    for _ in range(6):
+        watch.check_rollout(SOUND | {"judge": 1.0 if heard else 0.0})
+        heard.append(watch.judge)
+    assert heard[0] == 0.0 and heard[1] == pytest.approx(0.4)
+    assert all(a < b < 1 for a, b in pairwise(heard))

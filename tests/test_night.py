@@ -1,0 +1,54 @@
+"""trainer/night.py: what a night begins with; tests/test_refresh.py goes through whole ones."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from chatbot.basemodel import Base
+from data import runs, versions
+from data.database import Database
+from data.home import Home
+from data.records import Run, Sampling
+from tests.adapter_files import make_version
+from tests.nights import tiny_night
+from trainer.night import Night, begin, peak_memory
+from trainer.progress import Progress
+
+
+@pytest.fixture
+def told(db: Database) -> Iterator[tuple[Run, Progress]]:
+    """A run that is ours, and its progress."""
+    run = runs.claim(db, "tonight", config={})
+    assert run is not None
+    with Progress(db, run, quiet=True) as progress:
+        yield run, progress
+
+
+def began(db: Database, home: Home, base: Base, told: tuple[Run, Progress], **changes: object) -> Night:
+    return begin(db, home, base, tiny_night(home, **changes), *told)
+
+
+def test_a_night_begins_with_what_serves(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    assert began(db, home, tiny_base, told).parent == "base"
+    make_version(db, home, tiny_base)
+    versions.publish(db, "v000001", actor="test", reason="")
+    assert began(db, home, tiny_base, told).parent == "v000001"
+
+
+def test_a_night_samples_as_the_chat_does(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    night = began(db, home, tiny_base, told, temperature=0.7, max_new_tokens=50)
+    assert night.sampling == Sampling(temperature=0.7, top_p=1.0, max_new_tokens=50)
+
+
+def test_a_night_has_a_folder_of_its_own(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    assert began(db, home, tiny_base, told).folder == home.runs / told[0].id
+
+
+def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:
+    assert 50 * 2**20 < peak_memory() < 500 * 2**30

@@ -1,0 +1,131 @@
+"""trainer/progress.py: what a night tells of itself, and how it learns that it must stop."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from data import runs
+from data.database import Database
+from data.records import Run
+from trainer import progress
+from trainer.progress import STAGES, Cancelled, Progress
+
+
+@pytest.fixture
+def run(db: Database) -> Run:
+    """A run that is ours."""
+    claimed = runs.claim(db, "tonight", config={})
+    assert claimed is not None
+    return claimed
+
+
+@pytest.fixture
+def told(db: Database, run: Run) -> Iterator[Progress]:
+    """The progress of `run`, silent."""
+    with Progress(db, run, quiet=True) as telling:
+        yield telling
+
+
+def test_the_stages_make_up_one_night() -> None:
+    assert sum(STAGES.values()) == pytest.approx(1)
+
+
+def test_a_stage_and_its_share_stand_in_the_run_s_row(db: Database, run: Run, told: Progress) -> None:
+    told.enter("reward", "Training the reward model.")
+    row = runs.get(db, run.id)
+    assert (row.stage, row.message) == ("reward", "Training the reward model.")
+    assert row.progress == pytest.approx(STAGES["snapshot"] + STAGES["reference"])
+    told.tell(1.0, "Done.")
+    assert runs.get(db, run.id).progress == pytest.approx(row.progress + STAGES["reward"])
+
+
+def test_the_end_of_the_last_stage_is_the_end(db: Database, run: Run, told: Progress) -> None:
+    told.enter("publish", "Writing the version.")
+    told.tell(1.0, "Written.")
+    assert runs.get(db, run.id).progress == pytest.approx(1)
+
+
+def test_the_time_left_is_foretold_from_the_time_gone(
+    db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.enter("snapshot", "Reading.")
+    assert runs.get(db, run.id).eta_seconds is None  # too early to say
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + 60)
+    told.enter("ppo", "Improving.")
+    done = runs.get(db, run.id).progress
+    assert runs.get(db, run.id).eta_seconds == pytest.approx(60 * (1 - done) / done, rel=0.02)
+
+
+def test_words_within_a_second_are_not_written_down_but_the_end_is(
+    db: Database, run: Run, told: Progress
+) -> None:
+    told.enter("gate", "Comparing.")
+    told.tell(0.1, "Still comparing.")
+    assert runs.get(db, run.id).message == "Comparing."
+    told.tell(1.0, "Compared.")
+    assert runs.get(db, run.id).message == "Compared."
+
+
+def test_the_seconds_of_a_stage_count_while_it_runs(told: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    for stage, at in (("ppo", 0.0), ("gate", 30.0)):
+        monkeypatch.setattr(time, "monotonic", lambda at=at: began + at)
+        told.enter(stage, stage)
+    monkeypatch.setattr(time, "monotonic", lambda: began + 40)
+    assert (told.seconds["ppo"], told.seconds["gate"]) == (30, 10)
+
+
+def test_metrics_are_rows_of_the_stage(db: Database, run: Run, told: Progress) -> None:
+    told.enter("ppo", "Improving.")
+    told.log(3, {"kl": 1.5, "score": 0.2})
+    found = {(m.stage, m.step, m.name): m.value for m in runs.metrics(db, run.id)}
+    assert found == {("ppo", 3, "kl"): 1.5, ("ppo", 3, "score"): 0.2}
+
+
+def test_a_cancelled_run_stops_at_its_next_word(db: Database, run: Run, told: Progress) -> None:
+    told.enter("reward", "Training.")
+    runs.request_cancel(db, run.id)
+    with pytest.raises(Cancelled, match="cancelled by an operator - what served before still serves"):
+        told.tell(1.0, "Trained.")
+
+
+def test_a_run_that_lost_its_lease_stops_at_its_next_word(
+    db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_HEARTBEAT_SECONDS", 0.01)
+    runs.interrupt_expired(db, time.time() + 1000)
+    with Progress(db, run, quiet=True) as told:
+        told._thread.join(5)
+        with pytest.raises(Cancelled, match="lost its lease to another process - nothing was published"):
+            told.enter("reward", "Training.")
+
+
+def test_the_lease_is_renewed_while_the_night_runs_and_not_after(
+    db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_HEARTBEAT_SECONDS", 0.01)
+    with Progress(db, run, quiet=True):
+        for _ in range(500):
+            if runs.get(db, run.id).lease_until > run.lease_until:
+                break
+            time.sleep(0.01)
+    renewed = runs.get(db, run.id).lease_until
+    assert renewed > run.lease_until
+    time.sleep(0.05)
+    assert runs.get(db, run.id).lease_until == renewed
+
+
+def test_without_a_terminal_each_stage_is_a_line(
+    db: Database, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(db, run) as told:
+        told.enter("snapshot", "Reading the rankings.")
+        told.tell(1.0, "Read.")
+    assert capsys.readouterr().err == "[     0 s] Reading the rankings.\n"
+
+
+def test_a_quiet_night_prints_nothing(told: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+    told.enter("ppo", "Improving.")
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,74 @@
+"""trainer/config.py: the defaults are sound, and nonsense is refused before it costs a night."""
+
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+import pytest
+
+from data.errors import Refused
+from trainer.config import RefreshConfig
+
+
+def test_the_defaults_are_those_of_the_chat_where_both_sample() -> None:
+    assert RefreshConfig().temperature == 0.8
+    assert RefreshConfig().max_new_tokens == 0  # as the chat: by the hardware
+
+
+ABOVE_NOTHING = (
+    *("rank", "min_rankings", "max_rankings", "reward_epochs", "reward_batch", "reward_steps", "reward_lr"),
+    *("updates", "inner_epochs", "minibatch", "prompts_per_update", "warmup_updates", "ppo_lr", "clip"),
+    *("max_kl", "gate_prompts", "temperature"),
+)
+OR_NOTHING = ("threads", "max_new_tokens", "beta", "target_kl", "value_coefficient", "gamma", "lam", "margin")
+
+
+def a_config(**changes: Any) -> RefreshConfig:
+    return replace(RefreshConfig(), **changes)
+
+
+@pytest.mark.parametrize("name", ABOVE_NOTHING)
+def test_what_must_be_above_nothing_is_refused_at_0(name: str) -> None:
+    with pytest.raises(Refused, match=" - "):
+        a_config(**{name: 0})
+
+
+@pytest.mark.parametrize("name", OR_NOTHING)
+def test_what_may_be_nothing_is_refused_below(name: str) -> None:
+    a_config(**{name: 0})
+    with pytest.raises(Refused, match=f"{name} is -1"):
+        a_config(**{name: -1})
+
+
+NUMBERS = [f.name for f in fields(RefreshConfig) if get_type_hints(RefreshConfig)[f.name] is float]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(Refused, match=f"{name} is {value!r}"):
+        a_config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"minibatch": 9, "prompts_per_update": 8}, "minibatch is 9 with 8 prompts an update - use 1 up to"),
+        ({"min_rankings": 20, "max_rankings": 10}, "max_rankings is 10, fewer than min_rankings, 20 - raise"),
+        ({"gate_prompts": 1}, "gate_prompts is 1 - use at least 2; 300 is a fair gate"),
+        ({"temperature": 0.0}, "temperature is 0.0 - rollouts need one above 0, up to 5"),
+        ({"gamma": 1.1}, "gamma is 1.1 - use a number from 0 to 1"),
+        ({"margin": 0.6}, "margin is 0.6 - use a number from 0 to 0.5"),
+        ({"updates": 0}, "updates is 0 - use 1 or more"),
+    ],
+)
+def test_a_refusal_names_the_value_and_the_remedy(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Refused) as refused:
+        a_config(**changes)
+    assert sentence in str(refused.value)
+
+
+def test_every_dial_has_a_sentence() -> None:
+    hints = get_type_hints(RefreshConfig, include_extras=True)
+    for field in fields(RefreshConfig):
+        (sentence,) = hints[field.name].__metadata__
+        assert sentence.endswith("."), field.name
