@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from chatbot.policy import TokenBatch, logits_of
+from chatbot.models import TokenBatch, logits_of
 from data.records import FinishReason, Sampling
 
 

@@ -23,7 +23,7 @@ from chatbot.basemodel import Base
 from chatbot.chatformat import Messages
 from chatbot.decoding import Decoding
 from chatbot.generation import Generation
-from chatbot.policy import merged_model, pick_device, pick_dtype
+from chatbot.models import merged_model, pick_device, pick_dtype
 from data.errors import Busy, NotFound, Refused
 from data.records import BASE_VERSION, Sampling
 

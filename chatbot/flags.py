@@ -15,7 +15,6 @@ files and environment variables.
 import argparse
 import dataclasses
 import json
-import logging
 import math
 import os
 import sys
@@ -98,8 +97,6 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Server and trainer share the cores: OpenMP threads that spin while they wait would slow both by ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # It warns at each start about a kernel that nobody asked for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = run(arguments) or 0
         sys.stdout.flush()

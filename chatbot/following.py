@@ -13,7 +13,7 @@ import torch
 
 from chatbot import adapters
 from chatbot.engine import Engine
-from chatbot.policy import TokenBatch, logits_of
+from chatbot.models import TokenBatch, logits_of
 from data import versions
 from data.database import Database
 from data.errors import Problem, Refused

@@ -4,99 +4,28 @@ One copy of the base in memory plays every role of a night: `policy`, `value`, `
 reference, which is the base wearing nothing. An adapter may have a scalar head, which turns the hidden
 state of a token into a score. The only file that touches peft.
 
-Two shapes of the same weights: *worn* (base and LoRA side by side, for training) and *merged* (a plain model
-with W + scale * B A written into its own weights, for generating: half the time a token at batch 1).
-Merging never happens in place on the training copy: in bfloat16 an unmerge does not give back the same bits.
+This is the training copy, in which base and LoRA stand side by side. For generating there are plain models
+with the adapter merged in (models.py).
 """
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, quiet_transformers
+from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merged_weight
 from data.errors import Refused
 
-ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
-
-
-def pick_device() -> torch.device:
-    """CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of `precision`: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it."""
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    has_bf16 = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def load_model(base: Base, *, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The plain base model: frozen, without dropout, on `device`."""
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            base.directory, dtype=dtype, attn_implementation=attention, use_safetensors=True
-        )
-    model.requires_grad_(False)
-    return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
-
-
-def merged_model(
-    base: Base, adapter: Path | None, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
-) -> PreTrainedModel:
-    """A plain model with the PEFT adapter in `adapter` merged into its own weights."""
-    model = load_model(base, device=device, dtype=dtype, attention=attention)
-    if adapter is not None:
-        settings = json.loads((adapter / "adapter_config.json").read_text())
-        scale = float(settings["lora_alpha"]) / float(settings["r"])
-        tensors = load_file(adapter / ADAPTER_FILE, device=str(device))
-        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
-            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weight = cast(Tensor, model.get_submodule(path).weight)
-            weight.copy_(_merged(weight, tensors[key], tensors[key.replace("lora_A", "lora_B")], scale))
-    return model
-
-
-def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale * B A, summed in float32 so that a small delta is rounded once, together with its weight."""
-    return weight.float() + scale * (b.float() @ a.float())
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Sequences of different length as one rectangle. Masks come from lengths, never from a token's id."""
-
-    ids: Tensor  # (B, T)
-    mask: Tensor  # (B, T) bool, True on real tokens
-    positions: Tensor  # (B, T)
-
-    @staticmethod
-    def of(
-        sequences: Sequence[Sequence[int]], device: torch.device, left_pad: int | None = None
-    ) -> "TokenBatch":
-        """Pads on the right; with `left_pad`, on the left to the longest sequence plus that many."""
-        width = max(len(s) for s in sequences) + (left_pad or 0)
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            start = 0 if left_pad is None else width - len(sequence)
-            ids[row, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, start : start + len(sequence)] = True
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return TokenBatch(ids.to(device), mask.to(device), positions.to(device))
 
 
 class ScalarHead(nn.Module):
@@ -284,7 +213,7 @@ class Policy:
     def write_merged(self, name: str, target: PreTrainedModel) -> None:
         """Set `target`, a plain copy of the base, to this base with `name` merged in."""
         for path, a, b, scale, weight in self._lora_layers(name):
-            cast(Tensor, target.get_submodule(path).weight).copy_(_merged(weight, a, b, scale))
+            cast(Tensor, target.get_submodule(path).weight).copy_(merged_weight(weight, a, b, scale))
 
     def save(self, name: str, directory: Path) -> None:
         """Write PEFT's two files, and `head.safetensors` where there is a head."""
@@ -319,11 +248,3 @@ class Policy:
         if with_head:
             self.heads[name] = ScalarHead(self.hidden_size).to(self.device)
             self.heads[name].load_state_dict(load_file(directory / HEAD_FILE))
-
-
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Float32 logits of hidden states, with the soft cap that Gemma-like models put on them."""
-    head = cast(Any, model.get_output_embeddings())
-    logits: Tensor = head(hidden).float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits

@@ -42,7 +42,6 @@ LAST_RESORT_SECONDS = 9.0
 def run_server(config: ServeConfig) -> int:
     """Serve until told to end; the exit code. Raises Problem for what a person can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # says on import what it cannot do here
     home = open_home()
     with _listening(config) as (sock, config):
         db = open_database(home)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.decoding import Decoding, Row, sample
-from chatbot.policy import merged_model
+from chatbot.models import merged_model
 from data.records import Sampling
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)

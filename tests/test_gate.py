@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
-from chatbot.policy import Policy, load_model
+from chatbot.models import load_model
+from chatbot.policy import Policy
 from data.records import Sampling
 from tests.learners import CPU, a_learner, some_replies
 from tests.nights import JUDGING

@@ -7,7 +7,8 @@ import torch
 
 from chatbot.basemodel import Base, load_base
 from chatbot.decoding import Decoding, Row
-from chatbot.policy import Policy, TokenBatch, load_model, logits_of, merged_model, pick_device, pick_dtype
+from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_device, pick_dtype
+from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
 from trainer.config import RefreshConfig

@@ -21,7 +21,6 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 60
 OUTGROWN = {
-    "chatbot/policy.py": 330,
     "data/database.py": 312,
 }
 """Longer than they should be, and what they may not pass: lower these, do not raise them."""
@@ -53,6 +52,7 @@ SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM", "PRAGMA ")
 
 TESTED_ELSEWHERE = {
     "chatbot/generation.py": "test_engine.py",
+    "chatbot/models.py": "test_policy.py",
     "chatbot/pages/account.py": "test_web.py",
     "chatbot/pages/actions.py": "test_chat.py",
     "chatbot/pages/composer.py": "test_chat.py",

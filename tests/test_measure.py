@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.policy import merged_model
+from chatbot.models import merged_model
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home

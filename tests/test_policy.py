@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from chatbot.basemodel import Base
-from chatbot.policy import Policy, ScalarHead, TokenBatch, load_model, logits_of, merged_model, pick_dtype
+from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_dtype
+from chatbot.policy import Policy, ScalarHead
 from data.errors import Refused
 from tests.adapter_files import write_adapter
 

@@ -11,7 +11,8 @@ from torch import Tensor
 import trainer.ppo
 import trainer.rollout
 from chatbot.basemodel import Base
-from chatbot.policy import Policy, load_model
+from chatbot.models import load_model
+from chatbot.policy import Policy
 from data.records import Sampling
 from tests.learners import CPU, a_learner, shake, some_replies
 from tests.plain_ppo import (

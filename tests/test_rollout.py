@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base, load_base
-from chatbot.policy import Policy, load_model
+from chatbot.models import load_model
+from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, a_learner, some_replies

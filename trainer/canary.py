@@ -11,7 +11,7 @@ import torch
 
 from chatbot.adapters import Canary
 from chatbot.basemodel import Base
-from chatbot.policy import merged_model
+from chatbot.models import merged_model
 from data.records import Prompt, Sampling
 from trainer.rollout import logprobs_of, sample_replies
 

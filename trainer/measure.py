@@ -23,7 +23,7 @@ from chatbot.engine import MAX_REPLIES, Engine
 from chatbot.flags import table
 from chatbot.following import load_verified
 from chatbot.generation import Generation
-from chatbot.policy import merged_model
+from chatbot.models import merged_model
 from data import versions
 from data.database import Database
 from data.errors import Busy, Refused

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.policy import pick_device
+from chatbot.models import pick_device
 from data import versions
 from data.comparisons import Snapshot
 from data.database import Database

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
-from chatbot.policy import Policy, merged_model, pick_device, pick_dtype
+from chatbot.models import merged_model, pick_device, pick_dtype
+from chatbot.policy import Policy
 from data import runs, versions
 from data.comparisons import Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.database import Database

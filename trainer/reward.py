@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatbot.chatformat import ChatFormat
-from chatbot.policy import Policy, TokenBatch
+from chatbot.models import TokenBatch
+from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatbot.decoding import Decoding, Row
-from chatbot.policy import Policy, TokenBatch, logits_of
+from chatbot.models import TokenBatch, logits_of
+from chatbot.policy import Policy
 from data.records import Sampling
 from trainer.config import RefreshConfig
 
