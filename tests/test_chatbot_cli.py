@@ -163,9 +163,11 @@ def serve(home: Home, model: Path, *flags: str) -> "subprocess.Popen[str]":
 
 
 def children_of(server: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The children, once there are any."""
-    for _ in range(100):
-        if children := psutil.Process(server.pid).children(recursive=True):
+    """The children, once one of them is the watcher: a child just forked still has its parent's name."""
+    children: list[psutil.Process] = []
+    for _ in range(200):
+        children = psutil.Process(server.pid).children(recursive=True)
+        if any("watch" in child.cmdline() for child in children):
             break
         time.sleep(0.05)
     return children
@@ -190,9 +192,10 @@ def test_a_model_that_is_not_there_ends_the_server_with_a_sentence(home: Home, t
 
 
 def test_serving_starts_the_trainer_and_sigterm_leaves_nothing_behind(
-    home: Home, tiny_directory: Path
+    home: Home, tiny_directory: Path, request: pytest.FixtureRequest
 ) -> None:
     server = serve(home, tiny_directory, "--port", "0")
+    request.addfinalizer(server.kill)
     assert server.stdout
     lines = [server.stdout.readline() for _ in range(3)]
     url = re.sub(r"Night School is at (\S+)\n", r"\1", lines[0])
