@@ -214,3 +214,4 @@ def test_the_base_needs_no_files_and_an_unknown_version_is_named(
 
 def test_closing_without_a_start_is_harmless(follower: Follower) -> None:
     follower.close()
+    assert follower.problem is None

@@ -121,3 +121,4 @@ def test_strange_text_is_rendered_in_time(text: str) -> None:
 
 def test_code_has_colours_for_light_and_dark() -> None:
     assert code_css(dark=False).startswith(".code .") and code_css(dark=True).startswith(".dark .code .")
+    assert ".err " not in code_css(dark=False) + code_css(dark=True)

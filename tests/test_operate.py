@@ -264,6 +264,7 @@ def test_from_the_base_there_is_nothing_to_roll_back_to(
 ) -> None:
     with pytest.warns(UserWarning, match="Nothing to roll back to"):
         call(page, "arm_rollback", operator)
+    assert versions.serving(db).current == "base"
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -193,8 +193,13 @@ def measure_replies(
 
         with policy.wear("policy"):
             forward = forward_replies(policy, chosen)
-            logprob = reply_logprobs(policy.logits, forward, temperature)
-            entropy = reply_entropy(policy.logits, forward, temperature)
+            logits = policy.logits(forward.hidden[forward.mask])
+
+            def once(_: Tensor, logits: Tensor = logits) -> Tensor:
+                return logits
+
+            logprob = reply_logprobs(once, forward, temperature)
+            entropy = reply_entropy(once, forward, temperature)
         mask[rows, : forward.mask.shape[1]] = forward.mask
         put("logprob", logprob)
         put("entropy", entropy)

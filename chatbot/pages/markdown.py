@@ -43,10 +43,12 @@ def blocks(text: str) -> list[str]:
 
 
 def code_css(dark: bool) -> str:
-    """The colours of highlighted code."""
+    """The colours of highlighted code, without red boxes: a model's snippet need not parse."""
     style, scope = ("github-dark", ".dark .code") if dark else ("default", ".code")
     rules = str(HtmlFormatter(style=style).get_style_defs(scope))  # type: ignore[no-untyped-call]
-    return "\n".join(rule for rule in rules.splitlines() if rule.startswith(f"{scope} ."))
+    return "\n".join(
+        rule for rule in rules.splitlines() if rule.startswith(f"{scope} .") and ".err " not in rule
+    )
 
 
 def is_safe_link(url: str) -> bool:
