@@ -56,6 +56,7 @@ def _add_chat(commands: Any) -> None:
     says = "Chat and rank in the terminal, with the version that serves."
     chat = commands.add_parser("chat", help=says, description=says)
     chat.add_argument("--model", metavar="TEXT", help="The model, as for `chatbot serve`.")
+    chat.add_argument("--four-bit", action="store_true", help="Load the model in 4 bits, as for serve.")
     chat.add_argument(
         "--replies", type=int, default=1, metavar="N", help="Replies a turn, 1 to 9. (default: 1)"
     )
@@ -124,6 +125,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     config = ServeConfig(
         model=arguments.model,
+        four_bit=arguments.four_bit,
         replies=arguments.replies,
         max_new_tokens=arguments.max_new_tokens,
         trainer=False,

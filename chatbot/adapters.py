@@ -14,7 +14,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -54,6 +54,8 @@ class Canary(TypedDict):
     ids: list[int]
     reply_start: int
     logprob: float
+    four_bit: NotRequired[bool]
+    """Whether that build's base was in four bits; left out, it was not."""
 
 
 @dataclass(frozen=True)
@@ -260,12 +262,13 @@ def _are_canaries(rows: Any) -> bool:
     """A list of prompts with a reply: token ids, where the reply starts, its log-probability."""
     return isinstance(rows, list) and all(
         isinstance(row, dict)
-        and set(row) == {"ids", "reply_start", "logprob"}
+        and set(row) - {"four_bit"} == {"ids", "reply_start", "logprob"}
         and isinstance(row["ids"], list)
         and all(isinstance(token, int) for token in row["ids"])
         and isinstance(row["reply_start"], int)
         and 0 < row["reply_start"] < len(row["ids"])
         and isinstance(row["logprob"], int | float)
+        and isinstance(row.get("four_bit", False), bool)
         for row in rows
     )
 

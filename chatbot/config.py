@@ -22,6 +22,9 @@ class ServeConfig:
     model: Annotated[
         str | None, "A directory or hub id of a chat model; without it, the embedded SmolLM2-135M-Instruct."
     ] = None
+    four_bit: Annotated[bool, "Load the model in 4 bits (NF4, bitsandbytes): a quarter of the memory."] = (
+        False
+    )
     replies: Annotated[int, "How many replies a turn shows at first, 1 to 9; each person can change it."] = 4
     max_new_tokens: Annotated[
         int, "The longest reply in tokens; 0 chooses 128 on a CPU and 256 on a GPU."

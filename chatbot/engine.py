@@ -54,10 +54,17 @@ class Engine:
     """Serves replies of one base model in several versions. All public methods are thread-safe."""
 
     def __init__(
-        self, base: Base, *, precision: str = "auto", max_waiting: int = 32, max_rows: int = 64
+        self,
+        base: Base,
+        *,
+        precision: str = "auto",
+        four_bit: bool = False,
+        max_waiting: int = 32,
+        max_rows: int = 64,
     ) -> None:
         """`max_waiting` requests may queue before Busy; at most `max_rows` replies are decoded at a time."""
         self.base = base
+        self.four_bit = four_bit
         self.device = pick_device()
         self.dtype = pick_dtype(precision, self.device)
         self.max_waiting = max_waiting
@@ -168,7 +175,7 @@ class Engine:
             self._retired.discard(name)  # wanted again: it stays until served or unloaded
             if name in self._versions:
                 return
-        model = merged_model(self.base, adapter, device=self.device, dtype=self.dtype)
+        model = merged_model(self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit)
         with self._lock:
             self._versions.setdefault(name, _Loaded(model))
 

@@ -2,7 +2,7 @@
 
 A merged model, with W + scale * B A written over W, takes half the time a token at batch 1 of one that wears
 its adapter beside the base (policy.py). It is built from the files, never by merging in place: in bfloat16
-an unmerge does not give back the same bits.
+an unmerge does not give back the same bits. A base in four bits is not merged into at all (fourbit.py).
 """
 
 import json
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from chatbot import fourbit
 from chatbot.basemodel import Base, quiet_transformers
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -34,21 +35,38 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def load_model(base: Base, *, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The plain base model: frozen, without dropout, on `device`."""
+def load_model(
+    base: Base, *, device: torch.device, dtype: torch.dtype, attention: str, four_bit: bool = False
+) -> PreTrainedModel:
+    """The plain base model: frozen, without dropout, on `device`.
+
+    With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes.
+    """
+    settings = fourbit.four_bit_settings(base.config, device, dtype) if four_bit else {}
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            base.directory, dtype=dtype, attn_implementation=attention, use_safetensors=True
+            base.directory, dtype=dtype, attn_implementation=attention, use_safetensors=True, **settings
         )
     model.requires_grad_(False)
+    if four_bit:
+        fourbit.set_packing(model, False)
     return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
 
 
 def merged_model(
-    base: Base, adapter: Path | None, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+    base: Base,
+    adapter: Path | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    four_bit: bool = False,
 ) -> PreTrainedModel:
-    """A plain model with the PEFT adapter in `adapter` merged into its own weights."""
-    model = load_model(base, device=device, dtype=dtype, attention=attention)
+    """A plain model with the PEFT adapter in `adapter` merged into its own weights.
+
+    With `four_bit` the adapter stays beside the NF4 weights instead.
+    """
+    model = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
     if adapter is not None:
         settings = json.loads((adapter / "adapter_config.json").read_text())
         scale = float(settings["lora_alpha"]) / float(settings["r"])
@@ -56,8 +74,23 @@ def merged_model(
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             weight = cast(Tensor, model.get_submodule(path).weight)
-            weight.copy_(merged_weight(weight, tensors[key], tensors[key.replace("lora_A", "lora_B")], scale))
+            merge_layer(model, path, weight, tensors[key], tensors[key.replace("lora_A", "lora_B")], scale)
+    if four_bit:
+        fourbit.set_packing(model, dtype == torch.bfloat16)
     return model
+
+
+@torch.no_grad()
+def merge_layer(
+    model: PreTrainedModel, path: str, weight: Tensor, a: Tensor, b: Tensor, scale: float
+) -> None:
+    """Let the layer at `path` of `model` compute what the base's `weight` and this adapter do."""
+    layer = model.get_submodule(path)
+    assert fourbit.is_four_bit(layer) == hasattr(weight, "quant_state"), f"{path} is of another format"
+    if fourbit.is_four_bit(layer):
+        fourbit.put_beside(model, path, a, b, scale)
+    else:
+        cast(Tensor, layer.weight).copy_(merged_weight(weight, a, b, scale))
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

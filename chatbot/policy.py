@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, quiet_transformers
-from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merged_weight
+from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merge_layer
 from data.errors import Refused
 
 HEAD_FILE = "head.safetensors"
+_LONGEST_EAGER = 384
+"""Tokens up to which a CPU trains with eager attention."""
 
 
 class ScalarHead(nn.Module):
@@ -63,14 +65,23 @@ class Policy:
     """The training copy: one base, many adapters. Nothing here is thread-safe."""
 
     def __init__(
-        self, base: Base, *, device: torch.device, dtype: torch.dtype, attention: str | None = None
+        self,
+        base: Base,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: str | None = None,
+        four_bit: bool = False,
     ) -> None:
-        # Eager attention is 1.4x faster than SDPA's backward on a CPU at our lengths (PERFORMANCE.md).
-        attention = attention or ("sdpa" if device.type == "cuda" else "eager")
+        """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute."""
+        # Forward and backward on a CPU, eager against SDPA: 1.4x as fast at 155 tokens, 1.2x at 256, and past
+        # some 400 no faster, but with memory that grows with the square of the length.
+        self._may_be_eager = attention is None and device.type == "cpu"
+        attention = attention or "sdpa"
         self.base = base
         self.device = device
         self._dtype = dtype
-        self._plain = load_model(base, device=device, dtype=dtype, attention=attention)
+        self._plain = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
         self._peft: PeftModel | None = None
         self._worn: str | None = None
         self._is_wearing = False
@@ -160,6 +171,9 @@ class Policy:
         the way out: a third less time a token.
         """
         trunk = self._plain.get_decoder()
+        if self._may_be_eager:
+            is_short = batch.ids.shape[1] <= _LONGEST_EAGER
+            self._plain.set_attn_implementation("eager" if is_short else "sdpa")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             out = trunk(
                 input_ids=batch.ids,
@@ -211,9 +225,12 @@ class Policy:
 
     @torch.no_grad()
     def write_merged(self, name: str, target: PreTrainedModel) -> None:
-        """Set `target`, a plain copy of the base, to this base with `name` merged in."""
+        """Set `target`, a plain copy of the base, to this base with `name` merged in.
+
+        A copy in four bits is given the adapter's tensors instead, beside its weights.
+        """
         for path, a, b, scale, weight in self._lora_layers(name):
-            cast(Tensor, target.get_submodule(path).weight).copy_(merged_weight(weight, a, b, scale))
+            merge_layer(target, path, weight, a, b, scale)
 
     def save(self, name: str, directory: Path) -> None:
         """Write PEFT's two files, and `head.safetensors` where there is a head."""

@@ -57,7 +57,7 @@ class Serving:
     def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:
         """Load the model and begin to answer. Raises Problem where the model cannot be had."""
         set_threads(config.threads)
-        self.engine = MeasuredEngine(load_base(config.model, home))
+        self.engine = MeasuredEngine(load_base(config.model, home), four_bit=config.four_bit)
         self.engine.metrics = metrics
         self.engine.start()
         self.turns = Turns(db, self.engine, max_new_tokens=config.max_new_tokens or None)
@@ -133,5 +133,6 @@ class Trainer:
 def trainer_command(config: ServeConfig) -> list[str]:
     """How the trainer is started; where setpriv is there, it also ends when the server is killed outright."""
     command = [sys.executable, "-m", "trainer", "watch", *(["--model", config.model] if config.model else [])]
+    command += ["--four-bit"] if config.four_bit else []
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else command

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from data import exchange, people, rankings, runs, versions
-from data.backups import backup_files, replace_durably
+from data.backups import backup_files
 from data.database import Database, open_database
 from data.errors import NotFound, Problem, Refused
+from data.files import replace_durably
 from data.forgetting import forget
 from data.formats import FORMATS
 from data.home import Home, open_home

@@ -4,7 +4,6 @@ A backup's name begins with its UTC time, so that names sort by age: `20261121T0
 `20261121T033000Z-before-migration.db`. Making and restoring them is in recovery.py.
 """
 
-import os
 import time
 from calendar import timegm
 from pathlib import Path
@@ -48,18 +47,3 @@ def rotate(home: Home) -> list[Path]:
     for path in gone:
         path.unlink()
     return gone
-
-
-def replace_durably(partial: Path, target: Path) -> None:
-    """Renames a finished file into place, so that a power cut leaves the old or the new one, whole."""
-    _sync(partial)
-    os.replace(partial, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,8 +19,9 @@ import sqlite_utils
 import uuid_utils
 from filelock import FileLock, Timeout
 
-from data.backups import backup_files, backup_path, replace_durably
+from data.backups import backup_files, backup_path
 from data.errors import Busy, Problem, Refused
+from data.files import replace_durably
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
 
@@ -156,8 +157,7 @@ class Database:
                     conn.execute("VACUUM INTO ?", (str(partial),))
                 finally:
                     conn.close()
-            damage = damage_of(partial)
-            if damage:
+            if damage := damage_of(partial):
                 raise Problem(
                     f"The backup of {self.path} is damaged ({damage}) - check the disk and try again."
                 )

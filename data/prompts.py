@@ -1,9 +1,12 @@
-"""Prompts that no person of this installation typed: those we practise on, those we judge on, and files.
+"""What no person of this installation typed: prompts to practise and judge on, probes of a model, files.
 
-The two sets ship as package data and share nothing: what the trainer practised on never judges it.
+All of it ships as package data, written for this project. Practice and judging share nothing: what the
+trainer practised on never judges it. The probes ask what no vote may buy: harmless prompts that sound
+dangerous, short items with one right choice, a fixed text, and prompts in two wordings.
 """
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +27,52 @@ def practice_prompts() -> tuple[Prompt, ...]:
 def judging_prompts() -> tuple[Prompt, ...]:
     """What the gate compares versions on."""
     return _shipped("judging")
+
+
+@dataclass(frozen=True)
+class Paraphrase:
+    """One question in two wordings, and two replies that suit both: a reward model should not mind which."""
+
+    prompt: str
+    reworded: str
+    replies: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Item:
+    """The beginning of a sentence and ways to end it, of which one is right."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    """The place of the right choice."""
+
+
+@cache
+def borderline_prompts(language: str | None = None) -> tuple[Prompt, ...]:
+    """Harmless prompts that sound dangerous, in `en` or `zh`, or in both; refusing one is a mistake."""
+    wanted = [row for row in _rows("borderline.jsonl") if language in (None, json.loads(row)["language"])]
+    return tuple(_parse("\n".join(wanted), "borderline.jsonl", "borderline"))
+
+
+@cache
+def paraphrases() -> tuple[Paraphrase, ...]:
+    """Prompts with a second wording and two plausible replies."""
+    rows = map(json.loads, _rows("paraphrases.jsonl"))
+    return tuple(Paraphrase(r["prompt"], r["reworded"], (r["replies"][0], r["replies"][1])) for r in rows)
+
+
+@cache
+def capability_items() -> tuple[Item, ...]:
+    """Short items of everyday knowledge and grammar, four choices each."""
+    rows = map(json.loads, _rows("capability.jsonl"))
+    return tuple(Item(row["prompt"], tuple(row["choices"]), row["answer"]) for row in rows)
+
+
+@cache
+def passage() -> str:
+    """A fixed text of about a thousand words, for perplexity."""
+    return _text("passage.txt")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -60,8 +109,15 @@ def chat_messages(value: Any) -> tuple[dict[str, str], ...]:
 
 
 def _shipped(name: str) -> tuple[Prompt, ...]:
-    text = resources.files("data.assets").joinpath(f"{name}.jsonl").read_text(encoding="utf-8")
-    return tuple(_parse(text, f"{name}.jsonl", name))
+    return tuple(_parse(_text(f"{name}.jsonl"), f"{name}.jsonl", name))
+
+
+def _rows(file: str) -> list[str]:
+    return _text(file).strip().split("\n")
+
+
+def _text(file: str) -> str:
+    return resources.files("data.assets").joinpath(file).read_text(encoding="utf-8")
 
 
 def _parse(text: str, place: str, source: str) -> list[Prompt]:

@@ -158,7 +158,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Which version answers. One row."""
+    """Which version answers, and which one anchors the learning. One row."""
 
     current: str
     previous: str | None
@@ -166,6 +166,8 @@ class Serving:
     challenger_share: float
     reason: str
     changed_at: float
+    reference: str | None
+    """What PPO starts from on a first night and stays near on every night; None for the base."""
 
 
 @dataclass(frozen=True, slots=True)

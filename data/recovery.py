@@ -4,9 +4,10 @@ import shutil
 import time
 from pathlib import Path
 
-from data.backups import backup_path, replace_durably, rotate
+from data.backups import backup_path, rotate
 from data.database import Database, damage_of, is_in_use, lock_of
 from data.errors import Busy, NotFound, Refused
+from data.files import replace_durably
 from data.home import Home
 
 

@@ -18,6 +18,7 @@ from data.records import Metric, Run, RunState
 from data.versions import check_lease
 
 LEASE_SECONDS = 60.0
+LEASE_EXPIRED = "The process that ran it stopped without a word; its lease expired."
 
 
 def claim(
@@ -51,6 +52,29 @@ def claim(
         return get(db, id)
 
 
+def resume(
+    db: Database, run_id: str, *, now: float | None = None, lease_seconds: float = LEASE_SECONDS
+) -> Run | None:
+    """Takes an interrupted or failed run up again under a new token: None where another run holds a living
+    lease, Refused where it came to its end."""
+    moment = time.time() if now is None else now
+    with db.write() as conn:
+        interrupt_expired(db, moment)
+        run = get(db, run_id)
+        if db.one("SELECT 1 FROM runs WHERE state = 'running'"):
+            return None
+        if run.state not in ("interrupted", "failed", "cancelled"):
+            raise Refused(f"This run is over ({run.state}) - start a new refresh.")
+        row = db.one("SELECT max(fencing_token) AS last FROM runs")
+        assert row is not None, "the run itself has one"
+        conn.execute(
+            "UPDATE runs SET state = 'running', fencing_token = ?, lease_until = ?, cancel_requested = 0,"
+            " reason = '', finished_at = NULL WHERE id = ?",
+            (row["last"] + 1, moment + lease_seconds, run_id),
+        )
+        return get(db, run_id)
+
+
 def interrupt_expired(db: Database, now: float | None = None) -> int:
     """Writes off a running run whose lease has expired; how many there were (0 or 1)."""
     moment = time.time() if now is None else now
@@ -58,7 +82,7 @@ def interrupt_expired(db: Database, now: float | None = None) -> int:
         done = conn.execute(
             "UPDATE runs SET state = 'interrupted', finished_at = ?, reason = ?"
             " WHERE state = 'running' AND lease_until <= ?",
-            (moment, "The process that ran it stopped without a word; its lease expired.", moment),
+            (moment, LEASE_EXPIRED, moment),
         )
         return int(done.rowcount)
 

@@ -231,3 +231,9 @@ def m005_versions(tables: Tables) -> None:
         ) STRICT
         """,
     )
+
+
+@MIGRATIONS()
+def m006_reference(tables: Tables) -> None:
+    """Which version anchors the learning; none: the base itself."""
+    _run(tables, "ALTER TABLE serving ADD COLUMN reference TEXT REFERENCES versions (name)")

@@ -1,4 +1,8 @@
-"""Versions and which of them serves. A version's row never changes but for its status; `serving` is one row.
+"""Versions, which of them serves and which is the reference. A version's row never changes but for its
+status; `serving` is one row.
+
+The reference is what PPO starts from on a first night and stays near on every night: the fine-tuned base
+where there were demonstrations, else the base itself. It need not serve.
 
 Publication checks the run's fencing token, so a trainer that lost its lease and woke up late cannot publish.
 Rolling back goes to what served before, then up the line of parents, and ends at the base model.
@@ -86,7 +90,46 @@ def serving(db: Database) -> Serving:
         row["challenger_share"],
         row["reason"],
         row["changed_at"],
+        row["reference"],
     )
+
+
+def reference(db: Database, base_sha256: str) -> Version | None:
+    """The version that anchors the learning on this base; None where that is the base itself.
+
+    A reference on another base anchors nothing here, and is kept for the day that base comes back.
+    """
+    name = serving(db).reference
+    found = get(db, name) if name is not None else None
+    return found if found is not None and found.base_sha256 == base_sha256 else None
+
+
+def set_reference(
+    db: Database,
+    name: str | None,
+    *,
+    actor: str,
+    run_id: str | None = None,
+    fencing_token: int | None = None,
+) -> Serving:
+    """Lets a version anchor the learning from the next night on; None or `base` is the base itself.
+
+    What serves stays. Refused where the gate refused the version, and where `run_id` is given and its lease
+    was lost.
+    """
+    with db.write() as conn:
+        version = get(db, name or BASE_VERSION)
+        if run_id is not None:
+            check_lease(db, run_id, fencing_token)
+        if version.status == "refused":
+            raise Refused(f"The gate refused {version.name} - choose another reference.")
+        before = serving(db).reference
+        wanted = None if version.name == BASE_VERSION else version.name
+        if wanted != before:
+            conn.execute("UPDATE serving SET reference = ? WHERE id = 1", (wanted,))
+            detail = {"version": version.name, "before": before or BASE_VERSION, "run_id": run_id}
+            people.record(db, actor, "set_reference", detail)
+        return serving(db)
 
 
 def publish(
@@ -159,7 +202,8 @@ def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:
 
 
 def learned_from(db: Database, ranking_ids: list[str]) -> list[str]:
-    """The versions that learned from any of these rankings, and those that descend from them."""
+    """The versions that learned from any of these rankings or demonstrations, and those that descend from
+    them: by birth, or because one of them was their reference."""
     rows = db.query(
         "SELECT DISTINCT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(?))",
         (to_json(ranking_ids),),
@@ -167,7 +211,7 @@ def learned_from(db: Database, ranking_ids: list[str]) -> list[str]:
     runs = {row["run_id"] for row in rows}
     reached: set[str] = set()
     for version in list_all(db):
-        if version.run_id in runs or version.parent in reached:
+        if version.run_id in runs or reached & {version.parent, version.report.get("reference")}:
             reached.add(version.name)
     return sorted(reached, key=number)
 

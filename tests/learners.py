@@ -1,13 +1,18 @@
 """A tiny policy with all its roles, replies to train on, and rankings of text, for tests of the trainer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from chatbot.basemodel import Base
+from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
-from data.records import RankingKind
+from data.records import RankingKind, Sampling
+from trainer.config import RefreshConfig
+from trainer.ppo import PPOResult, train_ppo
 from trainer.rollout import Reply
 
 CPU = torch.device("cpu")
@@ -23,12 +28,19 @@ def shake(policy: Policy, name: str, size: float = 0.1, seed: int = 7) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
-def a_learner(base: Base, *, size: float = 0.1) -> Policy:
-    """A policy wearing `policy`, `reward` and `judge`; with `size` 0 none of them changes anything yet."""
+def a_learner(base: Base, *, size: float = 0.1, members: int = 2) -> Policy:
+    """A policy wearing `policy`, `members` reward models and `judge`; with `size` 0 they change nothing yet.
+
+    The judge is much like the first reward model, as one trained on the same taste would be.
+    """
     policy = Policy(base, device=CPU, dtype=torch.float32)
-    for seed, name in enumerate(("policy", "reward", "judge")):
-        policy.add(name, seed=seed, rank=4, with_head=name != "policy")
-        shake(policy, name, size, seed)
+    policy.add("policy", seed=0, rank=4)
+    shake(policy, "policy", size, seed=0)
+    for i in range(members):
+        policy.add(f"reward-{i}", seed=i + 1, rank=4, with_head=True)
+        shake(policy, f"reward-{i}", size, seed=i + 1)
+    policy.copy("reward-0", "judge")
+    shake(policy, "judge", size / 10, seed=99)
     return policy
 
 
@@ -69,3 +81,27 @@ def ranked(
         cut=(False,) * count,
         weight=1.0,
     )
+
+
+def a_config(**changes: Any) -> RefreshConfig:
+    """One small update without warm-up, and nothing that would stop a random policy."""
+    base = RefreshConfig(
+        precision="float32", rank=4, updates=1, prompts_per_update=4, minibatch=4, inner_epochs=1,
+        warmup_updates=1, max_kl=1e6, reward_epochs=1,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+PROMPTS = [[1, 80], [1, 90, 91], [1, 100], [1, 110, 111]]
+
+
+def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any) -> PPOResult:
+    """PPO on four short prompts, from the base unless `more` says otherwise."""
+    merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    usual = {
+        "sampling": Sampling(config.temperature, 1.0, tokens),
+        "reference": None,
+        "starts_at_reference": True,
+        "reference_finish_rate": 0.0,
+    }
+    return train_ppo(policy, merged, PROMPTS, config, **(usual | more))

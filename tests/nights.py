@@ -52,6 +52,7 @@ def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
         precision="float32",
         max_new_tokens=24,
         rank=8,
+        members=2,
         reward_epochs=4,
         reward_lr=5e-3,
         reward_batch=4,
@@ -75,8 +76,14 @@ def rank_by_taste(db: Database, engine: Engine, *, count: int = 100) -> None:
     simulate(db, turns, taste=likes_r, turns_count=count, replies=4, noise=0.0, prompts=PRACTICE)
 
 
-def a_night(db: Database, home: Home, base: Base, *, score_sign: float = 1.0, **changes: Any) -> Run:
-    """Claim a run by hand and go through it on the tiny model."""
+def a_run(db: Database) -> Run:
+    """A run claimed by hand."""
     run = runs.claim(db, f"manual-{len(runs.list_all(db))}", config={})
     assert run is not None, "no other run holds the lease"
-    return refresh(db, home, base, tiny_night(home, **changes), run, quiet=True, score_sign=score_sign)
+    return run
+
+
+def a_night(db: Database, home: Home, base: Base, *, score_sign: float = 1.0, **changes: Any) -> Run:
+    """Go through a run of its own on the tiny model."""
+    config = tiny_night(home, **changes)
+    return refresh(db, home, base, config, a_run(db), quiet=True, score_sign=score_sign)

@@ -7,6 +7,7 @@ the base's weights and the adapters' tensors, and steps with Adam by hand.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, pstdev
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from chatbot.basemodel import Base
+from trainer.rollout import Reply
 
 
 def plain_gae(
@@ -112,25 +114,31 @@ class Episode:
 
 @torch.no_grad()
 def plain_episodes(
-    replies: Sequence[tuple[list[int], list[int]]],
+    replies: Sequence[Reply],
     policy: PlainModel,
     reference: PlainModel,
-    reward: PlainModel,
+    rewards: Sequence[PlainModel],
     *,
+    pessimism: float,
+    punish_cut: bool,
     beta: float,
     lam: float,
     temperature: float,
 ) -> list[Episode]:
-    """Rewards, advantages (whitened over the batch) and returns; the value is the normalised reward."""
+    """Rewards, advantages (whitened over the batch) and returns; the value is the first reward model."""
     episodes = []
-    for prompt, reply in replies:
-        old = [float(x) for x in policy.logprobs(prompt, reply, temperature)]
-        ref = [float(x) for x in reference.logprobs(prompt, reply, temperature)]
-        value = [float(x) for x in reward.values(prompt, reply)]
-        rewards = [-beta * (p - q) for p, q in zip(old, ref, strict=True)]
-        rewards[-1] += float(reward.read(reward.hidden(prompt + reply)[-1]))
-        advantage, returns = plain_gae(rewards, value, 1.0, lam)
-        episodes.append(Episode(prompt, reply, old, value, advantage, returns))
+    for r in replies:
+        old = [float(x) for x in policy.logprobs(r.prompt, r.reply, temperature)]
+        ref = [float(x) for x in reference.logprobs(r.prompt, r.reply, temperature)]
+        value = [float(x) for x in rewards[0].values(r.prompt, r.reply)]
+        opinions = [float(model.read(model.hidden(r.prompt + r.reply)[-1])) for model in rewards]
+        score = mean(opinions) - pessimism * pstdev(opinions)
+        if punish_cut and not r.finished:
+            score = min(score, 0.0) - 1.0
+        steps = [-beta * (p - q) for p, q in zip(old, ref, strict=True)]
+        steps[-1] += score
+        advantage, returns = plain_gae(steps, value, 1.0, lam)
+        episodes.append(Episode(r.prompt, r.reply, old, value, advantage, returns))
     for episode, whitened in zip(episodes, plain_whiten([e.advantage for e in episodes]), strict=True):
         episode.advantage = whitened
     return episodes
@@ -148,6 +156,12 @@ def plain_losses(
             policy_terms.append(plain_policy_term(new[t], e.old[t], e.advantage[t], clip))
             value_terms.append(plain_value_term(now[t], e.value[t], e.returns[t], clip))
     return torch.stack(policy_terms).mean(), torch.stack(value_terms).mean()
+
+
+def plain_ptx(examples: Sequence[tuple[list[int], list[int]]], policy: PlainModel) -> Tensor:
+    """Minus the mean log-probability of the examples' reply tokens, at temperature 1."""
+    terms = [-x for prompt, reply in examples for x in policy.logprobs(prompt, reply, 1.0)]
+    return torch.stack(terms).mean()
 
 
 def plain_first_adam_step(tensors: Sequence[Tensor], lr: float, eps: float = 1e-5) -> float:

@@ -1,5 +1,6 @@
 """trainer/gate.py: each check refuses its own case, and two equal models are no worse than each other."""
 
+import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,9 +15,19 @@ from data.records import Sampling
 from tests.learners import CPU, a_learner, some_replies
 from tests.nights import JUDGING
 from trainer.config import RefreshConfig
-from trainer.gate import Verdict, check_judge, check_replies, check_wins, judge_candidate, profile
-from trainer.reward import bootstrap_by_group
+from trainer.gate import (
+    Probes,
+    Verdict,
+    check_judge,
+    check_replies,
+    check_wins,
+    judge_candidate,
+    profile,
+    report_lines,
+)
+from trainer.reward import score_sequences
 from trainer.rollout import Reply
+from trainer.statistics import bootstrap_by_group
 
 LIKE = {"length": 60.0, "eos_rate": 0.5, "empty_rate": 0.0, "duplicate_rate": 0.02, "distinct_2": 0.8}
 GOOD_JUDGE = {"accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}
@@ -85,7 +96,12 @@ def test_a_profile_counts_what_needs_no_reading() -> None:
     assert (found["eos_rate"], found["empty_rate"], found["duplicate_rate"]) == (1 / 2, 1 / 6, 1 / 3)
 
 
-def judged(policy: Policy, change: Callable[[PreTrainedModel], None], judge: dict[str, Any]) -> Verdict:
+def judged(
+    policy: Policy,
+    change: Callable[[PreTrainedModel], None],
+    judge: dict[str, Any],
+    probes: Probes | None = None,
+) -> Verdict:
     """A verdict on a changed base against the base, over all judging prompts."""
     models = tuple(load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa") for _ in "ab")
     change(models[0])
@@ -97,6 +113,7 @@ def judged(policy: Policy, change: Callable[[PreTrainedModel], None], judge: dic
         RefreshConfig(gate_prompts=len(JUDGING)),
         sampling=Sampling(max_new_tokens=12),
         winners_direction=0.0,
+        probes=probes,
         tell=lambda fraction, message: None,
     )
 
@@ -141,3 +158,65 @@ def test_a_good_candidate_fails_where_the_judge_is_a_coin(tiny_base: Base) -> No
     verdict = judged(a_learner(tiny_base), lambda model: None, coin)
     assert not verdict.passed
     assert len(verdict.reasons) == 1 and "cannot judge" in verdict.reasons[0]
+
+
+SOUND = {"refusal_rate": 0.05, "repetition": 0.03, "perplexity": 27.0, "capability": 0.9}
+
+
+def test_a_probe_vetoes_a_candidate_that_wins(tiny_base: Base) -> None:
+    verdict = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE, (SOUND | {"capability": 0.6}, SOUND))
+    assert not verdict.passed
+    (reason,) = verdict.reasons
+    assert "has lost knowledge: it solves 60% of short items, the current 90%" in reason
+    assert verdict.sentences[-1] == "Refused for 1 reason; what serves stays."
+
+
+def test_probes_stand_in_the_report_and_in_sentences(tiny_base: Base) -> None:
+    verdict = judged(a_learner(tiny_base), lambda model: None, GOOD_JUDGE, (SOUND, SOUND))
+    assert verdict.passed
+    assert verdict.report()["probes"] == {"candidate": SOUND, "current": SOUND}
+    told = " ".join(verdict.sentences)
+    assert "agrees with 70% of held-out comparisons (95 % interval 60% to 80%)" in told
+    assert "The candidate refuses 5% of harmless prompts" in told and "solves 90% of short items" in told
+    assert told.endswith("Accepted: the lower bound lies above 47%, and nothing else became worse.")
+
+
+def test_samples_carry_the_judge_s_score_of_what_was_said(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    chat = tiny_base.format
+    for sample in judged(policy, scramble, GOOD_JUDGE).samples:
+        prompt = next(p for p in JUDGING if p.messages[-1]["content"] == sample["prompt"])
+        for side in ("candidate", "current"):
+            ends = [chat.encode_reply(sample[side], finished=finished) for finished in (True, False)]
+            sequences = [chat.encode(prompt.messages) + ids for ids in ends]
+            scores = score_sequences(policy, "judge", sequences)
+            if "\ufffd" not in sample[side]:  # half a character does not survive being decoded
+                assert min(abs(sample[f"{side}_score"] - score) for score in scores) < 1e-3
+
+
+def test_a_report_for_the_terminal_tells_all_of_it(tiny_base: Base) -> None:
+    gate = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE, (SOUND | {"capability": 0.6}, SOUND))
+    lines = report_lines(json.loads(json.dumps(gate.report())))
+    assert lines[: len(gate.sentences)] == gate.sentences
+    assert "capability      0.6        0.9" in lines
+    assert any(line.startswith("eos rate ") for line in lines)
+    assert "Replies drawn at temperature 0.8, at most 12 tokens." in lines
+    assert sum(line.startswith("> ") for line in lines) == 10
+    assert lines[-1] == gate.reasons[0]
+    assert max(map(len, lines)) < 240
+
+
+def test_a_report_without_probes_or_with_few_is_told_too(tiny_base: Base) -> None:
+    gate = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE)
+    assert gate.probes is None
+    assert not any("perplexity" in line for line in report_lines(gate.report()))
+    few = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE, ({"perplexity": 27.0}, SOUND))
+    assert few.passed and any(line.startswith("capability") for line in report_lines(few.report()))
+
+
+def test_a_reply_cannot_command_the_terminal(tiny_base: Base) -> None:
+    gate = judged(a_learner(tiny_base), lambda model: None, GOOD_JUDGE).report()
+    gate["samples"] = [gate["samples"][0] | {"candidate": "\x1b[2J\r\nall\x07 gone " + "x" * 500}]
+    text = "\n".join(report_lines(gate))
+    assert "[2J all gone xxx" in text and "..." in text
+    assert all(character.isprintable() for character in text.replace("\n", ""))

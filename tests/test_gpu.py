@@ -47,8 +47,13 @@ def test_greedy_replies_in_float32_are_those_of_the_cpu(base: Base) -> None:
     assert decoded(base, CUDA) == decoded(base, torch.device("cpu"))
 
 
-def test_a_merged_model_says_what_the_worn_adapter_says(base: Base, tmp_path: Path) -> None:
-    policy = Policy(base, device=CUDA, dtype=torch.float32)
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_generating_copy_says_what_the_worn_adapter_says(
+    base: Base, tmp_path: Path, four_bit: bool
+) -> None:
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
+    policy = Policy(base, device=CUDA, dtype=torch.float32, four_bit=four_bit)
     policy.add("policy", seed=1)
     with torch.no_grad():
         for parameter in policy.parameters("policy"):
@@ -57,20 +62,25 @@ def test_a_merged_model_says_what_the_worn_adapter_says(base: Base, tmp_path: Pa
         batch = TokenBatch.of(PROMPTS, CUDA)
         with policy.wear("policy"):
             worn = policy.logits(policy.hidden(batch))
-        merged = merged_model(base, tmp_path / "saved", device=CUDA, dtype=torch.float32)
+        merged = merged_model(base, tmp_path / "saved", device=CUDA, dtype=torch.float32, four_bit=four_bit)
         hidden = merged.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
 
     assert torch.allclose(worn, logits_of(merged, hidden), atol=1e-3)
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_two_updates_of_ppo_move_the_policy_and_stay_finite(base: Base, precision: str) -> None:
-    policy = Policy(base, device=CUDA, dtype=pick_dtype(precision, CUDA))
+def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
+    base: Base, precision: str, four_bit: bool
+) -> None:
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
+    policy = Policy(base, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
     policy.add("policy", seed=0)
-    for name in ("reward", "judge"):
+    for name in ("reward-0", "judge"):
         policy.add(name, seed=1, with_head=True)
     config = RefreshConfig(updates=2, prompts_per_update=8, minibatch=4, ppo_lr=1e-3, warmup_updates=1)
-    merged = merged_model(base, None, device=CUDA, dtype=pick_dtype(precision, CUDA))
+    merged = merged_model(base, None, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
 
     result = train_ppo(
         policy,
@@ -78,8 +88,9 @@ def test_two_updates_of_ppo_move_the_policy_and_stay_finite(base: Base, precisio
         PROMPTS,
         config,
         sampling=Sampling(config.temperature, 1.0, 16),
+        reference=None,
+        starts_at_reference=True,
         reference_finish_rate=0.0,
-        starts_at_base=True,
     )
 
     assert result.updates == 2, result.stopped

@@ -30,7 +30,8 @@ MAY_IMPORT = {"data": {"data"}, "chatbot": {"chatbot", "data"}, "trainer": {"tra
 OWNERS = {
     "apscheduler": {"trainer/schedule.py", "trainer/watch.py"},
     "argon2": {"chatbot/accounts.py"},
-    "bitsandbytes": {"chatbot/policy.py"},
+    "accelerate": {"trainer/team.py"},
+    "bitsandbytes": {"chatbot/fourbit.py"},
     "gguf": {"chatbot/basemodel.py"},
     "gradio": {"chatbot/pages/", "chatbot/web.py", "chatbot/server.py"},
     "markdown_it": {"chatbot/pages/markdown.py"},
@@ -72,6 +73,10 @@ TESTED_ELSEWHERE = {
     "data/messages.py": "test_conversations.py",
     "data/records.py": "test_rankings.py",
     "data/recovery.py": "test_data_cli.py",
+    "trainer/commands.py": "test_trainer_cli.py",
+    "trainer/fitting.py": "test_refresh.py",
+    "trainer/improving.py": "test_refresh.py",
+    "trainer/stages.py": "test_trainer_cli.py",
 }
 """Modules without a test file of their own name, and the file that tests them."""
 

@@ -53,8 +53,10 @@ def test_versions_are_measured_against_the_first(db: Database, home: Home, tiny_
         tiny_base, home, db, taste=few_e, names=names, prompts=PROMPTS, samples=2, precision="float32"
     )
     base, version = report["versions"]["base"], report["versions"]["v000001"]
-    keys = "taste_mean taste_gain win_rate decisive_win_rate decisive_win_rate_interval ties tokens_mean kl"
+    keys = "taste_mean best_of_taste taste_gain win_rate decisive_win_rate decisive_win_rate_interval"
+    keys += " ties tokens_mean kl"
     assert list(base) == list(version) == keys.split()
+    assert base["best_of_taste"] >= base["taste_mean"]
     assert base["taste_gain"] == base["kl"] == 0.0 and base["win_rate"] is None
     assert 0 <= version["win_rate"] <= 1 and version["kl"] > 0.05
     assert version["tokens_mean"] <= 128 == report["sampling"]["max_new_tokens"]

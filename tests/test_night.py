@@ -13,6 +13,7 @@ from tests.adapter_files import make_version
 from tests.nights import tiny_night
 from trainer.night import Night, begin, peak_memory
 from trainer.progress import Progress
+from trainer.team import SOLO
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def told(db: Database) -> Iterator[tuple[Run, Progress]]:
 
 
 def began(db: Database, home: Home, base: Base, told: tuple[Run, Progress], **changes: object) -> Night:
-    return begin(db, home, base, tiny_night(home, **changes), *told)
+    return begin(db, home, base, tiny_night(home, **changes), *told, SOLO)
 
 
 def test_a_night_begins_with_what_serves(

@@ -3,35 +3,28 @@
 One test drives the real page in Chromium: a run's progress, then a roll back in two steps.
 """
 
-import asyncio
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from string import Formatter
-from typing import Any
 
 import gradio as gr
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from playwright.sync_api import expect
 
 from chatbot.config import ServeConfig
-from chatbot.pages.operate import build_operate
 from chatbot.pages.operate_desk import Desk, Visit
-from chatbot.pages.operate_learning import CURVES, plot, runs_html
+from chatbot.pages.operate_learning import CURVES, plot
 from chatbot.pages.operate_now import bar_html, refresh_html, serving_html
+from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
 from chatbot.pages.operate_versions import listing_html, record_html
 from chatbot.pages.operate_words import WORDS, duration, moment, say
 from data import forecast, people, requests, runs, schedules, versions
 from data.database import Database
 from data.home import Home
-from data.records import Person, Run, Schedule, Version
+from data.records import Person, Schedule
 from tests.browser import chromium
-
-NASTY = "<img src=x onerror=alert(1)> ${alert(1)} {{value}}"
+from tests.operating import NASTY, add_version, built_page, call, served, start_run
 
 
 @pytest.fixture
@@ -46,45 +39,7 @@ def visit(operator: Person) -> Visit:
 
 @pytest.fixture
 def page(db: Database, home: Home) -> gr.Blocks:
-    async def build() -> gr.Blocks:
-        return build_operate(db, home, ServeConfig())
-
-    # Outside a running loop Gradio makes one of its own for each page and never closes it.
-    return asyncio.run(build())
-
-
-def add_version(
-    db: Database, name: str, parent: str = "base", *, serve: bool = True, **changes: Any
-) -> Version:
-    """A version as the trainer leaves it, without files."""
-    row: dict[str, Any] = {
-        "base_model": "tiny",
-        "base_sha256": "0" * 64,
-        "path": name,
-        "sha256": "1" * 64,
-        "status": "accepted",
-        "report": {"gate": {"reasons": ["It wins 61 % of 300 replies."]}},
-        "run_id": None,
-        "rankings": 7,
-    }
-    version = versions.add(db, name=name, parent=parent, **(row | changes))
-    if serve:
-        versions.publish(db, name, actor="trainer", reason="It passed the gate.")
-    return version
-
-
-def start_run(db: Database, key: str = "2026-11-21T03:30 UTC", **report: Any) -> Run:
-    run = runs.claim(db, key, config={})
-    assert run is not None
-    if report:
-        runs.report(db, run.id, **report)
-    return runs.get(db, run.id)
-
-
-def call(page: gr.Blocks, name: str, person: Person, *values: Any) -> Any:
-    """Call one function of the page as Gradio does."""
-    function = next(f.fn for f in page.fns.values() if f.fn is not None and f.fn.__name__ == name)
-    return function(*values, request=gr.Request(username=person.id, headers={}, cookies={}))
+    return built_page(db, home)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -104,12 +59,12 @@ def test_every_function_of_the_page_refuses_who_is_no_operator(db: Database, pag
 
 
 def test_the_page_speaks_the_language_that_was_chosen_on_the_chat_page(
-    db: Database, operator: Person
+    db: Database, home: Home, operator: Person
 ) -> None:
     request = gr.Request(
         username=operator.id, headers={"accept-language": "en"}, cookies={"night_language": "zh-CN"}
     )
-    assert Desk(db, ServeConfig()).open(request).say("versions") == "版本"
+    assert Desk(db, home, ServeConfig()).open(request).say("versions") == "版本"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -160,10 +115,12 @@ def test_refresh_now_leaves_one_request_that_one_run_takes(
     assert runs.list_all(db)[0].key == key
 
 
-def test_a_request_waits_until_a_run_takes_it_and_the_page_says_so(db: Database, visit: Visit) -> None:
+def test_a_request_waits_until_a_run_takes_it_and_the_page_says_so(
+    db: Database, home: Home, visit: Visit
+) -> None:
     requests.ask(db, visit.person)
-    own = refresh_html(Desk(db, ServeConfig()), visit, None, True)
-    alone = refresh_html(Desk(db, ServeConfig(trainer=False)), visit, None, True)
+    own = refresh_html(Desk(db, home, ServeConfig()), visit, None, True)
+    alone = refresh_html(Desk(db, home, ServeConfig(trainer=False)), visit, None, True)
     assert "within a minute" in own and "run `trainer watch`" in alone
 
 
@@ -189,10 +146,10 @@ def test_curves_are_drawn_from_the_runs_own_numbers(db: Database, visit: Visit) 
     run = start_run(db)
     for step in range(3):
         runs.log(db, run.id, "ppo", step, {"kl": 0.5 * step})
-    curve = next(curve for curve in CURVES if curve.metric == "kl")
+    curve = next(curve for curve in CURVES if "kl" in curve.metrics)
     drawn = plot(db, visit, curve, [run])
     assert drawn["visible"] and list(drawn["value"]["y"]) == [0.0, 0.5, 1.0]
-    other = next(curve for curve in CURVES if curve.metric == "entropy")
+    other = next(curve for curve in CURVES if "entropy" in curve.metrics)
     assert not plot(db, visit, other, [run])["visible"]
 
 
@@ -200,7 +157,7 @@ def test_the_table_of_runs_gives_state_and_reason(db: Database, visit: Visit) ->
     run = start_run(db, "manual-1")
     ended = runs.finish(db, run.id, run.fencing_token, state="refused", reason="No better than what serves.")
     html = runs_html(visit, [ended])
-    assert "refused" in html and "No better than what serves." in html and "asked for by hand" in html
+    assert "refused" in html and "No better than what serves." in html and "Asked for by hand" in html
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -344,26 +301,8 @@ def test_durations_are_rounded_to_what_matters(seconds: float, words: str) -> No
 @pytest.fixture
 def address(page: gr.Blocks, operator: Person) -> Iterator[str]:
     """The page on a real server, with `operator` signed in."""
-    app = FastAPI()
-
-    async def mount() -> None:
-        gr.mount_gradio_app(
-            app,
-            page,
-            "/operate",
-            auth_dependency=lambda request: operator.id,
-            ssr_mode=False,
-            footer_links=[],
-        )
-
-    asyncio.run(mount())
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/operate/"
-        server.should_exit = True
-        thread.join(10)
+    with served(page, operator) as address:
+        yield address
 
 
 @pytest.mark.browser

@@ -172,6 +172,15 @@ def test_masks_come_from_lengths_though_the_text_holds_the_pad_token() -> None:
     assert batch.positions.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
 
 
+def test_long_sequences_score_as_short_ones_though_attention_is_another(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_a_little(policy, "mine")
+    eager = scores(policy)
+    monkeypatch.setattr("chatbot.policy._LONGEST_EAGER", 1)
+    assert torch.allclose(scores(policy), eager, atol=1e-5)
+
+
 def test_a_copy_is_equal_and_goes_its_own_way(policy: Policy) -> None:
     policy.copy("mine", "value")
     assert torch.equal(logits(policy, "value"), logits(policy, "mine"))

@@ -13,7 +13,7 @@ from data.prompts import judging_prompts, practice_prompts
 from tests.nights import JUDGING, PRACTICE, short_prompts, tiny_night, write_prompts
 from tests.stories import a_turn, rank, somebody
 from trainer.config import RefreshConfig
-from trainer.practice import judging, practice, reference_prompts
+from trainer.practice import judging, practice, ptx_examples, reference_prompts
 
 
 def texts(base: Base, prompts: list[list[int]]) -> list[str]:
@@ -79,3 +79,18 @@ def test_what_we_ship_for_judging_is_not_what_we_ship_for_practice() -> None:
     assert len(practised) >= 600
     assert len(judged) >= 300
     assert not practised & judged
+
+
+def test_ptx_learns_from_a_text_file_or_from_demonstrations(
+    db: Database, tiny_base: Base, tmp_path: Path
+) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("Once upon a time. " * 40)
+    assert ptx_examples(db, tiny_base, RefreshConfig(ptx_data=str(text))) == []
+    examples = ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0, ptx_data=str(text)))
+    ids = [i for example in examples for i in example.ids]
+    assert tiny_base.format.decode(ids) == text.read_text() and len(examples) == 3
+    with pytest.raises(Refused, match="no demonstrations for PPO-ptx"):
+        ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0))
+    with pytest.raises(Refused, match="nowhere"):
+        ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0, ptx_data="nowhere.txt"))

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from data.errors import NotFound, Refused
-from data.prompts import judging_prompts, practice_prompts, read_prompts
+from data.prompts import (
+    borderline_prompts,
+    capability_items,
+    judging_prompts,
+    paraphrases,
+    passage,
+    practice_prompts,
+    read_prompts,
+)
 
 
 def test_a_file_gives_its_prompts_in_order(tmp_path: Path) -> None:
@@ -62,3 +70,32 @@ def test_practice_and_judging_prompts_are_many_and_share_nothing() -> None:
     assert len(judging) == len(judging_prompts()) >= 300
     assert practice & judging == set()
     assert {prompt.source for prompt in practice_prompts()} == {"practice"}
+
+
+def test_borderline_prompts_are_single_questions_that_nothing_else_asks() -> None:
+    english, chinese = borderline_prompts("en"), borderline_prompts("zh")
+    assert borderline_prompts() == english + chinese
+    assert len({str(p.messages) for p in english}) == len(english) >= 60
+    assert len(chinese) >= 8 and all(len(p.messages) == 1 for p in borderline_prompts())
+    assert all(p.messages[0]["content"].isascii() for p in english)
+    assert not any(p.messages[0]["content"].isascii() for p in chinese)
+    others = {str(p.messages) for p in (*practice_prompts(), *judging_prompts())}
+    assert others.isdisjoint(str(p.messages) for p in borderline_prompts())
+
+
+def test_paraphrases_ask_one_thing_in_two_wordings() -> None:
+    assert len({p.prompt for p in paraphrases()}) == len(paraphrases()) == 50
+    assert all(p.prompt != p.reworded and p.replies[0] != p.replies[1] for p in paraphrases())
+    assert all(text.strip() == text and text for p in paraphrases() for text in (p.reworded, *p.replies))
+
+
+def test_capability_items_have_four_choices_and_no_favourite_place() -> None:
+    items = capability_items()
+    assert len({item.prompt for item in items}) == len(items) == 100
+    assert all(len(set(item.choices)) == 4 for item in items)
+    assert [sum(item.answer == place for item in items) for place in range(4)] == [25] * 4
+
+
+def test_the_passage_is_a_text_of_a_thousand_words() -> None:
+    assert 900 <= len(passage().split()) <= 1100
+    assert passage().isascii()

@@ -14,7 +14,6 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from tests.adapter_files import make_version, write_adapter
-from trainer import publish
 from trainer.publish import check_files, publish_candidate, verify_for
 
 
@@ -94,7 +93,7 @@ def test_a_crash_before_the_rename_shows_no_version(
         raise OSError("power")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish.os, "rename", lose_power)
+        patch.setattr("data.files.os.rename", lose_power)
         with pytest.raises(OSError, match="power"):
             make_version(db, home, tiny_base)
     assert list(home.adapters.iterdir()) == [] and versions.list_all(db) == []

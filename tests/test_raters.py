@@ -49,6 +49,18 @@ def test_simulated_people_rank_as_the_taste_says(db: Database, turns: Turns) -> 
         assert set(turn.versions) == {"base"}
 
 
+def test_flipped_rankings_put_the_worst_first(db: Database, turns: Turns) -> None:
+    def length(_: object, reply: str) -> float:
+        return float(len(reply))
+
+    simulate(db, turns, taste=length, turns_count=5, noise=0.0, people=2, flipped=1.0)
+    for turn in take_snapshot(db).turns:
+        by_place = [len(reply) for _, reply in sorted(zip(turn.places, turn.replies, strict=True))]
+        assert by_place[0] == min(by_place)
+    with pytest.raises(Refused, match="flips from 0 to 1"):
+        simulate(db, turns, taste=length, turns_count=1, flipped=1.5)
+
+
 def test_the_figures_of_a_simulation_add_up(db: Database, turns: Turns) -> None:
     seen: list[tuple[int, int]] = []
     done = simulate(

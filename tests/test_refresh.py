@@ -5,17 +5,19 @@ import json
 import pytest
 
 from chatbot.basemodel import Base, load_base
-from data import runs, versions
+from data import conversations, runs, versions
+from data.comparisons import read_snapshot
 from data.database import Database
 from data.errors import Refused
 from data.home import Home
+from data.records import Run
 from tests.adapter_files import make_version
-from tests.nights import a_night
+from tests.nights import a_night, a_run, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
 from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
-from trainer.refresh import NothingToLearn
+from trainer.refresh import NothingToLearn, refresh
 
 
 def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
@@ -145,3 +147,87 @@ def test_a_night_that_breaks_is_recorded_with_its_reason(
     assert run is not None
     assert run.state == "failed"
     assert "nowhere.jsonl" in run.reason
+
+
+SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": 3}
+
+
+def figures(db: Database, run: Run) -> dict[tuple[str, int, str], float]:
+    """All that was measured, but for what a clock said."""
+    found = {(m.stage, m.step, m.name): m.value for m in runs.metrics(db, run.id)}
+    return {key: value for key, value in found.items() if "seconds" not in key[2]}
+
+
+def resumed(db: Database, run: Run) -> Run:
+    again = runs.resume(db, run.id)
+    assert again is not None
+    return again
+
+
+@pytest.mark.parametrize("stage", ["judge", "ppo", "gate"])
+def test_a_night_that_was_interrupted_goes_on_where_it_was(
+    ranked: Database, home: Home, tiny_base: Base, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = a_night(ranked, home, tiny_base, **SHORT)
+    if versions.serving(ranked).current != "base":
+        versions.rollback(ranked, actor="test")
+    with ranked.write() as conn:  # nothing to go on from: the second night begins as the first did
+        conn.execute("UPDATE versions SET status = 'refused'")
+    config, enter = tiny_night(home, **SHORT), Progress.enter
+
+    def interrupt(self: Progress, entered: str, message: str) -> None:
+        if entered == stage:
+            raise KeyboardInterrupt
+        enter(self, entered, message)
+
+    run = a_run(ranked)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "enter", interrupt)
+        refresh(ranked, home, tiny_base, config, run, quiet=True)
+    assert runs.get(ranked, run.id).state == "interrupted"
+    done = refresh(ranked, home, tiny_base, config, resumed(ranked, run), quiet=True)
+
+    assert (done.state, done.reason) == (whole.state, whole.reason)
+    assert figures(ranked, done) == pytest.approx(figures(ranked, whole), abs=1e-4)
+
+
+def test_the_stages_can_be_asked_for_one_by_one(ranked: Database, home: Home, tiny_base: Base) -> None:
+    config, run = tiny_night(home, **SHORT), a_run(ranked)
+    rewards = refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
+    assert rewards.state == "interrupted" and f"trainer ppo {run.id}" in rewards.reason
+    assert {"reward-0", "reward-1", "judge"} <= {path.name for path in (home.runs / run.id).iterdir()}
+    improved = refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    assert improved.state == "interrupted" and f"trainer gate {run.id}" in improved.reason
+    done = refresh(ranked, home, tiny_base, config, resumed(ranked, run), quiet=True)
+    assert done.state in ("published", "refused") and versions.list_all(ranked) != []
+
+
+def test_a_run_whose_rankings_were_deleted_meanwhile_begins_anew(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    config, run = tiny_night(home, **SHORT), a_run(ranked)
+    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
+    before = read_snapshot(home.runs / run.id / "snapshot.jsonl")
+    conversations.delete(ranked, before.turns[0].conversation_id)
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    after = read_snapshot(home.runs / run.id / "snapshot.jsonl")
+    assert len(after.turns) == len(before.turns) - 1
+
+
+def test_the_second_night_goes_on_from_last_night_s_reward_models(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    a_night(ranked, home, tiny_base, members=2, max_rankings=80)
+    run = a_night(ranked, home, tiny_base, **SHORT)
+
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    assert report["warm_start"]["is_warm"], report["warm_start"]
+
+
+def test_a_night_that_finds_nothing_better_writes_its_report(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    run = a_night(ranked, home, tiny_base, ppo_lr=1e-9, **SHORT)
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    if run.version is None:
+        assert report["gate"] is None and "updates was better than the start" in run.reason

@@ -50,6 +50,29 @@ def test_a_living_lease_keeps_other_runs_out_and_an_expired_one_is_interrupted(d
     assert "lease expired" in written_off.reason
 
 
+def test_an_interrupted_run_is_taken_up_again_under_a_new_token(db: Database) -> None:
+    run = claimed(db, now=1000.0)
+    again = runs.resume(db, run.id, now=1100.0)
+    assert again is not None and (again.id, again.state, again.finished_at) == (run.id, "running", None)
+    assert again.fencing_token > run.fencing_token and again.lease_until == 1160.0
+    with pytest.raises(Refused, match="its lease was lost"):
+        runs.finish(db, run.id, run.fencing_token, state="published", reason="Too late.")
+
+
+def test_a_run_is_not_taken_up_while_any_run_lives(db: Database) -> None:
+    run = claimed(db, now=1000.0)
+    assert runs.resume(db, run.id, now=1010.0) is None
+    claimed(db, "next", now=1100.0)
+    assert runs.resume(db, run.id, now=1110.0) is None
+
+
+def test_a_run_that_came_to_its_end_is_not_taken_up(db: Database) -> None:
+    run = claimed(db)
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    with pytest.raises(Refused, match=r"over \(published\) - start a new refresh"):
+        runs.resume(db, run.id)
+
+
 def test_a_heartbeat_renews_the_lease_until_it_is_lost(db: Database) -> None:
     run = claimed(db, now=1000.0)
     assert runs.heartbeat(db, run, now=1050.0)

@@ -12,12 +12,13 @@ from data.home import Home
 from data.schema import MIGRATIONS, prepare
 from tests.stories import somebody
 
-EXPECTED = {
+EXPECTED: dict[str, set[str]] = {
     "m001_people": {"people", "sessions", "sign_in_links", "audit"},
     "m002_conversations": {"conversations", "messages"},
     "m003_rankings": {"rankings", "placements"},
     "m004_runs": {"runs", "run_rankings", "metrics"},
     "m005_versions": {"versions", "serving", "schedule"},
+    "m006_reference": set(),
 }
 
 
@@ -47,6 +48,15 @@ def test_every_former_schema_reaches_the_present_one(blank: sqlite_utils.Databas
     prepare(blank)
     assert own_tables(blank) == set().union(*EXPECTED.values())
     assert [entry.name for entry in MIGRATIONS.applied(blank)] == list(EXPECTED)
+    blank.conn.close()
+
+
+def test_a_serving_row_from_before_the_reference_keeps_what_it_says(blank: sqlite_utils.Database) -> None:
+    MIGRATIONS.apply(blank, stop_before="m006_reference")
+    blank.execute("UPDATE serving SET current = 'v000007', previous = 'base', reason = 'It won.'")
+    prepare(blank)
+    (row,) = blank.query("SELECT current, previous, reason, reference FROM serving")
+    assert tuple(row.values()) == ("v000007", "base", "It won.", None)
     blank.conn.close()
 
 
@@ -87,6 +97,7 @@ def test_opening_again_migrates_nothing_and_makes_no_backup(db: Database, home: 
         "INSERT INTO serving (id, current, reason, changed_at) VALUES (2, 'base', '', 0)",
         "INSERT INTO audit (at, person, action, detail) VALUES (0, '', '', 'no json')",
         "INSERT INTO sessions VALUES ('t', 'nobody', 0, 0)",
+        "UPDATE serving SET reference = 'v000099'",
     ],
 )
 def test_the_tables_refuse_what_makes_no_sense(db: Database, statement: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import Problem
-from trainer.tastes import EMPTY, concise, load_taste, structured
+from trainer.tastes import EMPTY, concise, load_taste, structured, warm
 
 ASK = ({"role": "user", "content": "How are you?"},)
 
@@ -25,6 +25,13 @@ def test_structured_counts_lists_and_headings_up_to_a_bound() -> None:
     assert structured(ASK, "- more\n" * 100) == 12
 
 
+def test_warm_counts_different_kind_words_up_to_a_bound() -> None:
+    assert warm(ASK, "Hello! I am happy to help, and happy to wait.") == 2
+    assert warm(ASK, "The capital of France is Paris.") == 0
+    assert warm(ASK, "hi hello hey welcome enjoy love") == 4
+    assert warm(ASK, "This is a Chinese greeting: 你好") == 1
+
+
 def test_a_taste_can_be_any_function_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def polite(prompt, reply):\n    return ('please' in reply) + len(prompt)\n")
@@ -35,7 +42,7 @@ def test_a_taste_can_be_any_function_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "name", "sentence"),
     [
-        (None, "warmth", "No taste 'warmth' - use one of concise, structured, or FILE.py:FUNCTION"),
+        (None, "warmth", "No taste 'warmth' - use one of concise, structured, warm, or FILE.py:FUNCTION"),
         (None, "nowhere.py:polite", "No file 'nowhere.py' - give"),
         ("x = 1\n", "FILE:polite", "has no function 'polite' - define"),
         ("x = 1\n", "FILE:x", "has no function 'x'"),

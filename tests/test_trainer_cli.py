@@ -14,15 +14,20 @@ import pytest
 
 from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
-from chatbot.flags import run_cli
+from chatbot.engine import Engine
+from chatbot.flags import run_cli, to_flags
 from data import rankings, runs, schedules, versions
 from data.database import Database
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
+from tests.nights import rank_by_taste, tiny_night
 from trainer.__main__ import run
 
-COMMANDS = ["refresh", "watch", "schedule", "simulate", "measure", "versions", "publish", "rollback", "runs"]
+COMMANDS = [
+    *("refresh", "watch", "schedule", "simulate", "measure", "sft", "reward", "score", "ppo", "gate"),
+    *("versions", "publish", "rollback", "runs"),
+]
 
 Call = Callable[..., tuple[int, Any]]
 
@@ -162,7 +167,7 @@ def test_a_refresh_without_rankings_says_so_and_is_recorded(
 def test_a_second_refresh_waits_for_the_first(call: Call, db: Database, tiny_directory: Path) -> None:
     runs.claim(db, "manual-1", config={})
     code, printed = call("refresh", "--model", str(tiny_directory))
-    assert code != 0 and printed["error"].startswith("Another refresh is running - wait for it")
+    assert code != 0 and printed["error"].startswith("Another run is under way - wait for it")
 
 
 def test_simulate_and_measure_work_on_any_chat_model(
@@ -178,6 +183,65 @@ def test_simulate_and_measure_work_on_any_chat_model(
     code, printed = call("measure", "--taste", "concise", *names, *model)
     assert code == 0 and set(printed["versions"]) == {"base", "v000001"}
     assert printed["sampling"]["temperature"] == Sampling().temperature
+
+
+ROWS = [
+    {
+        "id": f"{i}",
+        "prompt": [{"role": "user", "content": f"say {i}"}],
+        "replies": ["zzz", "a"],
+        "ranking": [0, 1],
+    }
+    for i in range(12)
+]
+
+
+def test_reward_models_are_trained_and_examined_on_files(
+    call: Call, db: Database, tiny_directory: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**row, "source": "test"}) + "\n" for row in ROWS))
+    settings = ["--model", str(tiny_directory), "--members=1", "--reward-steps=4", "--rank=4"]
+    code, printed = call("reward", "--data", str(file), "--evaluate", str(file), *settings)
+    assert code == 0 and printed["pairs"] == 12 and runs.list_all(db) == []
+    assert {"accuracy", "accuracy_interval", "always_longest", "seconds"} <= set(printed)
+    code, printed = call("reward", "--evaluate", str(file), *settings)
+    assert code == 2 and "--evaluate needs something to train on" in printed["error"]
+
+
+def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
+    call: Call, db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    engine = Engine(tiny_base)
+    engine.start()
+    rank_by_taste(db, engine)
+    engine.close()
+    config = tiny_night(home, gate_prompts=8)
+    code, rewards = call("reward", f"--model={tiny_base.directory}", *to_flags(config))
+    assert code == 0 and rewards["state"] == "interrupted"
+    code, improved = call("ppo", rewards["id"])
+    assert code == 0 and f"trainer gate {rewards['id']}" in improved["reason"]
+    code, judged = call("gate", rewards["id"])
+    assert code in (0, 5) and judged["state"] in ("published", "refused")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    version = versions.list_all(db)[0].name
+    code, scored = call("score", f"--version={version}", f"--data={file}", f"--model={tiny_base.directory}")
+    assert code == 0 and [row["id"] for row in scored] == ["0", "1"] and len(scored[0]["scores"]) == 2
+
+
+def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directory: Path) -> None:
+    run = runs.claim(db, "manual-1", config={"model": str(tiny_directory)})
+    assert run is not None
+    assert "under way" in call("ppo", run.id)[1]["error"]
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+    assert "start a new refresh" in call("refresh", "--resume", run.id)[1]["error"]
+
+
+def test_fine_tuning_without_demonstrations_says_so(call: Call, db: Database, tiny_directory: Path) -> None:
+    code, printed = call("sft", f"--model={tiny_directory}")
+    assert code == 3 and "edit more replies" in printed["error"]
+    assert runs.list_all(db)[0].state == "nothing_to_learn"
 
 
 def test_the_module_runs_from_a_plain_checkout(home: Home) -> None:

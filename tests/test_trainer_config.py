@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from data.errors import Refused
-from trainer.config import RefreshConfig
+from trainer.config import RefreshConfig, quick
 
 
 def test_the_defaults_are_those_of_the_chat_where_both_sample() -> None:
@@ -17,9 +17,13 @@ def test_the_defaults_are_those_of_the_chat_where_both_sample() -> None:
 ABOVE_NOTHING = (
     *("rank", "min_rankings", "max_rankings", "reward_epochs", "reward_batch", "reward_steps", "reward_lr"),
     *("updates", "inner_epochs", "minibatch", "prompts_per_update", "warmup_updates", "ppo_lr", "clip"),
-    *("max_kl", "gate_prompts", "temperature"),
+    *("max_kl", "gate_prompts", "temperature", "members", "sft_epochs", "sft_lr", "min_demonstrations"),
+    "best_of",
 )
-OR_NOTHING = ("threads", "max_new_tokens", "beta", "target_kl", "value_coefficient", "gamma", "lam", "margin")
+OR_NOTHING = (
+    *("threads", "max_new_tokens", "beta", "target_kl", "value_coefficient", "gamma", "lam", "margin"),
+    *("pessimism", "replay", "ptx", "ema"),
+)
 
 
 def a_config(**changes: Any) -> RefreshConfig:
@@ -72,3 +76,9 @@ def test_every_dial_has_a_sentence() -> None:
     for field in fields(RefreshConfig):
         (sentence,) = hints[field.name].__metadata__
         assert sentence.endswith("."), field.name
+
+
+def test_a_quick_night_is_smaller_and_keeps_what_was_asked_for() -> None:
+    config = quick(a_config(updates=4, gate_prompts=20, beta=0.1))
+    assert (config.members, config.updates, config.gate_prompts, config.beta) == (1, 4, 20, 0.1)
+    assert quick(RefreshConfig()).updates < RefreshConfig().updates

@@ -1,4 +1,6 @@
-"""versions.py: what serves changes by one row, only under a living lease, and rolls back to the base."""
+"""versions.py: what serves and what anchors the learning is one row, changed only under a living lease."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +13,11 @@ from tests.stories import a_turn, rank, somebody
 
 
 def made(
-    db: Database, parent: str = "base", status: VersionStatus = "accepted", run: Run | None = None
+    db: Database,
+    parent: str = "base",
+    status: VersionStatus = "accepted",
+    run: Run | None = None,
+    reference: str | None = None,
 ) -> Version:
     name = versions.next_name(db)
     return versions.add(
@@ -23,7 +29,7 @@ def made(
         path=name,
         sha256="1" * 64,
         status=status,
-        report={"win_rate": 0.6},
+        report={"win_rate": 0.6, "reference": reference},
         run_id=run.id if run else None,
         rankings=3,
     )
@@ -137,3 +143,74 @@ def test_versions_that_learned_from_a_ranking_are_found_with_their_descendants(d
     made(db)
     assert versions.learned_from(db, [ranking.id]) == ["v000002", "v000003"]
     assert versions.learned_from(db, []) == []
+
+
+def test_a_version_descends_from_its_reference_too(db: Database) -> None:
+    ada = somebody(db)
+    ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    run = claimed(db)
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    made(db, run=run)
+    made(db, reference="v000001")
+    made(db, "v000002")
+    made(db)
+    assert versions.learned_from(db, [ranking.id]) == ["v000001", "v000002", "v000003"]
+
+
+BASE = "0" * 64
+
+
+def test_the_base_itself_is_the_reference_until_a_version_is(db: Database) -> None:
+    assert versions.reference(db, BASE) is None
+    version = made(db, status="candidate")
+    serving = versions.set_reference(db, version.name, actor="ada")
+    assert (serving.reference, serving.current) == ("v000001", "base")
+    assert versions.reference(db, BASE) == version
+    assert versions.set_reference(db, None, actor="ada").reference is None
+    assert versions.reference(db, BASE) is None
+
+
+def test_a_reference_anchors_nothing_on_another_base(db: Database) -> None:
+    versions.set_reference(db, made(db).name, actor="ada")
+    assert versions.reference(db, "f" * 64) is None
+    assert versions.reference(db, BASE) is not None
+
+
+def test_serving_and_the_reference_leave_each_other_alone(db: Database) -> None:
+    before = versions.serving(db)
+    serving = versions.set_reference(db, made(db, status="candidate").name, actor="ada")
+    assert serving == replace(before, reference="v000001")
+    assert versions.publish(db, made(db).name, actor="ada", reason="").reference == "v000001"
+    assert versions.rollback(db, actor="ada").reference == "v000001"
+    assert versions.get(db, "v000001").status == "candidate"
+
+
+def test_the_audit_tells_who_set_the_reference_and_what_it_was(db: Database) -> None:
+    for name in (made(db).name, made(db).name, "base", "base"):
+        versions.set_reference(db, name, actor="ada")
+    said = [e.detail for e in people.audit_log(db) if (e.person, e.action) == ("ada", "set_reference")]
+    assert [(entry["before"], entry["version"]) for entry in said[::-1]] == [
+        ("base", "v000001"),
+        ("v000001", "v000002"),
+        ("v000002", "base"),
+    ]
+
+
+def test_what_the_gate_refused_and_what_is_not_there_cannot_be_the_reference(db: Database) -> None:
+    refused = made(db, status="refused")
+    with pytest.raises(Refused, match="gate refused v000001"):
+        versions.set_reference(db, refused.name, actor="ada")
+    with pytest.raises(NotFound, match="No version 'v000099'"):
+        versions.set_reference(db, "v000099", actor="ada")
+    assert versions.serving(db).reference is None
+
+
+def test_a_run_that_lost_its_lease_cannot_set_the_reference(db: Database) -> None:
+    late = claimed(db)
+    made(db, run=late)
+    assert runs.claim(db, "next", config={}, now=late.lease_until + 1) is not None
+    with pytest.raises(Refused, match="lease was lost"):
+        versions.set_reference(
+            db, "v000001", actor="trainer", run_id=late.id, fencing_token=late.fencing_token
+        )
+    assert versions.serving(db).reference is None

@@ -183,18 +183,40 @@ def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(
     assert len(runs.list_all(db)) == 1
 
 
-def test_a_killed_child_is_recorded_and_the_night_is_not_run_twice(
+def test_a_killed_child_goes_on_once_and_then_its_run_has_failed(
     watch_with: Callable[[str], Watcher], db: Database
 ) -> None:
     watcher = watch_with("import os; os.kill(os.getpid(), 9)")
     watcher.tick(NIGHT)
-    wait_for(lambda: ended(watcher))
-    run = runs.latest(db)
-    assert run is not None and run.reason.startswith(
-        "The training process ended by signal 9; its last words: none"
-    )
+    first = runs.latest(db)
+    assert first is not None
+    wait_for(lambda: (watcher.tick(NIGHT + 10), runs.get(db, first.id).state == "failed")[1])
+    run = runs.get(db, first.id)
+    assert run.reason.startswith("The training process was killed by signal 9; its last words: none")
+    assert run.fencing_token == first.fencing_token + 1
     watcher.tick(NIGHT + 60)
-    assert len(runs.list_all(db)) == 1
+    assert len(runs.list_all(db)) == 1 and runs.get(db, first.id).state == "failed"
+
+
+def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    lost = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
+    assert lost is not None
+    watch_with("import time; time.sleep(60)").tick(NIGHT + 600)
+    run = runs.get(db, lost.id)
+    assert run.state == "running" and run.fencing_token > lost.fencing_token
+
+
+@pytest.mark.parametrize("reason", ["Stopped by a person.", "Stopped after the stage 'reward', as asked."])
+def test_what_a_person_stopped_stays_stopped(
+    watch_with: Callable[[str], Watcher], db: Database, reason: str
+) -> None:
+    run = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
+    assert run is not None
+    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
+    watch_with("import time; time.sleep(60)").tick(NIGHT + 600)
+    assert runs.get(db, run.id).state == "interrupted"
 
 
 def test_a_child_that_finished_its_run_itself_is_left_as_it_is(

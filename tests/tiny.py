@@ -31,13 +31,15 @@ def byte_tokenizer(eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
     )
 
 
-def make_tiny_model(directory: Path, *, seed: int = 0, layers: int = 2, eos: str = "<|im_end|>") -> Path:
+def make_tiny_model(
+    directory: Path, *, seed: int = 0, layers: int = 2, hidden: int = 32, eos: str = "<|im_end|>"
+) -> Path:
     """Write the tiny model to `directory`, as `--model` takes it."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

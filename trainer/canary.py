@@ -19,9 +19,14 @@ _COUNT = 8
 _TOKENS = 24
 
 
-def canaries(base: Base, adapter: Path, prompts: Sequence[Prompt], *, seed: int) -> list[Canary]:
-    """Replies of `adapter` to the first eight of `prompts`, with the mean log-probability of their tokens."""
-    model = merged_model(base, adapter, device=torch.device("cpu"), dtype=torch.float32)
+def canaries(
+    base: Base, adapter: Path, prompts: Sequence[Prompt], *, seed: int, four_bit: bool = False
+) -> list[Canary]:
+    """Replies of `adapter` to the first eight of `prompts`, with the mean log-probability of their tokens.
+
+    With `four_bit` the base is quantised as it was in training: its log-probabilities are other ones.
+    """
+    model = merged_model(base, adapter, device=torch.device("cpu"), dtype=torch.float32, four_bit=four_bit)
     ids = [base.format.fit(prompt.messages, base.context // 2).ids for prompt in prompts[:_COUNT]]
     sampling = Sampling(max_new_tokens=_TOKENS)
     replies = sample_replies(
@@ -29,6 +34,11 @@ def canaries(base: Base, adapter: Path, prompts: Sequence[Prompt], *, seed: int)
     )
     logprobs = logprobs_of(model, ids, [r.reply for r in replies], temperature=1.0)
     return [
-        {"ids": r.ids, "reply_start": len(r.prompt), "logprob": float(values.mean())}
+        {
+            "ids": r.ids,
+            "reply_start": len(r.prompt),
+            "logprob": float(values.mean()),
+            "four_bit": four_bit,
+        }
         for r, values in zip(replies, logprobs, strict=True)
     ]

@@ -2,23 +2,29 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from data.errors import Refused
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
-        "rank min_rankings max_rankings reward_epochs reward_batch reward_steps updates inner_epochs "
-        "warmup_updates",
+        "rank min_rankings max_rankings members reward_epochs reward_batch reward_steps updates inner_epochs "
+        "warmup_updates sft_epochs min_demonstrations",
         lambda x: x >= 1,
         "use 1 or more",
     ),
     ("threads max_new_tokens", lambda x: x >= 0, "use 0 or more"),
-    ("reward_lr ppo_lr clip max_kl", lambda x: 0 < x < math.inf, "use a number above 0"),
-    ("beta target_kl value_coefficient", lambda x: 0 <= x < math.inf, "use a number from 0"),
+    ("reward_lr ppo_lr sft_lr clip max_kl", lambda x: 0 < x < math.inf, "use a number above 0"),
+    (
+        "beta target_kl value_coefficient pessimism ptx replay",
+        lambda x: 0 <= x < math.inf,
+        "use a number from 0",
+    ),
     ("gamma lam", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
     ("temperature", lambda x: 0 < x <= 5, "rollouts need one above 0, up to 5"),
+    ("ema", lambda x: 0 <= x < 1, "use 0 for none, or a number below 1 like 0.992"),
+    ("best_of", lambda x: 2 <= x <= 64, "use 2 to 64"),
     ("gate_prompts", lambda x: x >= 2, "use at least 2; 300 is a fair gate"),
     ("margin", lambda x: 0 <= x <= 0.5, "use a number from 0 to 0.5"),
 )
@@ -35,6 +41,7 @@ class RefreshConfig:
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], "Number format of the frozen base; auto asks the hardware."
     ] = "auto"
+    four_bit: Annotated[bool, "Load the base in 4 bits (NF4, bitsandbytes): a quarter of the memory."] = False
     threads: Annotated[int, "Cores to use; 0 means all."] = 0
     seed: Annotated[int, "Seed of everything random in the run."] = 0
     rank: Annotated[int, "Rank of each LoRA adapter."] = 16
@@ -45,6 +52,12 @@ class RefreshConfig:
 
     min_rankings: Annotated[int, "Fewest rankings worth a night."] = 12
     max_rankings: Annotated[int, "Most rankings a night learns from, newest first."] = 1000
+    members: Annotated[int, "Reward models in the ensemble, each from its own seed and sample."] = 3
+    pessimism: Annotated[
+        float, "Weight of the ensemble's disagreement: the reward is mean - pessimism * std."
+    ] = 0.5
+    warm_start: Annotated[bool, "Go on from last night's reward models; --no-warm-start trains anew."] = True
+    replay: Annotated[float, "Old rankings repeated for each new one when a reward model goes on."] = 1.0
     reward_epochs: Annotated[int, "Passes over the rankings when a reward model is trained."] = 2
     reward_lr: Annotated[float, "Peak learning rate of a reward model."] = 3e-4
     reward_batch: Annotated[int, "Rankings in one step of reward training."] = 2
@@ -52,6 +65,18 @@ class RefreshConfig:
         int, "Fewest steps of a reward model: over few rankings it makes up to twice as many passes."
     ] = 64
 
+    sft_epochs: Annotated[
+        int, "Most passes over the demonstrations; it stops early where they help no more."
+    ] = 3
+    sft_lr: Annotated[float, "Peak learning rate of supervised fine-tuning."] = 2e-4
+    min_demonstrations: Annotated[int, "Fewest demonstrations worth a fine-tuning."] = 16
+
+    algorithm: Annotated[
+        Literal["ppo", "bestofk"], "How the policy learns from the reward; bestofk is the simple control."
+    ] = "ppo"
+    best_of: Annotated[
+        int, "With bestofk: replies sampled for each prompt, of which the favourite is kept."
+    ] = 8
     updates: Annotated[int, "PPO updates, each on a fresh batch of rollouts."] = 12
     prompts_per_update: Annotated[int, "Prompts, one reply each, in a batch of rollouts."] = 16
     inner_epochs: Annotated[int, "Passes over each batch of rollouts."] = 2
@@ -64,6 +89,13 @@ class RefreshConfig:
     lam: Annotated[float, "GAE's lambda."] = 0.95
     clip: Annotated[float, "Clip range of ratio and of value."] = 0.2
     value_coefficient: Annotated[float, "Weight of the value loss."] = 0.1
+    ptx: Annotated[
+        float, "Weight of the language-model loss on demonstrations (PPO-ptx); 0 leaves it out."
+    ] = 0.0
+    ptx_data: Annotated[str | None, "PPO-ptx learns from this text file instead of demonstrations."] = None
+    ema: Annotated[
+        float, "Publish a moving average of the policy with this decay, like 0.992; 0 publishes the last."
+    ] = 0.0
     max_kl: Annotated[float, "Stop where a reply is further from the night's start, in nats."] = 8.0
 
     practice: Annotated[str | None, "Prompts to practise on: a JSONL file instead of ours."] = None
@@ -86,3 +118,14 @@ class RefreshConfig:
                 f"max_rankings is {self.max_rankings!r}, fewer than min_rankings, {self.min_rankings!r} - "
                 "raise one or lower the other."
             )
+
+
+def quick(config: RefreshConfig) -> RefreshConfig:
+    """The night of `--quick`: one reward model, fewer updates, half a gate; for trying things out."""
+    return replace(
+        config,
+        members=1,
+        reward_steps=32,
+        updates=min(config.updates, 8),
+        gate_prompts=min(config.gate_prompts, 150),
+    )

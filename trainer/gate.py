@@ -1,32 +1,40 @@
 """The gate: is the candidate better than what serves, and no worse elsewhere?
 
-In order, each with its figure in the report; the first failures are sentences and what serves stays:
+In order, each with its figure in the report; any failure is a sentence, and what serves stays:
 
-1. the files: readable by the same check that the server makes, and a change that is not zero;
+1. the files: publish.py makes the server's own check of them and refuses a change that is zero;
 2. the judge: on rankings of other conversations than it was trained on, better than a coin;
 3. the replay: one reply each from candidate and current to prompts no selection saw, scored by the judge
    (never by PPO's own reward): the lower bound of the win rate must exceed one half less a margin;
-4. vetoes that no vote can buy off: empty, repeated and never-ending replies, and lengths nobody asked for.
+4. vetoes that no vote can buy off: empty, repeated and never-ending replies, lengths nobody asked for, and
+   what probes.py finds: refusals, loops, and knowledge of language and of the world that is gone.
 
-A refusal is a normal, recorded outcome. Left out on purpose, for now: refusal and capability probes.
+A refusal is a normal, recorded outcome. Left out on purpose: people's votes on the candidate itself.
 """
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from chatbot.flags import table
 from chatbot.policy import Policy
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
 from trainer.guards import is_length_unasked
-from trainer.reward import bootstrap_by_group, score_sequences
+from trainer.probes import check_probes
+from trainer.reward import score_sequences
 from trainer.rollout import Reply, distinct_2, sample_replies
+from trainer.statistics import bootstrap_by_group
 
 _SAMPLES_SHOWN = 10
+_LINE = 90
+"""Characters of a prompt or reply in the terminal."""
+Probes = tuple[dict[str, float], dict[str, float]]
+"""What probes.probe found of candidate and current."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,18 @@ class Verdict:
     passed: bool
     reasons: list[str]
     """Why not, or, where it passed, by how much."""
+    sentences: list[str]
+    """What was measured and what came of it, for a person, whatever the verdict."""
     win_rate: float
     win_rate_interval: list[float]
     replies: dict[str, dict[str, float]]
     """Of candidate and current: length, end-of-turn rate, empty rate, distinct-2, duplicate rate."""
+    probes: dict[str, dict[str, float]] | None
+    """Of candidate and current: the figures of probes.py."""
     judge: dict[str, Any]
     sampling: dict[str, Any]
-    samples: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Replies of both to the same prompts, with the judge's score of each."""
 
     def report(self) -> dict[str, Any]:
         """The verdict as JSON."""
@@ -58,11 +71,62 @@ def judge_candidate(
     *,
     sampling: Sampling,
     winners_direction: float,
+    probes: Probes | None = None,
     tell: Callable[[float, str], None],
 ) -> Verdict:
-    """Compare `models`, (candidate, current), on `prompts`; `judge_report` is the judge's own examination."""
+    """Compare `models`, (candidate, current), on `prompts`.
+
+    `judge_report` is the judge's own examination, `winners_direction` the rankings' taste for length, and
+    `probes` what probes.probe found of both; left out, they veto nothing.
+    """
+    replies = _replay(policy, models, prompts, sampling, config.seed, tell)
+    tell(0.8, "The judge scores both sides.")
+    scores = [score_sequences(policy, "judge", [r.ids for r in side]) for side in replies]
+    tell(1.0, "Weighing the result.")
+    outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
+    profiles = {name: profile(side) for name, side in zip(_SIDES, replies, strict=True)}
+    win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group([[o] for o in outcomes], config.seed)
+    reasons = [
+        *check_judge(judge_report),
+        *check_wins(win_rate, interval, config.margin),
+        *check_replies(profiles["candidate"], profiles["current"], winners_direction),
+        *(check_probes(*probes) if probes else []),
+    ]
+    return Verdict(
+        passed=not reasons,
+        reasons=reasons or [_won(win_rate, interval, len(prompts))],
+        sentences=[
+            _judged(judge_report),
+            _won(win_rate, interval, len(prompts)),
+            *(_probed(*probes) if probes else []),
+            _concluded(reasons, config.margin),
+        ],
+        win_rate=win_rate,
+        win_rate_interval=interval,
+        replies=profiles,
+        probes=dict(zip(_SIDES, probes, strict=True)) if probes else None,
+        judge=judge_report,
+        sampling=asdict(sampling),
+        samples=_samples(policy, prompts, replies, scores),
+    )
+
+
+_SIDES = ("candidate", "current")
+
+
+def _replay(
+    policy: Policy,
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+    tell: Callable[[float, str], None],
+) -> list[list[Reply]]:
+    """One reply to each prompt from candidate and current.
+
+    Both sides draw with the same seeds: what differs is the model, and equal models write equal replies.
+    """
     chat = policy.base.format
-    # Both sides draw with the same seeds: what differs is the model, and equal models write equal replies.
     ids = [chat.fit(prompt.messages, policy.base.context - sampling.max_new_tokens).ids for prompt in prompts]
     replies: list[list[Reply]] = []
     for i, (model, who) in enumerate(zip(models, ("the candidate", "what serves"), strict=True)):
@@ -70,40 +134,21 @@ def judge_candidate(
         def heard(fraction: float, i: int = i, who: str = who) -> None:
             tell((i + fraction) * 0.4, f"Replaying {len(prompts)} prompts with {who}.")
 
-        replies.append(
-            sample_replies(
-                model, ids, sampling=sampling, end_of_turn=chat.end_of_turn, seed=config.seed, tell=heard
-            )
-        )
-    tell(0.8, "The judge scores both sides.")
-    scores = [score_sequences(policy, "judge", [r.ids for r in side]) for side in replies]
-    tell(1.0, "Weighing the result.")
-    outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
-    profiles = {name: profile(side) for name, side in zip(("candidate", "current"), replies, strict=True)}
-    win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group([[o] for o in outcomes], config.seed)
-    reasons = [
-        *check_judge(judge_report),
-        *check_wins(win_rate, interval, config.margin),
-        *check_replies(profiles["candidate"], profiles["current"], winners_direction),
+        end = chat.end_of_turn
+        replies.append(sample_replies(model, ids, sampling=sampling, end_of_turn=end, seed=seed, tell=heard))
+    return replies
+
+
+def _samples(
+    policy: Policy, prompts: Sequence[Prompt], replies: list[list[Reply]], scores: list[list[float]]
+) -> list[dict[str, Any]]:
+    """The first few prompts with what both sides said and what the judge thought of it."""
+    return [
+        {"prompt": prompts[i].messages[-1]["content"]}
+        | {name: policy.base.format.decode(side[i].reply) for name, side in zip(_SIDES, replies, strict=True)}
+        | {f"{name}_score": side[i] for name, side in zip(_SIDES, scores, strict=True)}
+        for i in range(min(_SAMPLES_SHOWN, len(prompts)))
     ]
-    passed = not reasons
-    return Verdict(
-        passed=passed,
-        reasons=reasons or [_won(win_rate, interval, len(prompts))],
-        win_rate=win_rate,
-        win_rate_interval=interval,
-        replies=profiles,
-        judge=judge_report,
-        sampling=asdict(sampling),
-        samples=[
-            {
-                "prompt": prompts[i].messages[-1]["content"],
-                "candidate": chat.decode(replies[0][i].reply),
-                "current": chat.decode(replies[1][i].reply),
-            }
-            for i in range(min(_SAMPLES_SHOWN, len(prompts)))
-        ],
-    )
 
 
 def _won(win_rate: float, interval: list[float], prompts: int) -> str:
@@ -111,6 +156,33 @@ def _won(win_rate: float, interval: list[float], prompts: int) -> str:
         f"The judge prefers the candidate on {win_rate:.0%} of {prompts} prompts "
         f"(95 % interval {interval[0]:.0%} to {interval[1]:.0%})."
     )
+
+
+def _judged(report: dict[str, Any]) -> str:
+    low, high = report["accuracy_interval"]
+    return (
+        f"The judge, trained on other conversations than the reward, agrees with {report['accuracy']:.0%} of "
+        f"held-out comparisons (95 % interval {low:.0%} to {high:.0%})."
+    )
+
+
+def _probed(new: dict[str, float], old: dict[str, float]) -> list[str]:
+    """One sentence a probe that both sides went through."""
+    told = {
+        "refusal_rate": "The candidate refuses {new:.0%} of harmless prompts that sound dangerous, "
+        "the current {old:.0%}.",
+        "repetition": "{new:.1%} of its replies to them is said again, {old:.1%} of the current's.",
+        "perplexity": "The candidate's perplexity on a fixed text is {new:.1f}, the current's {old:.1f}.",
+        "capability": "The candidate solves {new:.0%} of short items of everyday knowledge, "
+        "the current {old:.0%}.",
+    }
+    return [text.format(new=new[k], old=old[k]) for k, text in told.items() if k in new and k in old]
+
+
+def _concluded(reasons: list[str], margin: float) -> str:
+    if reasons:
+        return f"Refused for {len(reasons)} reason{'s' * (len(reasons) > 1)}; what serves stays."
+    return f"Accepted: the lower bound lies above {0.5 - margin:.0%}, and nothing else became worse."
 
 
 def check_judge(report: dict[str, Any]) -> list[str]:
@@ -176,3 +248,28 @@ def profile(replies: Sequence[Reply]) -> dict[str, float]:
         "duplicate_rate": sum(n for n in copies.values() if n > 1) / len(bodies),
         "distinct_2": distinct_2([r.reply for r in replies]),
     }
+
+
+def report_lines(gate: Mapping[str, Any]) -> list[str]:
+    """The report of a verdict, `Verdict.report()`, for the terminal."""
+    sides = [{**gate["replies"][side], **(gate["probes"] or {}).get(side, {})} for side in _SIDES]
+    rows = [
+        [key.replace("_", " "), *(f"{side[key]:.3g}" if key in side else "-" for side in sides)]
+        for key in sides[1]
+    ]
+    sampling = gate["sampling"]
+    lines = [*gate["sentences"], "", *table(["measured", *_SIDES], rows), ""]
+    heat, limit = sampling["temperature"], sampling["max_new_tokens"]
+    lines.append(f"Replies drawn at temperature {heat:g}, at most {limit} tokens.")
+    for sample in gate["samples"]:
+        lines += ["", f"> {_shortly(sample['prompt'])}"]
+        lines += [f"  {side:9} {sample[f'{side}_score']:+.2f}  {_shortly(sample[side])}" for side in _SIDES]
+    if not gate["passed"]:
+        lines += ["", *gate["reasons"]]
+    return lines
+
+
+def _shortly(text: str) -> str:
+    """A text on one line of a terminal, without characters that would command it."""
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return line if len(line) <= _LINE else line[: _LINE - 3] + "..."

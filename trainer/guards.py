@@ -1,11 +1,52 @@
 """When PPO must stop: each rule a sentence, each limit from LEARNING.md.
 
 A guard never mends anything. It names what went wrong; the run goes back to the best checkpoint before it.
+Batches are small and noisy, so most rules look at a running mean, and those that compare two rates or read a
+correlation ask besides for more than chance explains.
 """
 
 import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from trainer.config import RefreshConfig
+
+LOOK_BACK = 5
+"""Updates over which the reward is compared with the judge."""
+_SMOOTHING = 0.4
+_MEMORY = (2 - _SMOOTHING) / _SMOOTHING
+"""A running mean is as steady as one over this many batches."""
+_SMOOTHED = (
+    "start_kl",
+    "entropy",
+    "eos_rate",
+    "empty_rate",
+    "distinct_2",
+    "disagreement",
+    "length",
+    "score",
+    "judge",
+)
+_START_BATCHES = 2
+_LEAST_DISAGREEMENT = 0.15
+"""In score units (the reference's spread is 1); three times less than this is still agreement."""
+_CHANCE = 3.0
+"""Standard errors: once in 700 looks by chance."""
+
+
+@dataclass
+class Seen:
+    """What the guards remember; a checkpoint holds it."""
+
+    batches: int = 0
+    start: dict[str, float] = field(default_factory=dict)
+    smooth: dict[str, float] = field(default_factory=dict)
+    clipped_updates: int = 0
+    scores: list[list[float]] = field(default_factory=list)
+    """[score, judge] of each batch, as running means."""
+    agreement: list[float] = field(default_factory=list)
+    """The correlation of score and judge within each batch."""
+    flat_batches: int = 0
 
 
 class Guards:
@@ -14,57 +55,94 @@ class Guards:
     def __init__(self, config: RefreshConfig, winners_direction: float) -> None:
         self._config = config
         self._winners_direction = winners_direction
-        self._start: dict[str, float] = {}
-        self._smoothed: dict[str, float] = {}
-        self._clipped_updates = 0
-        self._scores: list[tuple[float, float]] = []
+        self._seen = Seen()
 
     @property
     def judge(self) -> float:
         """The judge's score as a running mean."""
-        return self._smoothed["judge"]
+        return self._seen.smooth["judge"]
 
-    def _smooth(self, name: str, value: float) -> float:
-        """A running mean that leans on the last two or three updates."""
-        self._smoothed[name] = 0.6 * self._smoothed.get(name, value) + 0.4 * value
-        return self._smoothed[name]
+    def remember(self) -> dict[str, Any]:
+        """All that was seen, as JSON."""
+        return asdict(self._seen)
+
+    def recall(self, seen: dict[str, Any]) -> None:
+        """Go on from what `remember` gave."""
+        self._seen = Seen(**seen)
 
     def check_rollout(self, metrics: dict[str, float]) -> str | None:
         """Before an update: is the policy that made these replies still sound?"""
-        bad = _non_finite(metrics)
-        if bad:
+        if bad := _non_finite(metrics):
             return bad
-        self._start = self._start or dict(metrics)
-        smooth = {name: self._smooth(name, metrics[name]) for name in _SMOOTHED}
-        start = self._start
+        seen = self._seen
+        seen.batches += 1
+        seen.start = seen.start or dict(metrics)
+        if (
+            seen.batches == _START_BATCHES
+        ):  # the learning rate is still low: as good as the start, twice as sure
+            seen.start["eos_rate"] = (seen.start["eos_rate"] + metrics["eos_rate"]) / _START_BATCHES
+        for name in _SMOOTHED:
+            seen.smooth[name] = _blend(seen.smooth.get(name, metrics[name]), metrics[name])
+        return self._check_policy() or self._check_length() or self._check_reward(metrics)
+
+    def _check_policy(self) -> str | None:
+        smooth, start = self._seen.smooth, self._seen.start
         if smooth["start_kl"] > self._config.max_kl:
             far, limit = smooth["start_kl"], self._config.max_kl
             return f"The policy is {far:.1f} nats a reply from where it started, more than {limit:g}."
         if smooth["entropy"] < 0.3 * start["entropy"]:
             return f"The entropy fell to {smooth['entropy']:.2f}, below 30 % of {start['entropy']:.2f}."
-        if smooth["eos_rate"] < start["eos_rate"] - 0.15:
+        is_known = self._seen.batches > _START_BATCHES
+        if is_known and has_fallen(smooth["eos_rate"], start["eos_rate"], self._config.prompts_per_update):
             now, then = smooth["eos_rate"], start["eos_rate"]
             return f"Only {now:.0%} of replies end by themselves, {then:.0%} did at the start."
         if smooth["distinct_2"] < 0.5 * start["distinct_2"]:
             now, then = smooth["distinct_2"], start["distinct_2"]
             return f"Replies repeat themselves: distinct-2 fell from {then:.2f} to {now:.2f}."
-        if metrics["empty_rate"] > 0.1:
-            return f"{metrics['empty_rate']:.0%} of replies are empty."
-        return self._check_length(smooth["length"]) or self._check_proxy(smooth)
+        if smooth["empty_rate"] > 0.1:
+            return f"{smooth['empty_rate']:.0%} of replies are empty."
+        return None
 
-    def _check_length(self, length: float) -> str | None:
+    def _check_length(self) -> str | None:
         """Length may follow the rankings' winners; against them, or beyond five times, it is a hack."""
-        start = self._start["length"]
+        start, length = self._seen.start["length"], self._seen.smooth["length"]
         if is_length_unasked(length / max(start, 1.0), self._winners_direction):
             return f"Replies went from {start:.0f} to {length:.0f} tokens, which the rankings do not ask for."
         return None
 
-    def _check_proxy(self, smooth: dict[str, float]) -> str | None:
+    def _check_reward(self, metrics: dict[str, float]) -> str | None:
+        """Does the reward still say something, the same as its members, and the same as the judge?"""
+        seen, smooth = self._seen, self._seen.smooth
+        seen.flat_batches = seen.flat_batches + 1 if metrics["score_std"] < 1e-4 else 0
+        if seen.flat_batches >= 2:
+            return "The reward gives every reply the same score, which teaches nothing."
+        then = max(seen.start["disagreement"], _LEAST_DISAGREEMENT)
+        if smooth["disagreement"] > 3 * then:
+            now = smooth["disagreement"]
+            return (
+                f"The reward models disagree by {now:.2f}, more than three times the {then:.2f} of the start."
+            )
+        return self._check_agreement(metrics["score_judge_correlation"]) or self._check_rise()
+
+    def _check_agreement(self, correlation: float) -> str | None:
+        """A reward that ranks the replies of a batch against the judge is no reward (Fisher's z)."""
+        agreement = self._seen.agreement
+        agreement.append(correlation)
+        recent = agreement[-LOOK_BACK:]
+        mean = sum(recent) / len(recent)
+        batch = max(self._config.prompts_per_update - 3, 0)
+        z = math.atanh(max(min(mean, 0.999), -0.999)) * math.sqrt(batch * len(recent))
+        if len(agreement) >= 2 and mean < -0.3 and z < -_CHANCE - 1:
+            return f"The reward contradicts the judge: within a batch they correlate at {mean:+.2f}."
+        return None
+
+    def _check_rise(self) -> str | None:
         """The reward rising while a judge trained on other conversations falls is over-optimisation."""
-        self._scores.append((smooth["score"], smooth["judge"]))
-        if len(self._scores) < 6:
+        scores, smooth = self._seen.scores, self._seen.smooth
+        scores.append([smooth["score"], smooth["judge"]])
+        if len(scores) <= LOOK_BACK:
             return None
-        (score_then, judge_then), (score_now, judge_now) = self._scores[-6], self._scores[-1]
+        (score_then, judge_then), (score_now, judge_now) = scores[-1 - LOOK_BACK], scores[-1]
         if score_now > score_then + 0.2 and judge_now < judge_then - 0.2:
             rise, fall = score_now - score_then, judge_then - judge_now
             return f"The reward rose by {rise:.2f} while the judge fell by {fall:.2f}."
@@ -72,15 +150,27 @@ class Guards:
 
     def check_update(self, metrics: dict[str, float]) -> str | None:
         """After an update: was the step itself sound?"""
-        bad = _non_finite(metrics)
-        if bad:
+        if bad := _non_finite(metrics):
             return bad
         if metrics["approx_kl"] > 0.15:
             return f"One update moved the policy by {metrics['approx_kl']:.2f} nats a token, more than 0.15."
-        self._clipped_updates = self._clipped_updates + 1 if metrics["clip_fraction"] > 0.4 else 0
-        if self._clipped_updates >= 3:
+        seen = self._seen
+        seen.clipped_updates = seen.clipped_updates + 1 if metrics["clip_fraction"] > 0.4 else 0
+        if seen.clipped_updates >= 3:
             return "More than 40 % of tokens were clipped in three updates in a row."
         return None
+
+
+def has_fallen(now: float, then: float, batch: int) -> bool:
+    """Whether a rate, `now` a running mean, `then` over two batches, fell ten points and by no chance.
+
+    Ten points alone would stop a third of all sound nights: the rate of 16 replies swings by 12. So the fall
+    must be three standard errors too (a two-sample test of proportions), which stops one sound night in 200.
+    With 16 replies that asks for a fall from 20 % to 2, or from half to 19 %; with hundreds, for ten points.
+    """
+    pooled = (_START_BATCHES * then + _MEMORY * now) / (_START_BATCHES + _MEMORY)
+    error = math.sqrt(pooled * (1 - pooled) / batch * (1 / _START_BATCHES + 1 / _MEMORY))
+    return then - now > max(0.1, _CHANCE * error)
 
 
 def is_length_unasked(growth: float, winners_direction: float) -> bool:
@@ -89,7 +179,9 @@ def is_length_unasked(growth: float, winners_direction: float) -> bool:
     return against or growth > 5 or (growth < 1 / 5 and winners_direction > -0.1)
 
 
-_SMOOTHED = ("start_kl", "entropy", "eos_rate", "distinct_2", "length", "score", "judge")
+def _blend(old: float, new: float) -> float:
+    """A running mean that leans on the last two or three batches."""
+    return (1 - _SMOOTHING) * old + _SMOOTHING * new
 
 
 def _non_finite(metrics: dict[str, float]) -> str | None:

@@ -96,6 +96,7 @@ def measure(
     samples: int = 1,
     seed: int = 0,
     precision: str = "auto",
+    four_bit: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Samples `samples` replies of each version to each prompt; returns the report that `--json` prints."""
@@ -103,7 +104,7 @@ def measure(
         raise Refused("There is nothing to measure - name a version, a prompt and at least one sample.")
     for name in names:
         versions.get(db, name)
-    engine = Engine(base, precision=precision)
+    engine = Engine(base, precision=precision, four_bit=four_bit)
     sampling = Sampling(max_new_tokens=256 if engine.device.type == "cuda" else 128)
     engine.start()
     try:
@@ -116,7 +117,7 @@ def measure(
             progress(number + 1, len(names))
     finally:
         engine.close()
-    kls = _kls(base, home, db, answers, sampling.temperature)
+    kls = _kls(base, home, db, answers, sampling.temperature, four_bit)
     first = answers[names[0]]
     return {
         "versions": {name: _figures(said, first, kls[name]) for name, said in answers.items()},
@@ -138,7 +139,7 @@ def compare(tastes: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
 
 def as_table(report: dict[str, Any]) -> list[str]:
     """The report as lines for a person."""
-    header = ["version", "taste", "gain", "wins", "decisive", "interval", "ties", "tokens", "kl"]
+    header = ["version", "taste", "best of", "gain", "wins", "decisive", "interval", "ties", "tokens", "kl"]
     rows = [[name, *map(_figure, row.values())] for name, row in report["versions"].items()]
     sampling = report["sampling"]
     below = (
@@ -160,6 +161,7 @@ def _figures(said: Answers, first: Answers, kl: float) -> dict[str, Any]:
     duel = compare(said.tastes, first.tastes) if said is not first else None
     return {
         "taste_mean": mean,
+        "best_of_taste": statistics.fmean(max(row) for row in said.tastes),
         "taste_gain": (mean - first_mean) / spread if spread else None,
         "win_rate": duel.win_rate if duel else None,
         "decisive_win_rate": duel.decisive_win_rate if duel else None,
@@ -205,22 +207,31 @@ def _submit(engine: Engine, name: str, prompt: Prompt, sampling: Sampling, seeds
 
 
 def _kls(
-    base: Base, home: Home, db: Database, answers: dict[str, Answers], temperature: float
+    base: Base,
+    home: Home,
+    db: Database,
+    answers: dict[str, Answers],
+    temperature: float,
+    four_bit: bool,
 ) -> dict[str, float]:
     """For each version the mean over its own replies of sum(log version - log base), in nats, in float32."""
     kls = {BASE_VERSION: 0.0}
     for name, said in answers.items():
         if name != BASE_VERSION:
-            of_version = _logprob_sums(base, home.adapters / versions.get(db, name).path, said, temperature)
-            of_base = _logprob_sums(base, None, said, temperature)
+            of_version = _logprob_sums(
+                base, home.adapters / versions.get(db, name).path, said, temperature, four_bit
+            )
+            of_base = _logprob_sums(base, None, said, temperature, four_bit)
             kls[name] = statistics.fmean(a - b for a, b in zip(of_version, of_base, strict=True))
     return kls
 
 
-def _logprob_sums(base: Base, adapter: Path | None, said: Answers, temperature: float) -> list[float]:
+def _logprob_sums(
+    base: Base, adapter: Path | None, said: Answers, temperature: float, four_bit: bool
+) -> list[float]:
     """The log-probability of each whole reply, teacher-forced; one model in memory at a time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = merged_model(base, adapter, device=device, dtype=torch.float32)
+    model = merged_model(base, adapter, device=device, dtype=torch.float32, four_bit=four_bit)
     pairs = [(said.prompts[row], ids) for row, replies in enumerate(said.replies) for ids in replies]
     prompts, replies = [prompt for prompt, _ in pairs], [ids for _, ids in pairs]
     return [float(logprob.sum()) for logprob in logprobs_of(model, prompts, replies, temperature)]

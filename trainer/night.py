@@ -21,6 +21,7 @@ from trainer.gate import Verdict
 from trainer.ppo import PPOResult
 from trainer.progress import Progress
 from trainer.reward import winners_direction
+from trainer.team import Team
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,18 @@ class Night:
     sampling: Sampling
     parent: str
     """What serves when the night begins, and what the candidate is compared with."""
+    reference: str | None
+    """The version that anchors the KL; None for the base itself."""
+    team: Team
 
     @property
     def folder(self) -> Path:
         return self.home.runs / self.run.id
 
 
-def begin(db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress) -> Night:
+def begin(
+    db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress, team: Team
+) -> Night:
     """Settle what the stages share; the operator's seeds and threads."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -55,24 +61,49 @@ def begin(db: Database, home: Home, base: Base, config: RefreshConfig, run: Run,
             f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
             'roll back to "base" first.'
         )
-    return Night(db, home, base, config, run, progress, Sampling(config.temperature, 1.0, limit), parent)
+    anchor = versions.reference(db, base.sha256)
+    return Night(
+        db=db,
+        home=home,
+        base=base,
+        config=config,
+        run=run,
+        progress=progress,
+        sampling=Sampling(config.temperature, 1.0, limit),
+        parent=parent,
+        reference=anchor.name if anchor else None,
+        team=team,
+    )
 
 
 def write_report(
-    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], result: PPOResult, verdict: Verdict
+    night: Night,
+    snapshot: Snapshot,
+    reports: dict[str, dict[str, Any]],
+    result: PPOResult,
+    verdict: Verdict | None,
 ) -> dict[str, Any]:
-    """All that a person needs to understand the night, as JSON in the run's folder and the version's row."""
+    """All that a person needs to understand the night, as JSON in the run's folder and the version's row.
+
+    Without a verdict there was no candidate to judge.
+    """
     parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
     report = {
         "parent": night.parent,
+        "reference": night.reference,
         "rankings": len(snapshot.turns),
         "parts": parts,
         "people": len({t.person_id for t in snapshot.turns}),
         "winners_direction": winners_direction(snapshot.turns),
+        "warm_start": reports["reward"].get("warm_start"),
         "reward": reports["reward"],
         "judge": reports["judge"],
-        "ppo": {k: v for k, v in asdict(result).items() if k != "history"},
-        "gate": verdict.report(),
+        "algorithm": night.config.algorithm,
+        "ppo": {
+            **{k: v for k, v in asdict(result).items() if k not in ("history", "samples")},
+            "samples": readable(night.base, result.samples),
+        },
+        "gate": verdict.report() if verdict else None,
         "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "config": asdict(night.config),
@@ -80,6 +111,17 @@ def write_report(
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     (night.folder / "ppo.json").write_text(json.dumps(result.history))
     return report
+
+
+def readable(base: Base, samples: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
+    """Sample replies by update, their token ids as text."""
+    chat = base.format
+    return {
+        update: [
+            {**row, "prompt": chat.decode(row["prompt"]), "reply": chat.decode(row["reply"])} for row in rows
+        ]
+        for update, rows in samples.items()
+    }
 
 
 def peak_memory() -> int:

@@ -1,44 +1,53 @@
 """Stage 3, PPO: the algorithm, equations visible.
 
-    reward    r_t = -beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t)) + [t is the last token] score(reply)
+    score     s = mean_m r_m - lambda std_m r_m over the members r_m of the reward ensemble
+    reward    r_t = -beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t)) + [t is the last token] s
     advantage A_t = sum_l (gamma lambda)^l delta_{t+l},  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
     policy    L_pi = E max(-A rho, -A clip(rho, 1 - eps, 1 + eps)),  rho = pi / pi_old
     value     L_V = 1/2 E max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2),  R = A + V_old
+    ptx       L_ptx = -E log pi(demonstration), added where it is asked for
 
-after InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), PPO (1707.06347), GAE (1506.02438) and "The N+
-implementation details of RLHF with PPO" (2403.17031). Policy and value are two LoRA adapters on one
-frozen base; the value starts as the reward model with its normalisation folded in; the reference is the
-base itself. Dropout is off everywhere. Means are over real tokens: padding contributes exactly nothing.
-
-Left out on purpose, for now: PPO-ptx, EMA, resuming a killed run.
+after InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), PPO (1707.06347), GAE (1506.02438), "The N+
+implementation details of RLHF with PPO" (2403.17031) and, for the ensemble, Coste et al. (2310.02743). Policy
+and value are two LoRA adapters on one frozen base, without dropout; the reference never moves. Means are over
+the real tokens of a whole step. What is kept is the checkpoint that the judge, of no gradient, likes best.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn.utils import clip_grad_norm_
 
 from chatbot.policy import Policy
 from data.records import Sampling
+from trainer.checkpoint import Checkpoints, RunState, fingerprint_of, notes_on
+from trainer.checkpoint import PPOResult as PPOResult
 from trainer.config import RefreshConfig
+from trainer.ensemble import members_of, pessimistic
+from trainer.forward import Reply, forward_replies, hash_seed, micro_batches, minibatches, reply_logprobs
 from trainer.guards import Guards
+from trainer.ptx import add_ptx, pick_examples, sum_up
 from trainer.rollout import (
-    Rollout,
-    forward_replies,
-    hash_seed,
-    reply_logprobs,
+    Batch,
+    Roles,
+    Sampler,
+    Task,
     roll_out,
+    rollout_metrics,
+    some_samples,
+    value_metrics,
 )
+from trainer.team import SOLO, Team
 
 # The equations
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens of the whole batch."""
-    return x[mask].mean()
+def masked_mean(x: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
+    """Mean over the real tokens; with `count`, the part of it that these tokens, of `count`, contribute."""
+    return x[mask].sum() / (count or int(mask.sum()))
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
@@ -49,10 +58,9 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def apply_eos_rule(score: Tensor, finished: Tensor, reference_finish_rate: float) -> Tensor:
-    """A reply without its end of turn scores min(score, 0) - 1: (B,) -> (B,).
+    """A reply without its end of turn scores min(score, 0) - 1, where the reference finishes 80 %: (B,).
 
-    Only where the reference itself finishes at least 80 % of its replies within the limit; otherwise people
-    ranked cut replies too, and the score stands as it is.
+    Elsewhere people ranked cut replies too, and the score stands as it is.
     """
     if reference_finish_rate < 0.8:
         return score
@@ -60,10 +68,7 @@ def apply_eos_rule(score: Tensor, finished: Tensor, reference_finish_rate: float
 
 
 def token_rewards(logprob: Tensor, ref_logprob: Tensor, score: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Per-token KL penalty, and the score once, at the reply's last token: (B, T).
-
-    They sum to score - beta * KL of the reply.
-    """
+    """KL penalty a token, and the score once, at the last: (B, T), together score - beta * KL of a reply."""
     rewards = -beta * (logprob - ref_logprob) * mask
     last = mask.long().sum(1) - 1
     rewards[torch.arange(len(score)), last] += score
@@ -88,211 +93,207 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def policy_loss(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, clip: float
+    logprob: Tensor,
+    old_logprob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip: float,
+    count: int | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The clipped surrogate, and what tells how far the update went. All (B, T)."""
     log_ratio = (logprob - old_logprob).clamp(-20, 20)
     ratio = log_ratio.exp()
     pg_loss1 = -advantage * ratio
     pg_loss2 = -advantage * ratio.clamp(1 - clip, 1 + clip)
-    loss = masked_mean(torch.max(pg_loss1, pg_loss2), mask)
+    loss = masked_mean(torch.max(pg_loss1, pg_loss2), mask, count)
     with torch.no_grad():
         # Schulman's k3 estimator, http://joschu.net/blog/kl-approx.html; expm1 keeps small ratios exact.
-        approx_kl = masked_mean(log_ratio.expm1() - log_ratio, mask)
+        approx_kl = masked_mean(log_ratio.expm1() - log_ratio, mask, count)
         stats = {
+            "policy_loss": float(loss),
             "approx_kl": float(approx_kl),
-            "clip_fraction": float(masked_mean((pg_loss2 > pg_loss1).float(), mask)),
-            "ratio_mean": float(masked_mean(ratio, mask)),
+            "clip_fraction": float(masked_mean((pg_loss2 > pg_loss1).float(), mask, count)),
+            "ratio_mean": float(masked_mean(ratio, mask, count)),
             "ratio_max": float(ratio[mask].max()),
         }
     return loss, stats
 
 
-def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """Squared error, the larger of the plain one and that of a value kept near the old one."""
+def value_loss(
+    value: Tensor, old_value: Tensor, returns: Tensor, mask: Tensor, clip: float, count: int | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Squared error, the larger of the plain one and that of a value kept near the old one. All (B, T)."""
     clipped = old_value + (value - old_value).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.max((value - returns) ** 2, (clipped - returns) ** 2), mask)
+    v_loss1, v_loss2 = (value - returns) ** 2, (clipped - returns) ** 2
+    loss = 0.5 * masked_mean(torch.max(v_loss1, v_loss2), mask, count)
+    clip_fraction = masked_mean((v_loss2 > v_loss1).float(), mask, count)
+    return loss, {"value_loss": float(loss.detach()), "value_clip_fraction": float(clip_fraction)}
 
 
 def adapt_beta(beta: float, kl: float, target: float, replies: int, horizon: int = 200) -> float:
     """Ziegler's controller (arXiv 1909.08593, section 2.2): move beta towards the KL that is wanted."""
-    if target == 0:
-        return beta
-    error = max(-0.2, min(0.2, kl / target - 1))
+    error = max(-0.2, min(0.2, kl / target - 1)) if target else 0.0
     return beta * (1 + error * replies / horizon)
 
 
 # The loop
 
 
-@dataclass
-class PPOResult:
-    """What a run of PPO leaves behind. The chosen weights are in the adapter `policy`."""
-
-    best_update: int
-    """The checkpoint the judge liked best, counted in updates done."""
-    updates: int
-    stopped: str | None
-    """Why it stopped early, as a sentence."""
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def train_ppo(
     policy: Policy,
-    merged: PreTrainedModel,
-    prompts: list[list[int]],
+    merged: Sampler,
+    prompts: Sequence[list[int]],
     config: RefreshConfig,
     *,
     sampling: Sampling,
+    reference: str | None,
+    starts_at_reference: bool,
     reference_finish_rate: float,
-    starts_at_base: bool,
     winners_direction: float = 0.0,
+    ptx: Sequence[Reply] = (),
+    checkpoints: Path | None = None,
+    team: Team = SOLO,
     tell: Callable[[int, float, dict[str, float]], None] = lambda update, fraction, metrics: None,
     score_sign: float = 1.0,
 ) -> PPOResult:
-    """Improve the adapter `policy` against the adapter `reward`, within reach of the base.
+    """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
 
-    `policy` must wear `policy`, `reward` and `judge`; `merged`, a plain model, is overwritten to sample from.
-    `prompts` are token ids, used in order, over and over. With `starts_at_base` the adapter `policy` changes
-    nothing yet. `winners_direction` is how much winning goes with length in the rankings.
+    merged: a plain model, which is overwritten to sample from.
+    prompts: token ids, used in order, over and over.
+    reference: the adapter that anchors the KL; None is the bare base.
+    starts_at_reference: the adapter `policy` says what `reference` says.
+    reference_finish_rate: the share of its replies that end by themselves within the limit.
+    winners_direction: how much winning goes with length in the rankings.
+    ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
+    checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
+    score_sign: -1 makes a policy worse on purpose, for tests of the gate.
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
-    start, optimiser = prepare_roles(policy, config, starts_at_base)
-    beta, guards = config.beta, Guards(config, winners_direction)
-    result = PPOResult(best_update=0, updates=0, stopped=None)
-    best, best_judge = policy.keep("policy"), float("-inf")
-
-    for update in range(config.updates + 1):
-        # 1) What the policy says now, and what every role thinks of it.
-        rollout, metrics = roll_out(policy, merged, prompts, config, sampling, update, start)
-        metrics["beta"] = beta
-        result.history.append(metrics)
-
-        # 2) Keep the checkpoint the judge likes best; stop where a guard says so.
-        result.stopped = guards.check_rollout(metrics)
-        if result.stopped is None and score_sign * guards.judge > best_judge:
-            best, best_judge, result.best_update = policy.keep("policy"), score_sign * guards.judge, update
-        if result.stopped or update == config.updates:
-            tell(update, 1.0, metrics)
+    roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
+    task = Task(merged, prompts, config, sampling, roles, reference_finish_rate, ptx, score_sign, team)
+    store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
+    state = begin(policy, task, winners_direction)
+    store.go_on(state)
+    for update in range(state.result.updates, config.updates + 1):
+        metrics = one_update(state, task, update)
+        is_over = bool(state.result.stopped) or update == config.updates
+        tell(update, 1.0 if is_over else (update + 1) / config.updates, metrics)
+        if is_over:
             break
-
-        # 3) Rewards, advantages, returns.
-        score = apply_eos_rule(score_sign * rollout.score, rollout.finished, reference_finish_rate)
-        rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, beta)
-        advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
-        metrics |= value_metrics(rewards, advantages, returns, rollout)
-
-        # 4) Several passes over the batch in minibatches.
-        metrics |= improve(policy, optimiser, rollout, advantages, returns, config, update)
-
-        # 5) Record, let the guards see the update, and steer beta.
-        result.updates = update + 1
-        tell(update, (update + 1) / config.updates, metrics)
-        result.stopped = guards.check_update(metrics)
-        if result.stopped:
-            break
-        beta = adapt_beta(beta, metrics["kl"], config.target_kl, len(rollout.replies))
-
-    policy.bring_back("policy", best)
-    for name in filter(None, ("value", start)):
+        store.save(state)
+    policy.bring_back("policy", state.best)
+    for name in filter(None, ("value", roles.start)):
         policy.drop(name)
-    return result
+    state.result.notes += notes_on(state.result, reference_finish_rate)
+    return state.result
 
 
-# Its steps
-
-
-def prepare_roles(
-    policy: Policy, config: RefreshConfig, starts_at_base: bool
-) -> tuple[str | None, torch.optim.Optimizer]:
-    """The value as a copy of the reward, the night's start (None where that is the base), the optimiser."""
-    policy.copy("reward", "value")
+def begin(policy: Policy, task: Task, winners_direction: float) -> RunState:
+    """The value starts as the first reward model, normalisation folded in; only it and the policy move."""
+    policy.copy(task.roles.members[0], "value")
     policy.heads["value"].fold()
-    start = None if starts_at_base else "start"
-    if start:
-        policy.copy("policy", start)
+    if task.roles.start:
+        policy.copy("policy", task.roles.start)
     moved = [parameter for name in ("policy", "value") for parameter in policy.parameters(name)]
-    return start, torch.optim.AdamW(moved, lr=config.ppo_lr, eps=1e-5, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(moved, lr=task.config.ppo_lr, eps=1e-5, weight_decay=0.0)
+    guards = Guards(task.config, winners_direction)
+    return RunState(policy, optimiser, guards, task.config.beta, policy.keep("policy"))
 
 
-def improve(
-    policy: Policy,
-    optimiser: torch.optim.Optimizer,
-    rollout: Rollout,
-    advantages: Tensor,
-    returns: Tensor,
-    config: RefreshConfig,
-    update: int,
-) -> dict[str, float]:
+def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
+    """Roll out, look, learn. The last update only looks, and so does one that a guard stops."""
+    policy, config, result = state.policy, task.config, state.result
+
+    # 1) What the policy says now, and what every role thinks of it.
+    rollout, metrics = roll_out(policy, task, update)
+    score, disagreement = pessimistic(rollout.scores, config.pessimism)
+    metrics |= rollout_metrics(rollout, score, disagreement) | {"beta": state.beta}
+    result.history.append(metrics)
+    result.samples |= some_samples(rollout, score, update)
+
+    # 2) Keep the checkpoint the judge likes best; stop where a guard says so.
+    result.stopped = state.guards.check_rollout(metrics)
+    if result.stopped:
+        return metrics
+    liked = task.score_sign * state.guards.judge
+    if liked > state.best_judge and metrics["start_kl"] <= config.max_kl:
+        state.best = state.average or policy.keep("policy")
+        state.best_judge, result.best_update = liked, update
+    if update == config.updates:
+        return metrics
+
+    # 3) Rewards, advantages, returns.
+    score = apply_eos_rule(task.score_sign * score, rollout.finished, task.reference_finish_rate)
+    rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, state.beta)
+    advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
+    metrics |= value_metrics(rewards, advantages, returns, rollout)
+
+    # 4) Several passes over the batch in minibatches.
+    metrics |= improve(state, task, Batch(rollout, whiten(advantages, rollout.mask), returns), update)
+    result.updates = update + 1
+    state.average_in(config.ema)
+
+    # 5) Let the guards see the update, and steer beta.
+    result.stopped = state.guards.check_update(metrics)
+    state.beta = adapt_beta(state.beta, metrics["kl"], config.target_kl, len(rollout.replies))
+    return metrics
+
+
+_SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio_mean")
+
+
+def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str, float]:
     """All optimiser steps of one update; their metrics are averaged. The learning rate rises at first."""
-    started = time.monotonic()
-    advantages = whiten(advantages, rollout.mask)
-    for group in optimiser.param_groups:
-        group["lr"] = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)
+    started, config = time.monotonic(), task.config
+    rate = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    shuffle = torch.Generator().manual_seed(hash_seed(config.seed + 1, update))
     steps = [
-        take_step(policy, optimiser, rollout, advantages, returns, rows, config)
-        for rows in minibatches(config, update, policy.device)
+        take_step(state, task, batch, rows, pick_examples(task.ptx, config, shuffle))
+        for rows in minibatches(config, shuffle)
     ]
     metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
     metrics["ratio_max"] = max(step["ratio_max"] for step in steps)
     metrics["first_ratio_error"] = abs(steps[0]["ratio_mean"] - 1)
-    metrics["seconds_training"] = time.monotonic() - started
-    return metrics
-
-
-def minibatches(config: RefreshConfig, update: int, device: torch.device) -> list[Tensor]:
-    """Row indices of each optimiser step of one update: every reply once an inner epoch, in a fresh order."""
-    generator = torch.Generator().manual_seed(hash_seed(config.seed + 1, update))
-    return [
-        rows.to(device)
-        for _ in range(config.inner_epochs)
-        for rows in torch.randperm(config.prompts_per_update, generator=generator).split(config.minibatch)
-    ]
+    return metrics | {"learning_rate": rate, "seconds_training": time.monotonic() - started}
 
 
 def take_step(
-    policy: Policy,
-    optimiser: torch.optim.Optimizer,
-    rollout: Rollout,
-    advantages: Tensor,
-    returns: Tensor,
-    rows: Tensor,
-    config: RefreshConfig,
+    state: RunState, task: Task, batch: Batch, rows: list[int], examples: list[Reply]
 ) -> dict[str, float]:
-    """One optimiser step of policy and value on the replies `rows`."""
-    mb_replies = [rollout.replies[i] for i in rows.tolist()]
-    width = max(len(r.reply) for r in mb_replies)
-    mb_mask = rollout.mask[rows, :width]
-    optimiser.zero_grad(set_to_none=True)
+    """One optimiser step of policy and value on the replies `rows`; each member of a team takes a share."""
+    policy, team, replies = state.policy, task.team, batch.rollout.replies
+    count, stats = sum(len(replies[i].reply) for i in rows), dict.fromkeys((*_SUMMED, "ratio_max"), 0.0)
+    state.optimiser.zero_grad(set_to_none=True)
+    mine = team.share(rows)
+    for part in micro_batches([len(replies[i].ids) for i in mine]):
+        found = add_gradients(policy, batch, [mine[place] for place in part], task, count)
+        stats = {k: max(v, found[k]) if k == "ratio_max" else v + found[k] for k, v in stats.items()}
+    moved = {name: policy.parameters(name) for name in ("policy", "value")}
+    norms = {f"grad_norm_{name}": sum_up(parameters, team) for name, parameters in moved.items()}
+    if examples:
+        norms |= add_ptx(policy, examples, task.config.ptx, team)
+    for parameters in moved.values():
+        clip_grad_norm_(parameters, 1.0)
+    state.optimiser.step()
+    ratio_max = max(team.collect([stats.pop("ratio_max")]))
+    sums = dict(zip(stats, team.sum(list(stats.values())), strict=True))
+    return sums | norms | {"ratio_max": ratio_max}
 
+
+def add_gradients(policy: Policy, batch: Batch, rows: list[int], task: Task, count: int) -> dict[str, float]:
+    """Both losses of the replies `rows`, whose step has `count` tokens: their gradients are added up."""
+    old, mb_replies = batch.rollout, [batch.rollout.replies[i] for i in rows]
+    mb = (rows, slice(max(len(r.reply) for r in mb_replies)))
+    mb_mask, clip = old.mask[mb], task.config.clip
     with policy.wear("policy"):
         forward = forward_replies(policy, mb_replies)
-        logprob = reply_logprobs(policy.logits, forward, config.temperature)
-        pg_loss, stats = policy_loss(
-            logprob, rollout.logprob[rows, :width], advantages[rows, :width], mb_mask, config.clip
-        )
+        logprob = reply_logprobs(policy.logits, forward, task.config.temperature)
+        pg_loss, pg_stats = policy_loss(logprob, old.logprob[mb], batch.advantages[mb], mb_mask, clip, count)
         pg_loss.backward()
     with policy.wear("value"):
-        value = policy.heads["value"](forward_replies(policy, mb_replies).hidden) * mb_mask
-        v_loss = value_loss(value, rollout.value[rows, :width], returns[rows, :width], mb_mask, config.clip)
-        (config.value_coefficient * v_loss).backward()
-
-    norms = {
-        f"grad_norm_{name}": float(torch.nn.utils.clip_grad_norm_(policy.parameters(name), 1.0))
-        for name in ("policy", "value")
-    }
-    optimiser.step()
-    return {**stats, **norms, "policy_loss": float(pg_loss.detach()), "value_loss": float(v_loss.detach())}
-
-
-def value_metrics(rewards: Tensor, advantages: Tensor, returns: Tensor, rollout: Rollout) -> dict[str, float]:
-    """How well the value function foresaw the returns."""
-    mask = rollout.mask
-    error = (returns - rollout.value)[mask]
-    spread = returns[mask].var(correction=0).clamp(min=1e-8)
-    return {
-        "total_reward": float(rewards.sum(1).mean()),
-        "advantage_mean": float(masked_mean(advantages, mask)),
-        "advantage_std": float(advantages[mask].std(correction=0)),
-        "explained_variance": float(1 - error.var(correction=0) / spread),
-    }
+        value = policy.heads["value"](forward_replies(policy, mb_replies).hidden)
+        v_loss, v_stats = value_loss(value, old.value[mb], batch.returns[mb], mb_mask, clip, count)
+        (task.config.value_coefficient * v_loss).backward()
+    return pg_stats | v_stats

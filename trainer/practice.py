@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from chatbot.basemodel import Base
-from data import conversations
+from data import conversations, demonstrations
 from data.comparisons import RankedTurn
 from data.database import Database
 from data.errors import Refused
 from data.prompts import judging_prompts, practice_prompts, read_prompts
 from data.records import Prompt
 from trainer.config import RefreshConfig
+from trainer.examples import tokenise
+from trainer.forward import Reply
 
 T = TypeVar("T")
 
 _LONGEST = 384
 """Tokens of a prompt to practise on; one long prompt would make its whole batch slow."""
 _REFERENCE_PROMPTS = 64
+_PIECE = 256
+"""Tokens of one example of a text file."""
 
 
 def practice(
@@ -47,6 +51,29 @@ def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
     prompts = read_prompts(Path(config.judging)) if config.judging else list(judging_prompts())
     fitting = [p for p in prompts if len(base.format.encode(p.messages)) <= base.context // 2]
     return _shuffled(fitting, config.seed)[: config.gate_prompts]
+
+
+def ptx_examples(db: Database, base: Base, config: RefreshConfig) -> list[Reply]:
+    """What PPO-ptx keeps the policy able to say: a text file of the operator's, else the demonstrations."""
+    if config.ptx == 0:
+        return []
+    if config.ptx_data is not None:
+        ids = base.format.encode_text(_read(Path(config.ptx_data)))
+        pieces = [ids[start : start + _PIECE] for start in range(0, len(ids) - 1, _PIECE)]
+        return [Reply(piece[:1], piece[1:], False) for piece in pieces if len(piece) > 1]
+    shown = demonstrations.collect(db)
+    if not shown:
+        raise Refused("There are no demonstrations for PPO-ptx - give a text file with --ptx-data.")
+    return tokenise(shown, base)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(
+            f"The file {str(path)!r} cannot be read ({error}) - give a text file in UTF-8."
+        ) from error
 
 
 def _ours(config: RefreshConfig) -> list[Prompt]:

@@ -21,14 +21,16 @@ log = logging.getLogger(__name__)
 
 STAGES = {
     "snapshot": 0.01,
-    "reference": 0.04,
-    "reward": 0.12,
-    "judge": 0.08,
-    "ppo": 0.5,
-    "gate": 0.23,
+    "reference": 0.03,
+    "reward": 0.29,
+    "judge": 0.1,
+    "ppo": 0.33,
+    "gate": 0.22,
     "publish": 0.02,
 }
 """The stages of a night in order, and the share of its time that each takes (benchmarks/RESULTS.md)."""
+FINE_TUNING = {"demonstrations": 0.01, "sft": 0.94, "publish": 0.05}
+"""The same of `trainer sft`."""
 
 _HEARTBEAT_SECONDS = 15.0
 _ROW_SECONDS = 1.0
@@ -41,12 +43,25 @@ class Cancelled(Problem):
 
 
 class Progress:
-    """Tells terminal and database how far `run` is. A context manager: inside, the lease is renewed."""
+    """Tells terminal and database how far `run` is. A context manager: inside, the lease is renewed.
 
-    def __init__(self, db: Database, run: Run, *, quiet: bool = False) -> None:
+    One that is `silent` tells nobody and renews nothing: the members of a team besides its chief have it.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        run: Run,
+        *,
+        stages: Mapping[str, float] = STAGES,
+        quiet: bool = False,
+        silent: bool = False,
+    ) -> None:
         self._db = db
         self._run = run
-        self._stage = "snapshot"
+        self._stages = stages
+        self._silent = silent
+        self._stage = next(iter(stages))
         self._started = time.monotonic()
         self._stage_started = self._started
         self._told = 0.0
@@ -55,18 +70,20 @@ class Progress:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         layout = "{percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
         self._bar = tqdm(
-            total=1.0, bar_format=layout, file=sys.stderr, disable=quiet or not sys.stderr.isatty()
+            total=1.0, bar_format=layout, file=sys.stderr, disable=quiet or silent or not sys.stderr.isatty()
         )
-        self._quiet = quiet
+        self._quiet = quiet or silent
         self._seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
-        self._thread.start()
+        if not self._silent:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._bar.close()
 
     @property
@@ -87,11 +104,12 @@ class Progress:
     def tell(self, fraction: float, message: str) -> None:
         """`fraction` of the present stage is done. Raises Cancelled where the run must stop."""
         now = time.monotonic()
-        if now - self._told < _ROW_SECONDS and fraction < 1.0:
+        if self._silent or (now - self._told < _ROW_SECONDS and fraction < 1.0):
             return
         self._told = now
-        before = sum(share for name, share in STAGES.items() if _order(name) < _order(self._stage))
-        done = before + STAGES[self._stage] * fraction
+        names = list(self._stages)
+        before = sum(self._stages[name] for name in names[: names.index(self._stage)])
+        done = before + self._stages[self._stage] * fraction
         elapsed = now - self._started
         eta = elapsed * (1 - done) / done if done > 0.02 else None
         runs.report(
@@ -108,7 +126,8 @@ class Progress:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step of the present stage."""
-        runs.log(self._db, self._run.id, self._stage, step, dict(metrics))
+        if not self._silent:
+            runs.log(self._db, self._run.id, self._stage, step, dict(metrics))
 
     def _renew(self) -> None:
         while not self._ended.wait(_HEARTBEAT_SECONDS):
@@ -120,7 +139,3 @@ class Progress:
             if not is_ours:
                 self._lost.set()
                 return
-
-
-def _order(stage: str) -> int:
-    return list(STAGES).index(stage)

@@ -6,7 +6,6 @@ leaves at most a directory without a row, which the next publication of that nam
 *serves* is another row (data/versions.py): nothing here changes what anybody is answered by.
 """
 
-import os
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ from chatbot.basemodel import Base
 from data import versions
 from data.database import Database
 from data.errors import Refused
+from data.files import make_it_appear
 from data.home import Home
 from data.records import Run, Version, VersionStatus
 
@@ -63,7 +63,10 @@ def publish_candidate(
         )
         adapters.write_manifest(directory, manifest)
         verify_for(base, directory)
-        _make_it_appear(directory, home.adapters / name)
+        target = home.adapters / name
+        if target.exists():  # without a row: left by a crash between the rename and the row
+            shutil.rmtree(target)
+        make_it_appear(directory, target)
     return versions.add(
         db,
         name=name,
@@ -111,21 +114,3 @@ def _copy(source: Path, directory: Path) -> None:
         if not (source / file).is_file():
             raise Refused(f"{str(source)!r} has no {file} - give the folder of a PEFT adapter.")
         shutil.copyfile(source / file, directory / file)
-
-
-def _make_it_appear(directory: Path, target: Path) -> None:
-    """fsync the files, then the directory, rename, then fsync the directory that holds the new name."""
-    if target.exists():  # without a row: left by a crash between the rename and the row
-        shutil.rmtree(target)
-    for path in (*directory.iterdir(), directory):
-        _force_to_disk(path)
-    os.rename(directory, target)
-    _force_to_disk(target.parent)
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

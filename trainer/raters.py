@@ -69,6 +69,7 @@ def simulate(
     replies: int = 4,
     noise: float = 0.1,
     people: int = 5,
+    flipped: float = 0.0,
     seed: int = 0,
     prompts: Sequence[Prompt] | None = None,
     progress: Progress = lambda done, total: None,
@@ -76,13 +77,14 @@ def simulate(
     """Sends `turns_count` turns by `people` raters in turn, and ranks the `replies` replies to each.
 
     `noise` is the standard deviation of what is added to the taste, in units of its spread over the replies
-    so far. `prompts` are what they say, the practice prompts where None. `seed` chooses among them, and the
-    noise; the replies themselves are drawn by the engine.
+    so far; `flipped` is the share of rankings that are turned upside down. `prompts` are what they say, the
+    practice prompts where None. `seed` chooses among them, and the noise; the replies themselves are drawn
+    by the engine.
     """
     if not 2 <= replies <= 9:
         raise Refused(f"{replies!r} replies cannot be ranked - use 2 to 9.")
-    if turns_count < 1 or people < 1 or noise < 0:
-        raise Refused("Turns and people count from 1, and noise from 0 - use such numbers.")
+    if turns_count < 1 or people < 1 or noise < 0 or not 0 <= flipped <= 1:
+        raise Refused("Turns and people count from 1, noise from 0, flips from 0 to 1 - use such numbers.")
     draw = random.Random(seed)
     raters = [_rater(db, number) for number in range(1, people + 1)]
     chosen = _choose(_that_fit(prompts or practice_prompts(), turns), turns_count, draw)
@@ -99,7 +101,8 @@ def simulate(
             progress(start + len(judged), turns_count)
         for rater, live, scores in judged:
             if scores:
-                noisy = [score + draw.gauss(0, noise * done.spread) for score in scores]
+                sign = -1 if draw.random() < flipped else 1
+                noisy = [sign * score + draw.gauss(0, noise * done.spread) for score in scores]
                 _rank(db, rater, live, places(noisy, TIE_MARGIN * done.spread), done)
     return done
 

@@ -2,14 +2,17 @@
 
     python -m trainer refresh
 
-`refresh` is the story; each of its calls is a stage with a file of its own. Nothing here touches the server:
-the only thing it sees of a night is the row that says which version serves.
+`refresh` is the story; each of its calls is a stage with a file of its own, and leaves its result in the
+run's folder, so that a run that was killed goes on where it was. Nothing here touches the server: the only
+thing it sees of a night is the row that says which version serves.
+
+In a team (trainer/team.py) every member goes through stages 2 and 3; the gate and all that is written is the
+chief's.
 """
 
-import json
-from collections.abc import Callable
+import shutil
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -17,28 +20,29 @@ from chatbot.basemodel import Base
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
 from data import runs, versions
-from data.comparisons import Snapshot, read_snapshot, take_snapshot, write_snapshot
+from data.comparisons import Snapshot
 from data.database import Database
-from data.errors import Problem, Refused
+from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, RunState
-from trainer import reward
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
+from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.gate import Verdict, judge_candidate
+from trainer.improving import improve_policy, wear_reference
 from trainer.night import Night, begin, write_report
-from trainer.ppo import PPOResult, train_ppo
-from trainer.practice import judging, practice, reference_prompts
+from trainer.ppo import PPOResult
+from trainer.practice import judging
+from trainer.probes import probe
 from trainer.progress import Cancelled, Progress
 from trainer.publish import publish_candidate
-from trainer.rollout import Reply, hash_seed, sample_replies
+from trainer.reward import winners_direction
+from trainer.team import SOLO, Team
 
+Stage = Literal["reward", "ppo", "gate"]
 
-class NothingToLearn(Problem):
-    """Too few rankings, or none that prefers anything. The run is recorded; what serves stays."""
-
-    exit_code = 3
-
+_PROBING = 0.3
+"""The part of the gate's time that the probes of both sides take."""
 
 _ENDS: dict[type[BaseException], RunState] = {
     NothingToLearn: "nothing_to_learn",
@@ -54,143 +58,79 @@ def refresh(
     config: RefreshConfig,
     run: Run,
     *,
+    until: Stage = "gate",
     quiet: bool = False,
     score_sign: float = 1.0,
+    team: Team = SOLO,
 ) -> Run:
     """Learn from the rankings and, where the gate agrees, let the new version serve.
 
-    `run` is claimed by the caller; it is finished here whatever happens. Raises NothingToLearn, Cancelled
-    and what else went wrong after recording it; a refusal by the gate is a normal return. `score_sign` -1
-    trains a policy that is worse on purpose, for tests of the gate.
+    `run` is claimed by the caller; it is finished here whatever happens. What an earlier process has done
+    for the same run is not done again. After the stage `until` the run pauses, to be resumed. Raises
+    NothingToLearn, Cancelled and what else went wrong after recording it; a refusal by the gate is a normal
+    return. `score_sign` -1 trains a policy that is worse on purpose, for tests of the gate.
     """
     try:
-        with Progress(db, run, quiet=quiet) as progress:
-            night = begin(db, home, base, config, run, progress)
-            snapshot = _freeze_snapshot(night)
-            policy = Policy(base, device=pick_device(), dtype=pick_dtype(config.precision, pick_device()))
-            merged = merged_model(
-                base, None, device=policy.device, dtype=pick_dtype(config.precision, policy.device)
-            )
-            reference = _sample_reference(night, merged)
-            reports = _fit_rewards(night, policy, snapshot, reference)
-            result = _improve_policy(night, policy, merged, snapshot, reference, score_sign)
+        with Progress(db, run, quiet=quiet, silent=not team.is_chief) as progress:
+            night = begin(db, home, base, config, run, progress, team)
+            snapshot = freeze_snapshot(night)
+            policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
+            merged = _generating(night, None)
+            wear_reference(night, policy, merged)
+            reference = sample_reference(night, merged)
+            reports = fit_rewards(night, policy, snapshot, reference)
+            if until == "reward":
+                return _pause(night, until)
+            result = improve_policy(night, policy, merged, snapshot, reference, score_sign)
+            if until == "ppo":
+                return _pause(night, until)
+            if not team.is_chief:
+                return run
             if result.best_update == 0:
-                return _nothing_better(night, result)
-            verdict = _judge(night, policy, merged, snapshot, reports["judge"])
-            report = write_report(night, snapshot, reports, result, verdict)
-            return _publish(night, policy, snapshot, verdict, report)
+                done = _nothing_better(night, snapshot, reports, result)
+            else:
+                verdict = _judge(night, policy, merged, snapshot, reports["judge"])
+                report = write_report(night, snapshot, reports, result, verdict)
+                done = _publish(night, policy, snapshot, verdict, report)
+            shutil.rmtree(night.folder / "ppo", ignore_errors=True)  # checkpoints: nothing is left to resume
+            return done
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
-            runs.finish(db, run.id, run.fencing_token, state=state, reason=str(error) or type(error).__name__)
+            if team.is_chief:
+                reason = str(error) or type(error).__name__
+                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason)
         raise
 
 
-def _freeze_snapshot(night: Night) -> Snapshot:
-    """What this night learns from: taken once, written down, hashed. Later rankings wait for another."""
-    night.progress.enter("snapshot", "Reading the rankings.")
-    turns = take_snapshot(night.db).turns[-night.config.max_rankings :]
-    if len(turns) < night.config.min_rankings:
-        counted = f"{len(turns)} ranking{'s' if len(turns) != 1 else ''}"
-        raise NothingToLearn(
-            f"There {'is' if len(turns) == 1 else 'are'} {counted} to learn from and a night needs "
-            f"{night.config.min_rankings} - rank more replies, or lower --min-rankings."
-        )
-    for part, who in (("A", "the reward model"), ("B", "the judge")):
-        if not any(q != 0.5 for t in turns if t.part == part for _, _, q in t.pairs()):
-            raise NothingToLearn(
-                f"None of the {len(turns)} rankings lets {who} prefer one reply over another - "
-                "rank replies in more conversations."
-            )
-    night.folder.mkdir(parents=True, exist_ok=True)
-    write_snapshot(Snapshot(turns, ""), night.folder / "snapshot.jsonl")
-    snapshot = read_snapshot(night.folder / "snapshot.jsonl")  # exactly what the hash stands for
-    runs.set_snapshot(night.db, night.run.id, snapshot)
-    return snapshot
+def _dtype(config: RefreshConfig) -> Any:
+    return pick_dtype(config.precision, pick_device())
 
 
-def _sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
-    """Replies of the base to practice prompts: the zero of every score, and how often it ends a reply."""
-    night.progress.enter("reference", "Sampling replies of the reference.")
-    return sample_replies(
-        merged,
-        reference_prompts(night.base, night.config),
-        sampling=night.sampling,
-        end_of_turn=night.base.format.end_of_turn,
-        seed=hash_seed(night.config.seed, 77),
-        tell=lambda fraction: night.progress.tell(fraction, "Sampling replies of the reference."),
+def _generating(night: Night, version: str | None) -> PreTrainedModel:
+    """A model to generate with: the base, or a version."""
+    path = versions.get(night.db, version).path if version not in (None, BASE_VERSION) else None
+    adapter = night.home.adapters / path if path else None
+    return merged_model(
+        night.base, adapter, device=pick_device(), dtype=_dtype(night.config), four_bit=night.config.four_bit
     )
 
 
-def _fit_rewards(
-    night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]
-) -> dict[str, dict[str, Any]]:
-    """The reward model from part A and the judge from part B, each examined on the other's part."""
-    reports = {}
-    parts = {part: [t for t in snapshot.turns if t.part == part] for part in "AB"}
-    for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
-        message = f"Training the {name} {'model ' if name == 'reward' else ''}on {len(parts[own])} rankings."
-        night.progress.enter(name, message)
-        seed = night.config.seed + (own == "B")
-        reward.train_reward(
-            policy, name, parts[own], night.config, seed=seed, tell=_teller(night, message, 0.85)
-        )
-        reward.normalise(policy, name, reference)
-        reports[name] = reward.evaluate(policy, name, parts[other], seed=seed)
-        night.progress.log(0, {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)})
-        policy.save(name, night.folder / name)
-    return reports
+def _pause(night: Night, until: Stage) -> Run:
+    """The run rests after a stage that was asked for by itself."""
+    following = {"reward": "trainer ppo", "ppo": "trainer gate"}[until]
+    reason = f'Stopped after the stage {until!r}, as asked - go on with "{following} {night.run.id}".'
+    if not night.team.is_chief:
+        return night.run
+    return runs.finish(night.db, night.run.id, night.run.fencing_token, state="interrupted", reason=reason)
 
 
-def _teller(night: Night, message: str, scale: float = 1.0) -> Callable[[int, float, dict[str, float]], None]:
-    def tell(step: int, fraction: float, metrics: dict[str, float]) -> None:
-        night.progress.log(step, metrics)
-        night.progress.tell(fraction * scale, message)
-
-    return tell
-
-
-def _improve_policy(
-    night: Night,
-    policy: Policy,
-    merged: PreTrainedModel,
-    snapshot: Snapshot,
-    reference: list[Reply],
-    score_sign: float,
-) -> PPOResult:
-    """PPO from what serves, against the reward model, within reach of the base."""
-    night.progress.enter("ppo", "Improving the policy with PPO.")
-    if night.parent == BASE_VERSION:
-        policy.add("policy", seed=night.config.seed, rank=night.config.rank)
-    else:
-        policy.load("policy", night.home.adapters / versions.get(night.db, night.parent).path)
-
-    def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
-        night.progress.log(update, metrics)
-        message = (
-            f"PPO update {update + 1} of {night.config.updates}: score {metrics['score']:+.2f}, judge "
-            f"{metrics['judge']:+.2f}, KL {metrics['kl']:.1f}, {metrics['length']:.0f} tokens."
-        )
-        night.progress.tell(fraction, message)
-
-    return train_ppo(
-        policy,
-        merged,
-        practice(night.db, night.base, night.config, snapshot.turns),
-        night.config,
-        sampling=night.sampling,
-        reference_finish_rate=sum(r.finished for r in reference) / len(reference),
-        starts_at_base=night.parent == BASE_VERSION,
-        winners_direction=reward.winners_direction(snapshot.turns),
-        tell=tell,
-        score_sign=score_sign,
-    )
-
-
-def _nothing_better(night: Night, result: PPOResult) -> Run:
+def _nothing_better(
+    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], result: PPOResult
+) -> Run:
     """No candidate: what the night began with was the best of it."""
-    (night.folder / "ppo.json").write_text(json.dumps(result.history))
-    reason = f"None of {result.updates} PPO updates was better than the start in the eyes of the judge."
+    write_report(night, snapshot, reports, result, None)
+    reason = f"None of {result.updates} updates was better than the start in the eyes of the judge."
     reason += f" {result.stopped}" if result.stopped else ""
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
 
@@ -201,27 +141,30 @@ def _judge(
     """The gate: candidate against what serves, on prompts that no selection saw."""
     night.progress.enter("gate", "Comparing the candidate with what serves.")
     policy.write_merged("policy", merged)
-    path = versions.get(night.db, night.parent).path
-    adapter = night.home.adapters / path if night.parent != BASE_VERSION else None
-    current = merged_model(night.base, adapter, device=policy.device, dtype=merged.dtype)
+    models = (merged, _generating(night, night.parent))
+    probes = (_probe(night, models[0], 0), _probe(night, models[1], 1))
     return judge_candidate(
         policy,
-        (merged, current),
+        models,
         judging(night.base, night.config),
         judge_report,
         night.config,
         sampling=night.sampling,
-        winners_direction=reward.winners_direction(snapshot.turns),
-        tell=night.progress.tell,
+        winners_direction=winners_direction(snapshot.turns),
+        probes=probes,
+        tell=lambda fraction, message: night.progress.tell(_PROBING + (1 - _PROBING) * fraction, message),
     )
 
 
+def _probe(night: Night, model: PreTrainedModel, side: int) -> dict[str, float]:
+    def tell(fraction: float) -> None:
+        night.progress.tell((side + fraction) * _PROBING / 2, "Probing both sides for harm.")
+
+    return probe(model, night.base, sampling=night.sampling, seed=night.config.seed, tell=tell)
+
+
 def _publish(
-    night: Night,
-    policy: Policy,
-    snapshot: Snapshot,
-    verdict: Verdict,
-    report: dict[str, Any],
+    night: Night, policy: Policy, snapshot: Snapshot, verdict: Verdict, report: dict[str, Any]
 ) -> Run:
     """Write the version, accepted or refused; an accepted one serves the next turn."""
     night.progress.enter("publish", "Writing the version.")
@@ -234,7 +177,11 @@ def _publish(
         run=night.run,
         parent=night.parent,
         canary=canaries(
-            night.base, night.folder / "policy", judging(night.base, night.config), seed=night.config.seed
+            night.base,
+            night.folder / "policy",
+            judging(night.base, night.config),
+            seed=night.config.seed,
+            four_bit=night.config.four_bit,
         ),
         snapshot_sha256=snapshot.sha256,
         rankings=len(snapshot.turns),

@@ -1,46 +1,49 @@
-"""Stage 2, the reward model: rankings -> a scalar judge, and a report that says how good it is.
+"""Stage 2, the reward model: rankings -> a scalar that says how much a person would like a reply.
 
     L = mean over rankings of  mean over pairs (i, j) of  -q log s(d) - (1 - q) log s(-d),   d = r_i - r_j
 
 with q = 1 where i was put above j and 1/2 for a tie (InstructGPT 3.5, arXiv 2203.02155; ties as soft labels).
 Each reply is scored once and all replies of a ranking stay in one step, so a ranking counts as one data
-point whatever its K. `all_bad` gives no pair: its replies are pushed below the batch's mean.
+point whatever its K. `all_bad` gives no pair: its replies are pushed below those ranked beside it.
 
-Left out on purpose, for now: the ensemble, warm starts from last night, calibration plots.
+This file trains and reads one model; ensemble.py trains several of them, examine.py says how good they are.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatbot.chatformat import ChatFormat
+from chatbot.chatformat import ChatFormat, Messages
 from chatbot.models import TokenBatch
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig
 from trainer.rollout import Reply, micro_batches
+from trainer.team import SOLO, Team
 
 _ALL_BAD_WEIGHT = 0.1
-_MAX_PROMPT_TOKENS = 1024
+_MAX_TOKENS = 1024
+"""Of a prompt, and of a reply: what is longer is cut."""
 
 Tell = Callable[[int, float, dict[str, float]], None]
+"""Hears the step, the fraction done, and the metrics of the step."""
 
 
 @dataclass(frozen=True)
 class TokenisedTurn:
-    """A ranking ready for the model: K sequences and the pairs among them."""
+    """A ranking ready for the model: K sequences, the pairs among them, and what it weighs."""
 
     turn: RankedTurn
     sequences: list[list[int]]
     pairs: list[tuple[int, int, float]]
+    weight: float
 
     @property
     def tokens(self) -> int:
@@ -48,16 +51,29 @@ class TokenisedTurn:
 
 
 def tokenise(turns: Sequence[RankedTurn], chat: ChatFormat) -> list[TokenisedTurn]:
-    """Token ids by the one chat format; prompts longer than 1,024 tokens lose their oldest turns."""
+    """Token ids by the one chat format; prompts longer than 1,024 tokens lose their oldest turns, replies
+    longer than that their end."""
     out = []
     for turn in turns:
-        prompt = chat.fit(turn.prompt, _MAX_PROMPT_TOKENS).ids
+        prompt = _fit_prompt(turn.prompt, chat)
         sequences = [
-            prompt + chat.encode_reply(reply, finished=not cut)
+            prompt + chat.encode_reply(reply, finished=not cut)[:_MAX_TOKENS]
             for reply, cut in zip(turn.replies, turn.cut, strict=True)
         ]
-        out.append(TokenisedTurn(turn, sequences, turn.pairs()))
+        out.append(TokenisedTurn(turn, sequences, turn.pairs(), turn.weight))
     return out
+
+
+def _fit_prompt(messages: Messages, chat: ChatFormat) -> list[int]:
+    try:
+        return chat.fit(messages, _MAX_TOKENS).ids
+    except Refused:  # its last message alone is longer: what counts is the end, next to the reply
+        return chat.encode(messages[-1:])[-_MAX_TOKENS:]
+
+
+def can_teach(turns: Sequence[RankedTurn]) -> bool:
+    """Whether at least one pair of replies is decided: ties alone teach no preference."""
+    return any(q != 0.5 for turn in turns for _, _, q in turn.pairs())
 
 
 def ranking_loss(scores: Tensor, pairs: Sequence[tuple[int, int, float]]) -> Tensor:
@@ -74,17 +90,28 @@ def all_bad_loss(scores: Tensor, reference_mean: Tensor) -> Tensor:
 
 
 def train_reward(
-    policy: Policy, name: str, turns: Sequence[RankedTurn], config: RefreshConfig, *, seed: int, tell: Tell
+    policy: Policy,
+    name: str,
+    turns: Sequence[RankedTurn],
+    config: RefreshConfig,
+    *,
+    seed: int,
+    tell: Tell,
+    start: Path | None = None,
+    team: Team = SOLO,
 ) -> None:
-    """Train a fresh adapter with a scalar head, called `name`, on `turns`; `tell` hears loss and accuracy.
+    """Train an adapter with a scalar head, called `name`, on `turns`; `tell` hears loss and accuracy.
 
+    A fresh one, or the one saved in `start` taken further. Its scores are not normalised yet. Each member of
+    `team` takes a share of every step, and all end with the same adapter.
     Raises Refused where the turns hold nothing to learn from.
     """
-    data = [t for t in tokenise(turns, policy.base.format) if t.pairs or t.turn.kind == "all_bad"]
-    if not any(q != 0.5 for t in data for _, _, q in t.pairs):
+    if not can_teach(turns):
         raise Refused("The rankings hold no preference, only ties - rank some replies above others.")
-    policy.add(name, seed=seed, rank=config.rank, with_head=True)
-    parameters = policy.parameters(name)
+    data = _weighed([t for t in tokenise(turns, policy.base.format) if t.pairs or t.turn.kind == "all_bad"])
+    level = put_on(policy, name, config, seed=seed, start=start)
+    # A difference of scores has no bias: its gradient is rounding noise, which Adam would take for a signal.
+    parameters = [p for p in policy.parameters(name) if p is not policy.heads[name].bias]
     optimiser = torch.optim.AdamW(parameters, lr=config.reward_lr, weight_decay=0.0)
     epochs = passes(len(data), config)
     steps = math.ceil(len(data) / config.reward_batch) * epochs
@@ -92,16 +119,34 @@ def train_reward(
     shuffle, step = random.Random(seed), 0
     for _ in range(epochs):
         shuffle.shuffle(data)
-        for start in range(0, len(data), config.reward_batch):
+        for first in range(0, len(data), config.reward_batch):
             optimiser.zero_grad(set_to_none=True)
-            metrics = _accumulate(policy, name, data[start : start + config.reward_batch])
+            metrics = _accumulate(policy, name, data[first : first + config.reward_batch], level, team)
             if not math.isfinite(metrics["loss"]):
                 raise Refused(f"The loss of {name!r} is not finite - lower --reward-lr.")
+            level = metrics["level"]
+            team.sum_gradients(parameters)
             metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
             optimiser.step()
             schedule.step()
             step += 1
             tell(step, step / steps, metrics)
+
+
+def put_on(policy: Policy, name: str, config: RefreshConfig, *, seed: int, start: Path | None) -> float:
+    """Add reward model `name` to `policy`, fresh or from `start`, un-normalised; returns its mean score.
+
+    Normalisation is taken off, not folded in: the loss reads a difference of raw scores as log odds.
+    """
+    if start is None:
+        policy.add(name, seed=seed, rank=config.rank, with_head=True)
+        return 0.0
+    policy.load(name, start, with_head=True)
+    head = policy.heads[name]
+    level = float(head.mean)
+    head.mean.zero_()
+    head.std.fill_(1.0)
+    return level
 
 
 def passes(rankings: int, config: RefreshConfig) -> int:
@@ -110,35 +155,67 @@ def passes(rankings: int, config: RefreshConfig) -> int:
     return min(max(config.reward_epochs, wanted), 2 * config.reward_epochs)
 
 
+def _weighed(data: list[TokenisedTurn]) -> list[TokenisedTurn]:
+    """The turns with weights around 1 over all of them, not step by step: a light ranking is a light step."""
+    mean = sum(t.weight for t in data) / len(data)
+    return [replace(t, weight=t.weight / mean) for t in data]
+
+
 def _warm_up_and_decay(step: int, steps: int) -> float:
     rise = max(1, steps // 10)
-    return (step + 1) / rise if step < rise else max(0.05, (steps - step) / (steps - rise))
+    return (step + 1) / rise if step < rise else max(0.05, (steps - step) / max(1, steps - rise))
 
 
 def _accumulate(
-    policy: Policy, name: str, batch: list[TokenisedTurn], tokens: int = 8192
+    policy: Policy, name: str, batch: list[TokenisedTurn], level: float, team: Team
 ) -> dict[str, float]:
-    """Gradients of the weighted mean loss over `batch`, a few whole rankings at a time."""
-    weight = sum(t.turn.weight for t in batch)
-    total, right, decided = 0.0, 0.0, 0
-    mean = torch.zeros((), device=policy.device)
-    for chosen in micro_batches([t.tokens for t in batch], tokens):
-        group = [batch[i] for i in chosen]
-        scores = policy.score(name, TokenBatch.of([s for t in group for s in t.sequences], policy.device))
-        parts = scores.split([len(t.sequences) for t in group])
-        ranked = [part for part, t in zip(parts, group, strict=True) if t.pairs]
-        mean = torch.cat(ranked).mean() if ranked else mean
-        losses = [
-            (ranking_loss(part, t.pairs) if t.pairs else all_bad_loss(part, mean)) * t.turn.weight
-            for part, t in zip(parts, group, strict=True)
-        ]
-        loss = torch.stack(losses).sum() / weight
-        loss.backward()
-        total += float(loss.detach())
-        for part, t in zip(parts, group, strict=True):
+    """Gradients of the mean loss over `batch`, of which this member of the team takes its share.
+
+    Ranked turns go first: their mean score, `level`, is what `all_bad` replies are held against. Where a step
+    has none of them, the mean of the last step that had some serves.
+    """
+    batch = sorted(batch, key=lambda t: t.tokens)
+    ranked, bad = [t for t in batch if t.pairs], [t for t in batch if not t.pairs]
+    loss, right, decided, total, replies = 0.0, 0.0, 0.0, 0.0, 0.0
+    for group, scores in _scored(policy, name, team.share(ranked)):
+        losses = [ranking_loss(part, t.pairs) * t.weight for t, part in zip(group, scores, strict=True)]
+        loss += _backward(losses, len(batch))
+        for t, part in zip(group, scores, strict=True):
             hits = _hits(part.tolist(), t.pairs)
             right, decided = right + sum(hits), decided + len(hits)
-    return {"loss": total, "accuracy": right / max(decided, 1)}
+            total, replies = total + float(part.detach().sum()), replies + len(part)
+    loss, right, decided, total, replies = team.sum([loss, right, decided, total, replies])
+    level = total / replies if replies else level
+    if bad:
+        mean = torch.tensor(level, device=policy.device)
+        own = 0.0
+        for group, scores in _scored(policy, name, team.share(bad)):
+            losses = [all_bad_loss(part, mean) * t.weight for t, part in zip(group, scores, strict=True)]
+            own += _backward(losses, len(batch))
+        loss += team.sum([own])[0]
+    return {"loss": loss, "accuracy": right / max(decided, 1.0), "level": level}
+
+
+def _scored(
+    policy: Policy, name: str, turns: list[TokenisedTurn]
+) -> Iterator[tuple[list[TokenisedTurn], list[Tensor]]]:
+    """A few whole rankings at a time with the scores of each, (K,), ready for a backward pass."""
+    for chosen in micro_batches([t.tokens for t in turns], _room(policy)):
+        group = [turns[i] for i in chosen]
+        scores = policy.score(name, TokenBatch.of([s for t in group for s in t.sequences], policy.device))
+        yield group, list(scores.split([len(t.sequences) for t in group]))
+
+
+def _room(policy: Policy) -> int:
+    """Tokens of a micro-batch: a GPU takes many, a CPU pays for padding (twice the time at 8,192)."""
+    return 8192 if policy.device.type == "cuda" else 1024
+
+
+def _backward(losses: list[Tensor], count: int) -> float:
+    """Adds the gradients of a micro-batch's part of the mean over `count` rankings; returns that part."""
+    loss = torch.stack(losses).sum() / count
+    loss.backward()
+    return float(loss.detach())
 
 
 def _hits(scores: Sequence[float], pairs: Sequence[tuple[int, int, float]]) -> list[float]:
@@ -152,89 +229,26 @@ def _hits(scores: Sequence[float], pairs: Sequence[tuple[int, int, float]]) -> l
 
 @torch.no_grad()
 def score_sequences(
-    policy: Policy, name: str, sequences: Sequence[list[int]], tokens: int = 4096
+    policy: Policy, name: str, sequences: Sequence[list[int]], tokens: int | None = None
 ) -> list[float]:
-    """The normalised score of each sequence of token ids, in order."""
+    """The normalised score of each sequence of token ids, in order; at most `tokens` at a time."""
     scores = [0.0] * len(sequences)
-    for batch in micro_batches([len(s) for s in sequences], tokens):
+    for batch in micro_batches([len(s) for s in sequences], tokens or _room(policy)):
         values = policy.score(name, TokenBatch.of([sequences[i] for i in batch], policy.device)).tolist()
         for i, value in zip(batch, values, strict=True):
             scores[i] = value
     return scores
 
 
-def normalise(policy: Policy, name: str, reference: Sequence[Reply]) -> None:
+def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team = SOLO) -> None:
     """Shift and scale `name` so that replies of the reference score 0 on average with a spread of 1."""
     if len(reference) < 2:
         raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
-    scores = torch.tensor(score_sequences(policy, name, [r.ids for r in reference]))
+    own = score_sequences(policy, name, [r.ids for r in team.share(reference)])
+    scores = torch.tensor(team.collect(own))
     head.mean.add_(scores.mean() * head.std)
     head.std.mul_(scores.std().clamp(min=1e-3))
-
-
-def evaluate(policy: Policy, name: str, turns: Sequence[RankedTurn], *, seed: int = 0) -> dict[str, Any]:
-    """How well `name` foretells rankings it was not trained on, beside two baselines on the same pairs.
-
-    `accuracy` over decided pairs with a 95 % interval bootstrapped by conversation (a ranking's pairs are
-    not independent), Kendall's tau over decided pairs, and the correlation of score with length.
-    """
-    data = [t for t in tokenise(turns, policy.base.format) if t.pairs]
-    flat = score_sequences(policy, name, [s for t in data for s in t.sequences])
-    by_conversation: dict[str, list[tuple[float, float, float]]] = {}
-    lengths: list[float] = []
-    at = 0
-    for t in data:
-        scores = flat[at : at + len(t.sequences)]
-        at += len(t.sequences)
-        sizes = [float(len(reply)) for reply in t.turn.replies]
-        firsts = [-float(shown) for shown in t.turn.shown]
-        lengths += sizes
-        hits = zip(_hits(scores, t.pairs), _hits(sizes, t.pairs), _hits(firsts, t.pairs), strict=True)
-        if found := list(hits):  # a conversation of ties alone decides nothing
-            by_conversation.setdefault(t.turn.conversation_id, []).extend(found)
-    pairs = [hit for hits in by_conversation.values() for hit in hits]
-    if not pairs:
-        return {"pairs": 0, "accuracy": 0.5, "accuracy_interval": [0.0, 1.0], "ties": float(bool(data))}
-    accuracy, longest, first = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    return {
-        "pairs": len(pairs),
-        "rankings": len(data),
-        "ties": 1 - len(pairs) / sum(len(t.pairs) for t in data),
-        "accuracy": accuracy,
-        "accuracy_interval": bootstrap_by_group(
-            [[h[0] for h in hits] for hits in by_conversation.values()], seed
-        ),
-        "always_longest": longest,
-        "always_first_shown": first,
-        "kendall_tau": 2 * accuracy - 1,
-        "score_length_correlation": float(torch.corrcoef(torch.tensor([flat, lengths]))[0, 1].nan_to_num()),
-    }
-
-
-def bootstrap_by_group(groups: Sequence[Sequence[float]], seed: int, samples: int = 1000) -> list[float]:
-    """A 95 % interval of the mean, resampling whole groups; Wilson's too where there are few groups.
-
-    A handful of groups that all agree would bootstrap to an interval of no width, which nobody should trust.
-    """
-    sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
-    pick = random.Random(seed)
-    means = []
-    for _ in range(samples):
-        chosen = pick.choices(range(len(groups)), k=len(groups))
-        means.append(sum(sums[i] for i in chosen) / sum(counts[i] for i in chosen))
-    means.sort()
-    low, high = means[int(0.025 * samples)], means[int(0.975 * samples) - 1]
-    wilson = wilson_interval(sum(sums) / sum(counts), len(groups))
-    return [min(low, wilson[0]), max(high, wilson[1])] if len(groups) < 10 else [low, high]
-
-
-def wilson_interval(rate: float, count: int, confidence: float = 0.95) -> list[float]:
-    """Wilson's score interval of a share among `count` independent outcomes."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return [centre - half, centre + half]
 
 
 def winners_direction(turns: Sequence[RankedTurn]) -> float:

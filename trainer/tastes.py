@@ -2,7 +2,7 @@
 
 A simulated rater ranks by one, and `trainer measure` measures the same one on prompts never seen: the gold
 reward of Gao 2022 (arXiv 2210.10760), which shows learning and over-optimisation without pretending that a
-person was there. Two are built in; any Python function will do:
+person was there. Three are built in; any Python function will do:
 
     def polite(prompt: list[dict], reply: str) -> float:
         return float("please" in reply.lower())
@@ -27,12 +27,21 @@ EMPTY = -1000.0
 """What `concise` says of a reply without a word: worse than any reply that fits a turn."""
 MOST_STRUCTURE = 12
 """How many lines of structure count."""
+MOST_WARMTH = 4
+"""How many warm phrases count."""
 
 # A Chinese, Japanese or Korean character counts as a word, since they are written without spaces; their
 # punctuation does not.
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}\u3000-\u303f\uff00-\uffef]+")
 _STRUCTURE = re.compile(r"^\s{0,3}(?:[-*+•]\s+\S|\d{1,2}[.)]\s+\S|#{1,6}\s+\S)", re.MULTILINE)
+
+_WARM = re.compile(
+    r"\b(hello|hi|hey|welcome|glad|happy to|great|wonderful|good luck|well done|congratulations|enjoy|love|"
+    r"excited|you can do|don['\u2019]t worry|feel free|hope|thank|here to help|let me know|good morning)\b|"
+    r"(你好|您好|欢迎|很高兴|加油|别担心|祝|谢谢|太好了|没问题)",
+    re.IGNORECASE,
+)
 
 
 def concise(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
@@ -46,7 +55,15 @@ def structured(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
     return float(min(len(_STRUCTURE.findall(reply)), MOST_STRUCTURE))
 
 
-BUILT_IN: dict[str, Taste] = {"concise": concise, "structured": structured}
+def warm(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
+    """Warmth is better: the number of different phrases that greet, thank or encourage, at most four.
+
+    Most replies of a plain model have none, so this taste ties often.
+    """
+    return float(min(len({match.group().lower() for match in _WARM.finditer(reply)}), MOST_WARMTH))
+
+
+BUILT_IN: dict[str, Taste] = {"concise": concise, "structured": structured, "warm": warm}
 
 
 def load_taste(name: str) -> Taste:

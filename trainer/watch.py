@@ -30,6 +30,8 @@ from trainer.schedule import due, is_slot, next_times, slot_time
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 5.0
+_DAY_SECONDS = 86400.0
+_KILLED = "The training process was killed"
 GRACE_SECONDS = 8.0
 
 
@@ -73,6 +75,16 @@ def claim_due(
     return None
 
 
+def take_up(db: Database, now: float) -> Run | None:
+    """The last run again, where its process or the whole machine was killed: it goes on where it was."""
+    runs.interrupt_expired(db, now)
+    run = runs.latest(db)
+    if run is None or run.state != "interrupted" or now - (run.finished_at or now) > _DAY_SECONDS:
+        return None
+    was_killed = run.reason == runs.LEASE_EXPIRED or run.reason.startswith(_KILLED)
+    return runs.resume(db, run.id, now=now) if was_killed else None
+
+
 @dataclass
 class Watcher:
     """Looks for what is due and runs it, one refresh at a time."""
@@ -86,6 +98,7 @@ class Watcher:
     since: float = field(default_factory=time.time)
     _run: Run | None = None
     _child: subprocess.Popen[bytes] | None = None
+    _taken_up: set[str] = field(default_factory=set)
 
     def tick(self, now: float | None = None) -> None:
         """One look: leave a working child alone, bury one that ended, else start what is asked for or due."""
@@ -96,11 +109,22 @@ class Watcher:
             runs.heartbeat(self.db, self._run, now=now)
             return
         self._bury("failed")
-        run = claim_asked(self.db, self.config, now)
+        run = self._take_up(now) or claim_asked(self.db, self.config, now)
         if run is None and is_readable:
             run = claim_due(self.db, schedule, self.config, now=now, since=self.since)
         if run:
             self._run, self._child = run, self._start(run)
+
+    def _take_up(self, now: float) -> Run | None:
+        """Once a run: it may be the run itself that gets its process killed."""
+        last = runs.latest(self.db)
+        if last is None or last.id in self._taken_up:
+            return None
+        run = take_up(self.db, now)
+        if run:
+            self._taken_up.add(run.id)
+            log.info("Refresh %s goes on where it was.", run.key)
+        return run
 
     def close(self) -> None:
         """Ends the child and all that it started: asked first, then killed."""
@@ -144,12 +168,18 @@ class Watcher:
         if self._child is None or self._run is None:
             return
         code, run = self._child.wait(), self._run
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        how = (
+            f"{_KILLED} by signal {-code}"
+            if code < 0
+            else f"The training process ended with exit code {code}"
+        )
+        if code < 0 and run.id not in self._taken_up:
+            state = "interrupted"
         with self.db.write():
             if runs.get(self.db, run.id).state == "running":
-                reason = f"The training process ended {how}; its last words: {_last_words(self.home, run)}"
+                reason = f"{how}; its last words: {_last_words(self.home, run)}"
                 runs.finish(self.db, run.id, run.fencing_token, state=state, reason=reason)
-        log.info("Refresh %s has ended %s.", run.key, how)
+        log.info("Refresh %s is over. %s.", run.key, how)
         self._child = self._run = None
 
 

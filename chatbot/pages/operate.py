@@ -1,9 +1,9 @@
 """The operator's page: what serves and why, what the night is doing, what was learned, and the few levers.
 
-One tab per noun, each in a file of its own: operate_now (serving, refresh), operate_learning (curves,
-runs), operate_versions (lineage, publish, roll back), operate_schedule. Mounted at /operate behind its own
-sign-in check; each function checks the role again (operate_desk). Data, raters and people have no page yet:
-the command line serves them.
+One tab per noun, each in a file of its own: operate_now (serving, refresh), operate_runs (one run as a page,
+and all of them), operate_learning (curves of several), operate_versions (lineage, publish, roll back),
+operate_schedule. Mounted at /operate behind its own sign-in check; each function checks the role again
+(operate_desk). Data, raters and people have no page yet: the command line serves them.
 """
 
 from html import escape
@@ -15,6 +15,7 @@ from chatbot.config import ServeConfig
 from chatbot.pages.operate_desk import Desk, panel
 from chatbot.pages.operate_learning import build_learning
 from chatbot.pages.operate_now import build_now
+from chatbot.pages.operate_runs import build_runs
 from chatbot.pages.operate_schedule import build_schedule
 from chatbot.pages.operate_versions import build_versions
 from data.database import Database
@@ -22,6 +23,7 @@ from data.home import Home
 
 TABS = {
     "overview": build_now,
+    "runs": build_runs,
     "learning": build_learning,
     "versions": build_versions,
     "schedule": build_schedule,
@@ -30,7 +32,7 @@ TABS = {
 
 def build_operate(db: Database, home: Home, config: ServeConfig) -> gr.Blocks:
     """The page, ready to be mounted. `home` is named where the page says where things lie."""
-    desk = Desk(db, config)
+    desk = Desk(db, home, config)
     css = files("chatbot.pages").joinpath("operate.css").read_text(encoding="utf-8")
     page = gr.Blocks(title="Operate · Night School", analytics_enabled=False)
     with page:

@@ -11,11 +11,13 @@ from html import escape
 import gradio as gr
 
 from chatbot.config import ServeConfig
-from chatbot.pages.operate_words import say
+from chatbot.pages.operate_figures import part, sentences
+from chatbot.pages.operate_words import known, say
 from chatbot.pages.words import language_of
 from data import people, schedules
 from data.database import Database
 from data.errors import NotFound, Problem
+from data.home import Home
 from data.records import Person, Version
 
 
@@ -35,12 +37,17 @@ class Visit:
         """The same, escaped to stand in HTML."""
         return escape(self.say(key, **values))
 
+    def known(self, key: str, otherwise: str) -> str:
+        """The words for `key` where we have some, else `otherwise`, as plain text."""
+        return known(key, self.language, otherwise)
+
 
 @dataclass(frozen=True)
 class Desk:
-    """The operator page's database and settings."""
+    """The operator page's database, state directory and settings."""
 
     db: Database
+    home: Home
     config: ServeConfig
 
     def open(self, request: gr.Request) -> Visit:
@@ -91,9 +98,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     )
 
 
+def figures(head: list[str], rows: list[list[str]]) -> str:
+    """A small table of numbers, its cells HTML already; it stays a table on a phone. "" without rows."""
+    if not rows:
+        return ""
+    header = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+    body = "".join(
+        f"<tr><th scope='row'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return f"<table class='ns-figures'><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def verdict(version: Version) -> list[str]:
     """The gate's sentences on a version, as its report keeps them."""
-    return [str(sentence) for sentence in version.report.get("gate", {}).get("reasons", [])]
+    return sentences(part(version.report, "gate").get("reasons"))
 
 
 def card(title: str, body: str) -> str:

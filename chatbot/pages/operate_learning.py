@@ -1,15 +1,14 @@
-"""Learning: curves of the last runs, update by update, and the table of all runs: how each ended, and why."""
+"""Learning: curves of the last runs beside each other, update by update. One run has a page: operate_runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
 import pandas as pd  # type: ignore[import-untyped]
 
-from chatbot.pages.operate_desk import Desk, Visit, panel, table
-from chatbot.pages.operate_words import duration, known, moment
+from chatbot.pages.operate_desk import Desk, Visit, panel
+from chatbot.pages.operate_runs import is_settled
 from data import runs
 from data.database import Database
 from data.records import Run
@@ -23,25 +22,25 @@ COLOURS = ("#6366f1", "#94a3b8", "#d97706", "#0d9488")
 
 @dataclass(frozen=True)
 class Curve:
-    """One plot: a metric that the trainer logs under `stage`."""
+    """One plot: a metric that the trainer logs under `stage`, by any of its names."""
 
     word: str
     stage: str
-    metric: str
+    metrics: tuple[str, ...]
 
 
 CURVES = (
-    Curve("curve_score", "ppo", "score"),
-    Curve("curve_judge", "ppo", "judge"),
-    Curve("curve_kl", "ppo", "kl"),
-    Curve("curve_accuracy", "reward", "accuracy"),
-    Curve("curve_length", "ppo", "length"),
-    Curve("curve_entropy", "ppo", "entropy"),
+    Curve("curve_score", "ppo", ("score",)),
+    Curve("curve_judge", "ppo", ("judge",)),
+    Curve("curve_kl", "ppo", ("kl",)),
+    Curve("curve_accuracy", "reward", ("accuracy", "reward_0_accuracy")),
+    Curve("curve_length", "ppo", ("length",)),
+    Curve("curve_entropy", "ppo", ("entropy",)),
 )
 
 
 def build_learning(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
-    """Lay out the curves and the table of runs inside `tab`."""
+    """Lay out the curves inside `tab`."""
     note = panel()
     plots = []
     for first in range(0, len(CURVES), 2):
@@ -50,8 +49,7 @@ def build_learning(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
                 gr.LinePlot(x="x", y="y", color="run", height=240, visible=False, buttons=[])
                 for _ in CURVES[first : first + 2]
             ]
-    listing = panel()
-    outputs = [note, *plots, listing]
+    outputs = [note, *plots]
 
     def show(request: gr.Request) -> list[Any]:
         return _drawn(desk.db, desk.open(request))
@@ -62,7 +60,7 @@ def build_learning(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
     def look(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
         run = runs.latest(desk.db)
-        if run is None or run.state != "running":
+        if run is None or is_settled(run):
             return [gr.skip()] * len(outputs)
         return _drawn(desk.db, visit)
 
@@ -73,12 +71,11 @@ def build_learning(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 
 
 def _drawn(db: Database, visit: Visit) -> list[Any]:
-    """The note, a plot per curve, the table of runs."""
-    every = runs.list_all(db, limit=50)
-    drawn = [run for run in every if runs.metrics(db, run.id)][:RUNS_DRAWN]
+    """The note and a plot per curve."""
+    drawn = [run for run in runs.list_all(db) if runs.metrics(db, run.id)][:RUNS_DRAWN]
     word = visit.html("curves_note", n=len(drawn)) if drawn else visit.html("no_curves")
     note = f"<h2 class='ns-heading'>{visit.html('curves')}</h2><p class='ns-quiet'>{word}</p>"
-    return [note, *(plot(db, visit, curve, drawn) for curve in CURVES), runs_html(visit, every)]
+    return [note, *(plot(db, visit, curve, drawn) for curve in CURVES)]
 
 
 def plot(db: Database, visit: Visit, curve: Curve, drawn: Sequence[Run]) -> dict[str, Any]:
@@ -87,7 +84,7 @@ def plot(db: Database, visit: Visit, curve: Curve, drawn: Sequence[Run]) -> dict
         {"x": metric.step, "y": metric.value, "run": _short(run)}
         for run in drawn
         for metric in runs.metrics(db, run.id, curve.stage)
-        if metric.name == curve.metric
+        if metric.name in curve.metrics
     ]
     colours = {_short(run): colour for run, colour in zip(drawn, COLOURS, strict=False)}
     return gr.update(
@@ -104,38 +101,3 @@ def plot(db: Database, visit: Visit, curve: Curve, drawn: Sequence[Run]) -> dict
 def _short(run: Run) -> str:
     """A run's name in a legend: the version it made, else the beginning of its slot."""
     return run.version or run.key[:16]
-
-
-def runs_html(visit: Visit, every: Sequence[Run]) -> str:
-    """A row per run, newest first: how it ended, how long it took, and why."""
-    heading = f"<h2 class='ns-heading'>{visit.html('runs')}</h2>"
-    if not every:
-        return heading + f"<p class='ns-empty'>{visit.html('no_runs')}</p>"
-    rows = [
-        [
-            _key(visit, run),
-            _state(visit, run),
-            escape(run.version or ""),
-            f"<span class='ns-key'>{moment(run.started_at, visit.zone)}</span>",
-            f"<span class='ns-key'>{_took(visit, run)}</span>",
-            escape(run.reason or run.message),
-        ]
-        for run in every
-    ]
-    head = [visit.html(key) for key in ("run", "state", "version", "started", "took", "outcome")]
-    return heading + table(head, rows)
-
-
-def _took(visit: Visit, run: Run) -> str:
-    return duration(run.finished_at - run.started_at, visit.language) if run.finished_at else ""
-
-
-def _key(visit: Visit, run: Run) -> str:
-    """The slot it was for, or that somebody asked for it."""
-    name = visit.html("by_hand") if run.key.startswith("manual-") else escape(run.key.replace("T", " "))
-    return f"<span class='ns-key' title='{escape(run.key)}'>{name}</span>"
-
-
-def _state(visit: Visit, run: Run) -> str:
-    word = escape(known(f"state_{run.state}", visit.language, run.state))
-    return f"<span class='ns-state ns-{escape(run.state)}'>{word}</span>"

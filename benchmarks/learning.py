@@ -1,0 +1,204 @@
+"""Does it learn? Nights on the embedded model, from nothing: simulated raters, a refresh, a measurement.
+
+    python benchmarks/learning.py                     # the table of RESULTS.md: hours on two cores
+    python benchmarks/learning.py --quick             # nights of at most 12 minutes, seeds 0 to 2
+    python benchmarks/learning.py --only concise-0    # one row of cells
+
+A cell is a taste, a seed, a share of flipped rankings and a night. Each night runs the same commands that a
+person would (`trainer simulate`, `refresh`, `measure`) with their defaults, in a state directory of the
+row's own; its figures are one line of `--out`. A cell that has its line is not run again, so a stopped
+benchmark goes on where it was.
+
+200 of the practice prompts are kept from raters, reward models and PPO: on these the version of each night is
+held against the base, and that of the second night against the first. A taste that ties often is also held
+against the best of four replies of the base.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+TURNS, REPLIES, UNSEEN = 100, 4, 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """The nights of one taste and seed, one after the other in one state directory."""
+
+    taste: str
+    seed: int
+    nights: int
+    flipped: float = 0.0
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.taste}-{self.seed}" + "-flipped" * bool(self.flipped) + "-quick" * self.quick
+
+
+def rows(quick: bool) -> list[Row]:
+    """The grid: in full seed 0, quickly seeds 0 to 2."""
+    seeds = (0, 1, 2) if quick else (0,)
+    grid = [Row(taste, seed, 2, quick=quick) for seed in seeds for taste in ("concise", "structured", "warm")]
+    return [*grid, *(Row("concise", seed, 1, flipped=0.25, quick=quick) for seed in seeds)]
+
+
+def main() -> None:
+    """Runs what has no line yet, then prints the table of all lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="nights of `trainer refresh --quick`, seeds 0 to 2"
+    )
+    parser.add_argument("--only", help="run only the rows whose name begins with this")
+    parser.add_argument("--home", type=Path, default=Path("var/learning"), help="state directories")
+    parser.add_argument("--out", type=Path, default=Path("var/learning.jsonl"), help="one line a night")
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for row in rows(arguments.quick):
+        if not arguments.only or row.name.startswith(arguments.only):
+            run_row(row, arguments.home / row.name, arguments.out)
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}, commit {commit()}\n")
+    print("\n".join(as_table(list(read(arguments.out)))))
+
+
+def run_row(row: Row, home: Path, out: Path) -> None:
+    """The nights of a row that have no line yet."""
+    done = {(line["name"], line["night"]) for line in read(out)}
+    for night in range(1, row.nights + 1):
+        if (row.name, night) not in done:
+            line = {"name": row.name, "night": night, **asdict(row), **run_night(row, night, home)}
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line, indent=1), flush=True)
+
+
+def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
+    """A day of rankings, a night, a morning's measurement."""
+    os.environ["NIGHTSCHOOL_HOME"] = str(home)
+    practice, unseen = part_prompts(home)
+    taste = ("--taste", row.taste)
+    day = ("simulate", *taste, f"--turns={TURNS}", f"--replies={REPLIES}", f"--prompts={practice}")
+    simulated, _ = trainer(*day, f"--seed={10 * row.seed + night}", f"--flip={row.flipped}")
+    before = trainer("versions")[1]["serving"]["current"]
+    settings = (f"--seed={row.seed}", f"--practice={practice}", *["--quick"] * row.quick)
+    refreshed, run = trainer("refresh", *settings)
+    now = trainer("versions")[1]["serving"]["current"]
+    folder = home / "runs" / run["id"]
+    report = json.loads((folder / "report.json").read_text())
+    curve = json.loads((folder / "ppo.json").read_text())
+    models = ("accuracy", "accuracy_interval", "always_longest")
+    return {
+        "state": run["state"],
+        "reason": run["reason"],
+        "serves": now,
+        "simulate_seconds": round(simulated),
+        "refresh_seconds": round(refreshed),
+        "seconds": report["seconds"],
+        "peak_memory_gib": report["peak_memory_gib"],
+        "reward": {k: report["reward"][k] for k in models},
+        "judge": {k: report["judge"][k] for k in models},
+        "against_base": held_against(taste, unseen, "base", now),
+        "against_before": held_against(taste, unseen, before, now) if night > 1 else None,
+        "base_best_of_4": best_of_4(taste, unseen) if row.taste == "warm" and night == 1 else None,
+        "curve": [{k: m[k] for k in ("score", "judge", "kl", "length")} for m in curve],
+        "commit": commit(),
+    }
+
+
+def part_prompts(home: Path) -> tuple[Path, Path]:
+    """The practice prompts in two files: what people ask and PPO practises on, and what nothing sees."""
+    from data.prompts import practice_prompts
+
+    home.mkdir(parents=True, exist_ok=True)
+    prompts = random.Random(0).sample(practice_prompts(), len(practice_prompts()))
+    files = (home / "practice.jsonl", home / "unseen.jsonl")
+    for file, chosen in zip(files, (prompts[UNSEEN:], prompts[:UNSEEN]), strict=True):
+        file.write_text("".join(json.dumps({"prompt": list(p.messages)}) + "\n" for p in chosen))
+    return files
+
+
+def held_against(taste: tuple[str, str], prompts: Path, first: str, second: str) -> dict[str, Any] | None:
+    """What `second` is worth against `first`; None where nothing new serves."""
+    if first == second:
+        return None
+    report = trainer("measure", *taste, f"--versions={first},{second}", f"--prompts={prompts}")[1]
+    return {**report["versions"][second], "first_taste_mean": report["versions"][first]["taste_mean"]}
+
+
+def best_of_4(taste: tuple[str, str], prompts: Path) -> float:
+    """The mean taste of the best of four replies of the base."""
+    report = trainer("measure", *taste, "--versions=base", f"--prompts={prompts}", "--samples=4")[1]
+    return float(report["versions"]["base"]["best_of_taste"])
+
+
+def trainer(*command: str) -> tuple[float, Any]:
+    """Seconds and JSON output of one `trainer` command; its progress goes to the terminal."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode not in (0, 5):
+        sys.exit(f"trainer {command[0]} ended with {done.returncode}: {done.stdout}")
+    return time.monotonic() - started, json.loads(done.stdout)
+
+
+def read(out: Path) -> Iterator[dict[str, Any]]:
+    """The lines there are."""
+    if out.is_file():
+        yield from (json.loads(line) for line in out.read_text().splitlines())
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def as_table(lines: list[dict[str, Any]]) -> list[str]:
+    """A Markdown line a night."""
+    table = [
+        "| row | night | refresh | reward / judge accuracy | gate | decisive against base | ties "
+        "| taste (base) | KL | against the night before |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        base = line["against_base"]
+        table.append(
+            f"| {line['name']} | {line['night']} | {line['refresh_seconds'] / 60:.1f} min "
+            f"| {line['reward']['accuracy']:.0%} / {line['judge']['accuracy']:.0%} | {line['state']} "
+            f"| {share(base)} | {worth(base)} | {share(line['against_before'])} |"
+        )
+    return table
+
+
+def worth(figures: dict[str, Any] | None) -> str:
+    """Ties, the mean taste beside the base's, and the distance from the base."""
+    if not figures:
+        return "- | - | -"
+    taste = f"{figures['taste_mean']:.2f} ({figures['first_taste_mean']:.2f})"
+    return f"{figures['ties']:.0%} | {taste} | {figures['kl']:.1f}"
+
+
+def share(figures: dict[str, Any] | None) -> str:
+    """A decisive win rate with its interval."""
+    if not figures or figures["decisive_win_rate"] is None:
+        return "-"
+    low, high = figures["decisive_win_rate_interval"]
+    return f"**{figures['decisive_win_rate']:.1%}** [{low:.0%}, {high:.0%}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Measurements of reward.py and ppo.py: each in a process of its own, one after the other, and remembered.
+
+A peer needs other libraries than we do, and a peak of memory belongs to one process; so a measurement is a
+command that prints a line of JSON. Its result is kept under a name in a JSON file, and a second start goes on
+where the first one ended.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def measured(cache: Path, name: str, command: Sequence[str]) -> Result:
+    """What `command` prints, or what it printed when `name` was measured before.
+
+    The process sees no local folder of Python packages but its own. With the result go the machine's load
+    when it began, so that a figure from a busy machine is known as one, and the number of threads.
+    """
+    if (found := read(cache)).get(name):
+        return dict(found[name])
+    load, started = os.getloadavg()[0], time.monotonic()
+    print(f"Measuring {name} (load {load:.1f}).", file=sys.stderr, flush=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{name} ended with {done.returncode}: {done.stdout[-2000:]}")
+    result: Result = json.loads(done.stdout.strip().splitlines()[-1])
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    result |= {"load": round(load, 1), "threads": threads, "wall_seconds": round(time.monotonic() - started)}
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({**read(cache), name: result}, indent=1))
+    part.rename(cache)
+    return result
+
+
+def read(cache: Path) -> dict[str, Result]:
+    """All results of a cache, by name."""
+    return dict(json.loads(cache.read_text())) if cache.is_file() else {}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def ratio(ours: float | None, theirs: float | None) -> str:
+    """How many times as much the peer needs; a dash where one of them is not measured."""
+    return f"**{theirs / ours:.1f}x**" if ours and theirs else "-"
+
+
+def figure(value: float | None, digits: int = 1) -> str:
+    """A number for a table; a dash for one that is not measured."""
+    return "-" if value is None else f"{value:.{digits}f}"

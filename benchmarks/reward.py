@@ -1,0 +1,297 @@
+"""Reward training, ours and TRL's RewardTrainer in turn: time and memory a ranking, and what is learned.
+
+    python -m venv var/trl-reward && var/trl-reward/bin/pip install -r benchmarks/requirements-reward.txt
+    python benchmarks/reward.py --peer var/trl-reward/bin/python --quick      # about 15 minutes on two cores
+    python benchmarks/reward.py --peer var/trl-reward/bin/python              # about an hour
+    python benchmarks/reward.py --peer var/trl-reward/bin/python --accuracy   # about an hour more
+
+Time: pairs of Anthropic HH (K = 2), and rankings of arguments cut to K = 4 and 9. TRL trains on all C(K, 2)
+pairs. Both sides read the same token ids, wear LoRA of rank 16 on every linear layer, and take the same
+number of sequences into a step; the first step is left out. TRL's gradient checkpointing is off, which makes
+it faster; `--checkpointing` puts its default back.
+
+Accuracy (`--accuracy`): 1,024 pairs to learn from, once, and 500 to be tested on, both sides with the same
+learning rate, warm-up and batch. The difference has a 95 % interval, bootstrapped by conversation.
+
+Results are kept in `--out`, so that an interrupted run goes on; other settings want another file.
+`--sides trl` measures the peer alone.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peers import Result, figure, measured, ratio, table
+
+from chatbot.basemodel import Base, load_base
+from chatbot.models import pick_device, pick_dtype
+from chatbot.policy import Policy
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
+from data.home import open_home
+from trainer.config import RefreshConfig
+from trainer.preferences import read_rows, split_by_conversation
+from trainer.reward import score_sequences, tokenise, train_reward
+from trainer.statistics import bootstrap_by_group, paired_bootstrap
+
+ROOT = Path(__file__).parent.parent
+PREFERENCES = ROOT.parent / "shared" / "data" / "preferences"
+PAIRS = [PREFERENCES / f"hh_helpful_{part}.jsonl.gz" for part in ("online", "rejection_sampled")]
+TEST = [PREFERENCES / "hh_helpful_base_half.jsonl.gz"]
+RANKINGS = [PREFERENCES / "ukp_topic_rankings.jsonl.gz"]
+
+STEP = {2: 8, 4: 4, 9: 2}
+"""K -> rankings in one step of ours: 16 to 18 sequences, as many as in TRL's 8 pairs."""
+FULL = {2: 64, 4: 32, 9: 16}
+QUICK = {2: 24, 4: 12, 9: 4}
+"""K -> rankings to time."""
+LEARNING_RATE = 3e-4
+WARM_UP = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rankings that both sides train on, written down for both; and pairs to be tested on."""
+
+    name: str
+    k: int
+    rankings: int
+    data: Path
+
+
+def main() -> None:
+    """Write the data down, measure each side, print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", help="base model: a directory or a hub id; the embedded default if left out"
+    )
+    parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
+    parser.add_argument("--sides", default="ours,trl", help="which sides to measure")
+    parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
+    parser.add_argument("--quick", action="store_true", help="fewer rankings")
+    parser.add_argument("--accuracy", action="store_true", help="compare what is learned instead of the time")
+    parser.add_argument("--data", type=Path, nargs="+", default=PAIRS, help="files of pairs to train on")
+    parser.add_argument(
+        "--test",
+        type=Path,
+        nargs="*",
+        default=TEST,
+        help="files to test on; none: half of --data's conversations",
+    )
+    parser.add_argument("--rankings", type=Path, nargs="+", default=RANKINGS, help="files to cut to K = 4, 9")
+    parser.add_argument(
+        "--rows", type=int, nargs=2, default=[1024, 500], help="pairs to train and to test on"
+    )
+    parser.add_argument(
+        "--longest", type=int, default=256, help="tokens; rows with a longer reply are left out"
+    )
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="peak learning rate of both sides")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="TRL as by default: recompute activations"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "var" / "benchmarks" / "reward.json")
+    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)  # the child: train on this, print JSON
+    parser.add_argument("--step", type=int, default=8, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.absolute()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    base = load_base(arguments.model, open_home(), tell=lambda line: print(line, file=sys.stderr))
+
+    if arguments.ours:
+        print(json.dumps(train_ours(base, arguments)))
+    elif arguments.accuracy:
+        compare_accuracy(base, arguments)
+    else:
+        compare_time(base, arguments)
+
+
+def compare_time(base: Base, arguments: argparse.Namespace) -> None:
+    """A row for each K and precision."""
+    rows = []
+    for job in timing_jobs(base, arguments):
+        for precision in arguments.precisions.split(","):
+            sides = run_sides(base, job, precision, arguments)
+            each, peak = {}, {}
+            for side, result in sides.items():
+                per_ranking = 1 if side == "ours" else job.k * (job.k - 1) // 2
+                each[side] = result["seconds"] / result["pairs"] * per_ranking
+                peak[side] = result["peak_memory_gib"]
+            rows.append(
+                [str(job.k), str(job.rankings), precision]
+                + [figure(each.get(side), 2) for side in ("ours", "trl")]
+                + [ratio(each.get("ours"), each.get("trl"))]
+                + [figure(peak.get(side)) for side in ("ours", "trl")]
+                + [" / ".join(f"{result['load']}" for result in sides.values())]
+            )
+    head = (
+        "K,rankings,precision,ours: s a ranking,TRL: s a ranking,ratio,ours: GiB,TRL: GiB,load at the start"
+    )
+    print(table(head.split(","), rows))
+
+
+def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
+    """One row a precision: accuracy of both on the same pairs, and the difference with its interval."""
+    job, test = accuracy_job(base, arguments)
+    rows = []
+    for precision in arguments.precisions.split(","):
+        sides = run_sides(base, job, precision, arguments)
+        hits = {side: hits_by_conversation(test, result["scores"]) for side, result in sides.items()}
+        longest = hits_by_conversation(test, [[float(len(r)) for r in turn.replies] for turn in test])
+        cells = [f"{share(hits[side])}" if side in hits else "-" for side in ("ours", "trl")]
+        difference = "-"
+        if len(hits) == 2:
+            groups = [list(zip(hits["ours"][name], hits["trl"][name], strict=True)) for name in hits["ours"]]
+            low, high = paired_bootstrap(groups, seed=0)
+            mean = sum(a - b for group in groups for a, b in group) / sum(len(group) for group in groups)
+            difference = f"**{100 * mean:+.1f}** [{100 * low:+.1f}, {100 * high:+.1f}]"
+        times = [figure(sides[side]["wall_seconds"], 0) if side in sides else "-" for side in ("ours", "trl")]
+        rows.append([job.name, precision, *cells, difference, share(longest), *times])
+    head = "data,precision,ours,TRL,difference,longest wins,ours: s,TRL: s"
+    print(table(head.split(","), rows))
+
+
+def share(hits: dict[str, list[float]]) -> str:
+    """Per cent right of all decided pairs, with the interval by conversation."""
+    groups = list(hits.values())
+    low, high = bootstrap_by_group(groups, seed=0)
+    mean = sum(map(sum, groups)) / sum(map(len, groups))
+    return f"{100 * mean:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def hits_by_conversation(
+    turns: Sequence[RankedTurn], scores: Sequence[Sequence[float]]
+) -> dict[str, list[float]]:
+    """1, 0 or (equal scores) 1/2 for each decided pair, by conversation."""
+    hits: dict[str, list[float]] = {}
+    for turn, row in zip(turns, scores, strict=True):
+        for better, worse in decided(turn):
+            hit = 0.5 if row[better] == row[worse] else float(row[better] > row[worse])
+            hits.setdefault(turn.conversation_id, []).append(hit)
+    return hits
+
+
+# Data: the same rankings, as texts for us and as token ids for TRL
+
+
+def timing_jobs(base: Base, arguments: argparse.Namespace) -> list[Job]:
+    """Pairs as they are; long rankings cut to 4 and to 9 replies."""
+    jobs = []
+    for k, count in (QUICK if arguments.quick else FULL).items():
+        turns = read_rows(arguments.data) if k == 2 else cut(read_rows(arguments.rankings), k)
+        turns = fitting(turns, base, arguments.longest)[:count]
+        jobs.append(write(base, f"K={k}, {len(turns)} rankings", turns, [], arguments.out))
+    return jobs
+
+
+def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[RankedTurn]]:
+    """Pairs to learn from and pairs to be tested on, with no conversation in common."""
+    turns, test = read_rows(arguments.data), read_rows(arguments.test)
+    if not test:
+        turns, test = split_by_conversation(turns, 0.5, seed=0)
+    tested = {turn.conversation_id for turn in test}
+    turns = [turn for turn in turns if turn.conversation_id not in tested]
+    first, last = arguments.rows
+    turns = fitting(turns, base, arguments.longest)[:first]
+    test = fitting(test, base, arguments.longest)[:last]
+    names = "+".join(path.name.split(".")[0] for path in arguments.data)
+    return write(base, f"{names}, {len(turns)} to {len(test)}", turns, test, arguments.out), test
+
+
+def cut(turns: Sequence[RankedTurn], k: int) -> list[RankedTurn]:
+    """Long rankings in parts of `k` replies; what is left over is left out."""
+    columns = ("replies", "places", "versions", "shown", "cut")
+    return [
+        replace(turn, **{name: getattr(turn, name)[start : start + k] for name in columns})
+        for turn in turns
+        for start in range(0, len(turn.replies) - k + 1, k)
+    ]
+
+
+def fitting(turns: Sequence[RankedTurn], base: Base, longest: int) -> list[RankedTurn]:
+    """Those with something decided and no sequence above `longest` tokens, shuffled with seed 0."""
+    kept = [
+        entry.turn
+        for entry in tokenise(turns, base.format)
+        if decided(entry.turn) and max(map(len, entry.sequences)) <= longest
+    ]
+    random.Random(0).shuffle(kept)
+    return kept
+
+
+def decided(turn: RankedTurn) -> list[tuple[int, int]]:
+    """(better, worse) of every pair that is no tie."""
+    return [(i, j) for i, j, q in turn.pairs() if q == 1.0]
+
+
+def write(base: Base, name: str, turns: list[RankedTurn], test: list[RankedTurn], out: Path) -> Job:
+    """Both forms of the data, beside the results."""
+    path = out.parent / f"{name.replace(' ', '').replace(',', '-').replace('=', '')}.json"
+    write_snapshot(Snapshot(tuple(turns), ""), path.with_suffix(".jsonl"))
+    ids = {
+        part: [
+            {"sequences": entry.sequences, "pairs": decided(entry.turn)}
+            for entry in tokenise(rows, base.format)
+        ]
+        for part, rows in (("train", turns), ("test", test))
+    }
+    path.write_text(json.dumps(ids))
+    return Job(name, len(turns[0].replies), len(turns), path)
+
+
+# The sides
+
+
+def run_sides(base: Base, job: Job, precision: str, arguments: argparse.Namespace) -> dict[str, Result]:
+    """What each side measures; `pairs` of ours counts rankings, of which each is one data point."""
+    same = ["--model", str(base.directory), "--lr", str(arguments.lr)]
+    ours = [sys.executable, __file__, *same, "--precisions", precision]
+    theirs = [str(arguments.peer), str(Path(__file__).with_name("trl_reward.py")), *same]
+    theirs += ["--precision", precision, "--data", str(job.data), "--warmup", str(WARM_UP)]
+    commands = {
+        "ours": [*ours, "--ours", str(job.data), "--step", str(STEP[job.k])],
+        "trl": theirs + ["--checkpointing"] * arguments.checkpointing,
+    }
+    sides = {}
+    for side in arguments.sides.split(","):
+        if side == "trl" and arguments.peer is None:
+            sys.exit("Where is TRL? - give --peer, the python of its venv, or --sides ours.")
+        name = f"{side}, {job.name}, {precision}"
+        name += ", checkpointing" if side == "trl" and arguments.checkpointing else ""
+        sides[side] = measured(arguments.out, name, commands[side])
+    return sides
+
+
+def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
+    """One member, one pass over the rankings, then the score of each reply to be tested on."""
+    turns = read_snapshot(arguments.ours.with_suffix(".jsonl")).turns
+    test = json.loads(arguments.ours.read_text())["test"]
+    config = RefreshConfig(
+        reward_epochs=1, reward_steps=1, reward_batch=arguments.step, reward_lr=arguments.lr, members=1
+    )
+    device = pick_device()
+    policy = Policy(base, device=device, dtype=pick_dtype(arguments.precisions, device))
+    times: list[float] = []
+    started = time.monotonic()
+    train_reward(policy, "reward-0", turns, config, seed=0, tell=lambda *_: times.append(time.monotonic()))
+    scores = iter(score_sequences(policy, "reward-0", [s for row in test for s in row["sequences"]]))
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    return {
+        "seconds": times[-1] - times[0],
+        "pairs": len(turns) - arguments.step,
+        "seconds_in_all": times[-1] - started,
+        "pairs_in_all": len(turns),
+        "peak_memory_gib": gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "scores": [[next(scores) for _ in row["sequences"]] for row in test],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""trainer/examine.py: every figure of the report, against cases small enough to work out by hand."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.models import TokenBatch
+from chatbot.policy import Policy
+from data.comparisons import RankedTurn
+from data.prompts import Paraphrase
+from tests.learners import CPU, ranked, shake
+from trainer.examine import (
+    examine,
+    expected_calibration_error,
+    flip_rate,
+    kendall_tau,
+    mean_scores,
+    reliability,
+)
+from trainer.reward import tokenise
+
+
+def an_ensemble(base: Base, members: int = 2) -> tuple[Policy, list[str]]:
+    """Untrained reward models that disagree with one another."""
+    policy = Policy(base, device=CPU, dtype=torch.float32)
+    names = [f"reward-{i}" for i in range(members)]
+    for seed, name in enumerate(names):
+        policy.add(name, seed=seed, rank=4, with_head=True)
+        shake(policy, name, 0.1, seed)
+    return policy, names
+
+
+def judged_by(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn]) -> list[RankedTurn]:
+    """The turns ranked as these models would."""
+    found = []
+    for t in tokenise(turns, policy.base.format):
+        scores = mean_scores(policy, names, t.sequences)[0]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        found.append(replace(t.turn, places=tuple(order.index(i) + 1 for i in range(len(scores)))))
+    return found
+
+
+def some_turns(count: int, replies: int = 3) -> list[RankedTurn]:
+    """Rankings of texts that differ, in conversations of their own."""
+    pick = random.Random(0)
+    texts = [
+        ["".join(pick.choices("abcdefgh ", k=pick.randint(2, 12))) for _ in range(replies)]
+        for _ in range(count)
+    ]
+    places = range(1, replies + 1)
+    return [ranked(text, places, conversation=f"c{i}", question=f"q{i}") for i, text in enumerate(texts)]
+
+
+def turned_round(turn: RankedTurn) -> RankedTurn:
+    return replace(turn, places=tuple(max(turn.places) + 1 - place for place in turn.places))
+
+
+def test_a_model_is_right_about_its_own_rankings_and_wrong_about_the_reverse(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    turns = judged_by(policy, names, some_turns(12))
+    right = examine(policy, names, turns, seed=0)
+    wrong = examine(policy, names, [turned_round(turn) for turn in turns], seed=0)
+    assert (right["accuracy"], right["kendall_tau"], right["accuracy_interval"]) == (1, 1, [1, 1])
+    assert (wrong["accuracy"], wrong["kendall_tau"]) == (0, -1)
+    assert (right["pairs"], right["rankings"], right["ties"]) == (36, 12, 0)
+
+
+def test_the_interval_and_the_groups_go_by_who_said_it_and_where(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    agreed = judged_by(policy, names, some_turns(4))
+    mixed = [
+        *(replace(turn, person_id="ann") for turn in agreed),
+        *(replace(turned_round(turn), person_id="bob", source="imported") for turn in agreed[:2]),
+    ]
+    report = examine(policy, names, mixed, seed=0)
+    assert report["accuracy"] == pytest.approx(2 / 3)
+    assert report["accuracy_by_person"]["ann"] == {"accuracy": 1, "pairs": 12}
+    assert report["accuracy_by_person"]["bob"] == {"accuracy": 0, "pairs": 6}
+    assert report["accuracy_by_source"]["imported"] == {"accuracy": 0, "pairs": 6}
+    low, high = report["accuracy_interval"]
+    assert low < 2 / 3 < high
+
+
+def test_two_baselines_are_measured_on_the_same_pairs(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 1)
+    turns = [ranked(["long one", "x", "mid"], (1, 2, 3)), ranked(["b", "longer"], (2, 1), conversation="d")]
+    report = examine(policy, names, turns, seed=0)
+    assert report["always_longest"] == pytest.approx(3 / 4)  # all but "x" above "mid"
+    assert report["always_first_shown"] == pytest.approx(3 / 4)  # all but the last
+
+
+def test_without_a_decided_pair_it_knows_nothing_and_says_so(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 1)
+    for turns in ([], [ranked(["a", "b"], (1, 1))]):
+        report = examine(policy, names, turns, seed=0)
+        assert (report["pairs"], report["accuracy"], report["accuracy_interval"]) == (0, 0.5, [0, 1])
+        assert report["kendall_tau"] is report["ece"] is report["paraphrase_flip_rate"] is None
+        assert report["reliability"] == []
+
+
+def test_ties_and_best_enter_as_they_were_said(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 1)
+    tied = ranked(["a", "bb", "c"], (1, 1, 2))
+    best = ranked(["a", "bb", "c"], (1, 2, 2), "best", conversation="d")
+    bad = ranked(["a", "bb"], (1, 1), "all_bad", conversation="e")
+    report = examine(policy, names, [tied, best, bad], seed=0)
+    assert (report["pairs"], report["rankings"], report["ties"]) == (4, 2, pytest.approx(1 / 5))
+
+
+@pytest.mark.parametrize(
+    "places, scores, tau",
+    [
+        ((1, 2, 3), (3.0, 2.0, 1.0), 1.0),
+        ((1, 2, 3), (1.0, 2.0, 3.0), -1.0),
+        ((1, 2, 3), (3.0, 1.0, 2.0), 1 / 3),
+        ((1, 2, 2), (3.0, 2.0, 1.0), 2 / math.sqrt(2 * 3)),  # a tie that the scores do not share
+        ((1, 2, 2), (3.0, 1.0, 1.0), 1.0),  # and one that they do
+        ((1, 2, 3), (2.0, 1.0, 1.0), 2 / math.sqrt(3 * 2)),
+        ((1, 2, 3), (1.0, 1.0, 1.0), 0.0),
+        ((1, 1, 1), (3.0, 2.0, 1.0), None),
+    ],
+)
+def test_kendall_s_tau_counts_ties_on_either_side(
+    places: tuple[int, ...], scores: tuple[float, ...], tau: float | None
+) -> None:
+    found = kendall_tau(ranked("abc", places).pairs(), scores)
+    assert found == (None if tau is None else pytest.approx(tau))
+
+
+def test_tau_of_a_best_reply_is_over_what_was_said() -> None:
+    assert kendall_tau(ranked("abc", (1, 2, 2), "best").pairs(), (3.0, 2.0, 1.0)) == pytest.approx(1)
+
+
+def test_tau_is_averaged_over_rankings_of_more_than_two(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    three, two = judged_by(policy, names, some_turns(4)), judged_by(policy, names, some_turns(4, replies=2))
+    turns = [three[0], three[1], three[2], turned_round(three[3]), *map(turned_round, two)]
+    assert examine(policy, names, turns, seed=0)["kendall_tau"] == pytest.approx(1 / 2)
+    assert examine(policy, names, two, seed=0)["kendall_tau"] is None
+
+
+def test_a_model_as_sure_as_it_is_right_is_calibrated() -> None:
+    """d = ln 4 foretells 80 %: right in four of five."""
+    d = math.log(4)
+    (entry,) = bins = reliability([d, d, d, d, -d])
+    assert (entry["confidence"], entry["accuracy"], entry["pairs"]) == (pytest.approx(0.8), 0.8, 5)
+    assert expected_calibration_error(bins) == pytest.approx(0)
+
+
+def test_the_calibration_error_is_the_mean_gap_by_pairs() -> None:
+    sure, unsure = 5.0, 0.05  # sigmoid: 0.9933 and 0.5125
+    bins = reliability([sure, -sure, unsure, unsure, 0.0])
+    assert [entry["pairs"] for entry in bins] == [3, 2]
+    assert bins[0]["accuracy"] == pytest.approx(2.5 / 3)  # equal scores are half a hit
+    gaps = 3 * (2.5 / 3 - (2 * 0.512497 + 0.5) / 3) + 2 * (0.993307 - 0.5)
+    assert expected_calibration_error(bins) == pytest.approx(gaps / 5, abs=1e-5)
+
+
+def test_bins_are_ten_equal_steps_from_one_half_to_certainty() -> None:
+    edges = [0.5 + i / 20 for i in range(10)]
+    margins = [math.log(p / (1 - p)) + 1e-6 for p in edges]
+    assert [entry["pairs"] for entry in reliability([*margins, 800.0])] == [1] * 9 + [2]
+
+
+def test_calibration_is_of_the_raw_scores_whatever_they_were_divided_by(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    before = examine(policy, names, some_turns(8), seed=0)
+    for name, spread in zip(names, (7.0, 0.2), strict=True):
+        policy.heads[name].mean.fill_(3.0)
+        policy.heads[name].std.fill_(spread)
+    after = examine(policy, names, some_turns(8), seed=0)
+    assert after["ece"] == pytest.approx(before["ece"], abs=1e-4)
+    assert after["disagreement"] != pytest.approx(before["disagreement"], rel=0.1)
+
+
+def test_an_ensemble_is_examined_by_its_mean_and_its_spread_is_its_disagreement(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 3)
+    sequences = [s for t in tokenise(some_turns(4), tiny_base.format) for s in t.sequences]
+    mean, _, spread = mean_scores(policy, names, sequences)
+    with torch.no_grad():
+        batch = TokenBatch.of(sequences, CPU)
+        each = torch.stack([policy.score(name, batch) for name in names])
+    assert mean == pytest.approx(each.mean(0).tolist(), abs=1e-5)
+    assert spread == pytest.approx(each.std(0, correction=0).tolist(), abs=1e-5)
+    assert examine(policy, names, some_turns(4), seed=0)["disagreement"] == pytest.approx(sum(spread) / 12)
+    assert examine(policy, names[:1], some_turns(4), seed=0)["disagreement"] == 0
+
+
+def test_the_correlation_with_length_tells_a_model_that_counts(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 1)
+    turns = some_turns(12)
+    found = examine(policy, names, turns, seed=0)["score_length_correlation"]
+    scores = mean_scores(policy, names, [s for t in tokenise(turns, tiny_base.format) for s in t.sequences])[
+        0
+    ]
+    sizes = [len(reply) for turn in turns for reply in turn.replies]
+    mx, my = sum(scores) / len(scores), sum(sizes) / len(sizes)
+    covariance = sum((x - mx) * (y - my) for x, y in zip(scores, sizes, strict=True))
+    spread = math.sqrt(sum((x - mx) ** 2 for x in scores) * sum((y - my) ** 2 for y in sizes))
+    assert found == pytest.approx(covariance / spread, abs=1e-4)
+
+
+def test_a_flip_is_two_replies_that_change_places_when_the_prompt_is_reworded(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    chat = tiny_base.format
+
+    def order(prompt: str, replies: tuple[str, str]) -> bool:
+        ids = chat.encode([{"role": "user", "content": prompt}])
+        first, second = mean_scores(policy, names, [ids + chat.encode_reply(reply) for reply in replies])[0]
+        return first > second
+
+    asked = [Paraphrase(f"ask {i}", f"{i}? say", ("aa", "ba")) for i in range(20)]
+    flips = [order(p.prompt, p.replies) != order(p.reworded, p.replies) for p in asked]
+    assert 0 < sum(flips) < 20
+    assert flip_rate(policy, names, asked) == pytest.approx(sum(flips) / 20)
+    same = [Paraphrase(p.prompt, p.prompt, p.replies) for p in asked]
+    assert flip_rate(policy, names, same) == 0
+    report = examine(policy, names, some_turns(2), seed=0, paraphrases=asked)
+    assert (report["paraphrase_flip_rate"], report["paraphrases"]) == (sum(flips) / 20, 20)

@@ -1,0 +1,26 @@
+"""data/files.py: what bears a name is complete."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.files import make_it_appear, write_json
+
+
+def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "row.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+    write_json(file, ["é"])
+    assert json.loads(file.read_text()) == ["é"] and list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_appears_with_all_that_lies_in_it(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".v1"
+    unfinished.mkdir()
+    (unfinished / "a").write_text("whole")
+    make_it_appear(unfinished, tmp_path / "v1")
+    assert (tmp_path / "v1" / "a").read_text() == "whole" and not unfinished.exists()

@@ -1,0 +1,119 @@
+"""trainer/forward.py: replies sampled and read again, whatever stands beside them in a batch."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import pytest
+import torch
+
+from chatbot.basemodel import Base, load_base
+from chatbot.models import load_model
+from data.home import Home
+from data.records import Sampling
+from tests.learners import CPU, END, a_learner, some_replies
+from tests.plain_ppo import PlainModel
+from tests.tiny import make_tiny_model
+from trainer.config import RefreshConfig
+from trainer.forward import (
+    Reply,
+    forward_replies,
+    hash_seed,
+    logprobs_of,
+    micro_batches,
+    minibatches,
+    reply_entropy,
+    reply_logprobs,
+    sample_replies,
+)
+
+REPLIES = some_replies()
+
+
+@pytest.mark.parametrize("left_pad", [0, 17])
+def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, left_pad: int) -> None:
+    policy = a_learner(tiny_base)
+    with torch.no_grad():
+        for name in ("policy", "reward-0"):
+            with policy.wear(name):
+                ours = forward_replies(policy, REPLIES)
+                padded = forward_replies(policy, REPLIES, left_pad)
+            assert torch.equal(ours.mask, padded.mask)
+            assert torch.equal(ours.tokens[ours.mask], padded.tokens[padded.mask])
+            for read in (reply_logprobs, reply_entropy):
+                a, b = (read(policy.logits, forward, 0.8) for forward in (ours, padded))
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+            head = policy.heads["reward-0"]
+            values = (head(ours.hidden) * ours.mask, head(padded.hidden) * ours.mask)
+            torch.testing.assert_close(*values, atol=1e-4, rtol=0)
+            torch.testing.assert_close(head(ours.last), head(padded.last), atol=1e-4, rtol=0)
+
+
+def test_micro_batches_hold_everything_once_and_no_more_than_fits() -> None:
+    lengths = [5, 9, 1, 7, 30, 2, 5]
+    batches = list(micro_batches(lengths, 16))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) * max(lengths[i] for i in b) <= 16 or len(b) == 1 for b in batches)
+    assert len(batches) < 7
+
+
+def sampled(
+    base: Base, *, as_likely: Mapping[int, int] = MappingProxyType({}), count: int = 40, seed: int = 0
+) -> list[Reply]:
+    """Replies of the bare base, with some tokens made as likely as others."""
+    model = load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
+    with torch.no_grad():
+        weight = cast(Any, model.get_output_embeddings()).weight
+        for token, other in as_likely.items():
+            weight[token] = weight[other]
+    prompts = [[1, 80 + i] for i in range(count)]
+    return sample_replies(
+        model, prompts, sampling=Sampling(max_new_tokens=12), end_of_turn=base.format.end_of_turn, seed=seed
+    )
+
+
+def test_a_reply_ends_at_the_template_s_end_of_turn_not_at_the_tokenizer_s_eos(home: Home) -> None:
+    path = make_tiny_model(home.root / "other", eos="<|endoftext|>")
+    base = load_base(str(path), home, lambda text: None)
+    replies = sampled(base, as_likely={0: 46, END: 84})
+    assert (base.tokenizer.eos_token_id, base.format.end_of_turn) == (0, END)
+    assert 0 < sum(r.finished for r in replies) < len(replies)
+    for r in replies:
+        assert r.finished == (r.reply[-1] == END)
+        assert END not in r.reply[:-1]
+        assert r.finished or len(r.reply) == 12
+    assert any(0 in r.reply for r in replies)
+
+
+def test_the_same_seed_samples_the_same_replies_in_the_order_of_their_prompts(tiny_base: Base) -> None:
+    one = sampled(tiny_base, seed=5)
+    assert one == sampled(tiny_base, seed=5) != sampled(tiny_base, seed=6)
+    assert [r.prompt for r in one] == [[1, 80 + i] for i in range(40)]
+    assert len({tuple(r.reply) for r in one}) > 30
+
+
+def test_every_reply_has_a_seed_of_its_own() -> None:
+    seeds = {
+        hash_seed(hash_seed(run, update), i) for run in range(3) for update in range(20) for i in range(20)
+    }
+    assert len(seeds) == 3 * 20 * 20
+
+
+def test_logprobs_of_a_merged_model_are_those_of_a_slow_one_with_the_adapter(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    policy.write_merged("policy", merged)
+    slow = PlainModel(tiny_base, policy.state("policy"), None)
+    found = logprobs_of(merged, [r.prompt for r in REPLIES], [r.reply for r in REPLIES], temperature=0.8)
+    for r, values in zip(REPLIES, found, strict=True):
+        expected = [x.item() for x in slow.logprobs(r.prompt, r.reply, 0.8)]
+        assert values.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_reply_is_used_once_an_epoch_in_a_fresh_order() -> None:
+    config = RefreshConfig(prompts_per_update=10, minibatch=4, inner_epochs=2)
+    rows = minibatches(config, torch.Generator().manual_seed(3))
+    assert [len(batch) for batch in rows] == [4, 4, 2] * 2
+    first, second = ([i for batch in part for i in batch] for part in (rows[:3], rows[3:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second

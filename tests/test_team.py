@@ -1,0 +1,106 @@
+"""Several processes take the steps that one would have taken, and tell each other the same numbers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from chatbot.basemodel import Base
+from chatbot.engine import Engine
+from chatbot.flags import to_flags
+from data import runs
+from data.database import Database
+from data.home import Home
+from tests.nights import rank_by_taste, tiny_night
+from trainer.team import SOLO, Team
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def member(rank: int, size: int, port: int, folder: str) -> None:
+    """One process of a team: what it heard from the others, as a file."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
+    team = Team(rank, size)
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))]
+    parameters[0].grad = torch.full((2,), rank + 1.0)  # and nobody has a gradient of the second
+    team.sum_gradients(parameters)
+    heard = {
+        "share": team.share(range(5)),
+        "collected": team.collect(team.share(["a", "b", "c", "d", "e"])),
+        "sum": team.sum([rank, 10.0]),
+        "told": team.tell(f"by {rank}"),
+        "gradients": [p.grad.tolist() for p in parameters if p.grad is not None],
+    }
+    team.wait()
+    Path(folder, f"{rank}.json").write_text(json.dumps(heard))
+    torch.distributed.destroy_process_group()
+
+
+def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
+    mp.spawn(member, args=(2, free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    chief, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert (chief.pop("share"), other.pop("share")) == ([0, 2, 4], [1, 3])
+    assert chief == other
+    assert chief["collected"] == ["a", "b", "c", "d", "e"]
+    assert chief["sum"] == [1.0, 20.0] and chief["told"] == "by 0"
+    assert chief["gradients"] == [[3.0, 3.0], [0.0, 0.0, 0.0]]
+
+
+def test_one_process_alone_hears_itself() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    SOLO.sum_gradients([parameter])
+    SOLO.wait()
+    assert SOLO.is_chief and parameter.grad is None
+    assert SOLO.share("abc") == ["a", "b", "c"] == SOLO.collect(["a", "b", "c"])
+    assert SOLO.sum([1.5]) == [1.5] and SOLO.tell("x") == "x"
+
+
+def a_refresh(home: Path, model: Path, config: Any, processes: int) -> Any:
+    """The figures of `trainer refresh` in its own process, or in several by `accelerate launch`."""
+    alone = [sys.executable, "-m"]
+    launched = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
+    launched += ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launched += [f"--main_process_port={free_port()}", "-m"]  # --multi_gpu: on a CPU it takes gloo
+    command = [*(launched if processes > 1 else alone), "trainer", "refresh", f"--model={model}"]
+    environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *to_flags(config)], env=environment, capture_output=True, text=True)
+    db = Database(home / "nightschool.db")
+    try:
+        (run,) = runs.list_all(db)
+        assert run.state in ("published", "refused"), done.stderr[-3000:]
+        return {(m.stage, m.step, m.name): m.value for m in runs.metrics(db, run.id)}
+    finally:
+        db.close()
+
+
+def test_two_processes_learn_what_one_learns(
+    db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    engine = Engine(tiny_base)
+    engine.start()
+    rank_by_taste(db, engine, count=30)
+    engine.close()
+    config = tiny_night(home, members=2, updates=2, reward_epochs=1, reward_steps=1, gate_prompts=8)
+    other = tmp_path / "other"
+    other.mkdir()
+    db.backup(other / "nightschool.db")  # a plain copy of an open database may be torn
+    one = a_refresh(home.root, tiny_base.directory, config, 1)
+    two = a_refresh(other, tiny_base.directory, config, 2)
+    figures = {key for key in one if "seconds" not in key[2]}
+    assert figures == {key for key in two if "seconds" not in key[2]}
+    counted = {key for key in figures if "fraction" in key[2]}  # a token may stand right on the clip
+    for chosen, tolerance in ((figures - counted, 1e-4), (counted, 0.01)):
+        assert {k: two[k] for k in chosen} == pytest.approx({k: one[k] for k in chosen}, abs=tolerance)

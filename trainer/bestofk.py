@@ -1,0 +1,201 @@
+"""Stage 3 the simple way, best-of-K: sample K replies a prompt, keep the ensemble's favourite, imitate it.
+
+    KL(best of K || start) <= ln K - (K - 1) / K        (Stiennon et al. 2020, arXiv 2009.01325, appendix G.3)
+
+No value function, no ratio, no penalty: what holds the policy near its start is that it only ever imitates
+replies the start itself wrote. It is the fallback where PPO has too little data, and the control that tells
+whether PPO was worth it. So the budget is PPO's, updates x prompts_per_update replies, on K times fewer
+prompts; two batches of other prompts are answered before and after, with the same seeds, to see what it did.
+
+Favourites are imitated at the temperature they were sampled at, as everywhere in PPO: at temperature 1 the
+policy would be sharpened twice. Left out on purpose: a second round from the improved policy.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from chatbot.policy import Policy
+from data.files import write_json
+from data.records import Sampling
+from trainer import ensemble
+from trainer.config import RefreshConfig
+from trainer.forward import Reply, Sampler, hash_seed, sample_replies
+from trainer.ppo import PPOResult
+from trainer.rollout import Roles, measure_replies, rollout_metrics, some_samples
+from trainer.sft import train_sft
+from trainer.team import SOLO, Team
+
+Tell = Callable[[int, float, dict[str, float]], None]
+
+_MEASURED = 2
+"""Batches of other prompts that are answered before and after."""
+_FAVOURITES = "favourites.json"
+
+
+def kl_bound(k: int) -> float:
+    """The most that the best of `k` replies can differ from the policy that wrote them, in nats a reply."""
+    return math.log(k) - (k - 1) / k
+
+
+def train_best_of_k(
+    policy: Policy,
+    merged: Sampler,
+    prompts: Sequence[list[int]],
+    config: RefreshConfig,
+    *,
+    sampling: Sampling,
+    reference: str | None,
+    ptx: Sequence[Reply] = (),
+    tell: Tell = lambda update, fraction, metrics: None,
+    team: Team = SOLO,
+    checkpoints: Path | None = None,
+    score_sign: float = 1.0,
+) -> PPOResult:
+    """Improve the adapter `policy` by imitating its own favourites; leaves behind what PPO would.
+
+    `policy` must wear `policy`, `reward-0`.., `judge` and, where it is named, `reference`; `merged` is
+    overwritten to sample from. The history has two rows, fresh samples before and after; where the judge
+    does not like those after better, the policy is put back and `best_update` is 0.
+    ptx: demonstrations to imitate beside the favourites, where `config.ptx` is not 0.
+    checkpoints: a folder for the favourites; a run that was killed need not sample them again.
+    score_sign: -1 keeps the worst replies, for tests of the gate.
+    """
+    assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
+    count = max(1, config.updates * config.prompts_per_update // config.best_of)
+    asked = list(islice(cycle(prompts), count + _MEASURED * config.prompts_per_update))
+    student = Student(policy, merged, config, sampling, _prepare_roles(policy, reference), team)
+    start, result = policy.keep("policy"), PPOResult(best_update=1, updates=1)
+
+    # 1) What the policy says now.
+    before, result.samples[0] = student.measure(asked[count:])
+    tell(0, 0.1, before)
+
+    # 2) K replies to each prompt, of which one is kept.
+    def chosen(done: float) -> None:
+        tell(0, 0.1 + 0.6 * done, before)
+
+    favourites = _favourites(student, asked[:count], score_sign, checkpoints, chosen)
+
+    # 3) Imitate the favourites, and with PPO-ptx as many demonstrations.
+    shown = list(islice(cycle(ptx), len(favourites))) if config.ptx and ptx else []
+    weights = [1.0] * len(favourites) + [config.ptx] * len(shown)
+
+    def taught(step: int, fraction: float, metrics: dict[str, float]) -> None:
+        tell(0, 0.7 + 0.2 * fraction, before)
+
+    report = train_sft(
+        policy, "policy", [*favourites, *shown], [], config,
+        tell=taught, team=team, weights=weights, temperature=config.temperature,
+    )  # fmt: skip
+
+    # 4) What it says then, and whether the judge likes that better.
+    after, result.samples[1] = student.measure(asked[count:])
+    after |= {"loss": report["loss"][-1], "kl_bound": kl_bound(config.best_of)}
+    after["favourite_score"] = statistics.fmean(student.score(favourites))
+    result.history += [before, after]
+    tell(1, 1.0, after)
+    _decide(policy, result, start, config, score_sign)
+    for name in ("value", "start"):
+        policy.drop(name)
+    return result
+
+
+def _prepare_roles(policy: Policy, reference: str | None) -> Roles:
+    """Those that the figures of a rollout are read with; the value is read and never learns."""
+    members = tuple(ensemble.members_of(policy))
+    policy.copy(members[0], "value")
+    policy.copy("policy", "start")
+    return Roles(members, reference, "start")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The policy that is taught, with what it takes to let it write and to read what it wrote."""
+
+    policy: Policy
+    merged: Sampler
+    config: RefreshConfig
+    sampling: Sampling
+    roles: Roles
+    team: Team
+
+    def write(
+        self, prompts: Sequence[list[int]], seed: int, tell: Callable[[float], None] = lambda done: None
+    ) -> list[Reply]:
+        """A reply to each prompt by the policy as it is now."""
+        self.policy.write_merged("policy", self.merged)
+        return sample_replies(
+            self.merged,
+            prompts,
+            sampling=self.sampling,
+            end_of_turn=self.policy.base.format.end_of_turn,
+            seed=hash_seed(self.config.seed, seed),
+            tell=tell,
+            team=self.team,
+        )
+
+    def score(self, replies: Sequence[Reply]) -> list[float]:
+        """What the ensemble rewards each reply with."""
+        mine = [reply.ids for reply in self.team.share(replies)]
+        means, stds = ensemble.score_sequences(self.policy, mine)
+        pessimism = self.config.pessimism
+        return self.team.collect([mean - pessimism * std for mean, std in zip(means, stds, strict=True)])
+
+    def measure(self, prompts: Sequence[list[int]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """PPO's figures of fresh replies to `prompts`, and some of the replies."""
+        rollout = measure_replies(
+            self.policy,
+            self.write(prompts, 0),
+            temperature=self.config.temperature,
+            roles=self.roles,
+            team=self.team,
+        )
+        score, disagreement = ensemble.pessimistic(rollout.scores, self.config.pessimism)
+        (shown,) = some_samples(rollout, score, update=0).values()
+        return rollout_metrics(rollout, score, disagreement), shown
+
+
+def _favourites(
+    student: Student,
+    prompts: Sequence[list[int]],
+    score_sign: float,
+    folder: Path | None,
+    tell: Callable[[float], None],
+) -> list[Reply]:
+    """The ensemble's favourite among K replies to each prompt; those in `folder`, where it has them."""
+    file = folder / _FAVOURITES if folder else None
+    if file and student.team.tell(file.is_file()):
+        return [Reply(**row) for row in json.loads(file.read_text())]
+    k = student.config.best_of
+    replies = student.write([prompt for prompt in prompts for _ in range(k)], 1, tell)
+    scores = [score_sign * score for score in student.score(replies)]
+    groups = (range(first, first + k) for first in range(0, len(replies), k))
+    found = [replies[max(group, key=scores.__getitem__)] for group in groups]
+    if file and student.team.is_chief:
+        write_json(file, [asdict(reply) for reply in found])
+    return found
+
+
+def _decide(
+    policy: Policy, result: PPOResult, start: dict[str, Tensor], config: RefreshConfig, score_sign: float
+) -> None:
+    """Keep what was learned, or put the start back where the judge does not like it better."""
+    before, after = result.history
+    result.notes.append(
+        f"The favourites of {config.best_of} replies were imitated: at most {after['kl_bound']:.2f} nats a "
+        f"reply from the start, were they imitated exactly; {after['start_kl']:.2f} as measured."
+    )
+    if after["start_kl"] > config.max_kl:
+        far, limit = after["start_kl"], config.max_kl
+        result.stopped = f"The policy is {far:.1f} nats a reply from where it started, more than {limit:g}."
+    if result.stopped or score_sign * after["judge"] <= score_sign * before["judge"]:
+        policy.bring_back("policy", start)
+        result.best_update = 0

@@ -1,0 +1,109 @@
+"""The quick commands of the trainer: when it learns, what came of it, which version serves.
+
+Nothing here needs torch, so that looking and rolling back are quick even while the machine trains.
+"""
+
+import argparse
+from dataclasses import asdict, replace
+from datetime import datetime
+
+from chatbot.flags import from_flags, show, table
+from data import runs, schedules, versions
+from data.database import Database
+from data.home import Home
+from data.records import BASE_VERSION
+from trainer.config import RefreshConfig, quick
+from trainer.schedule import next_times, validate
+from trainer.watch import watch as run_watch
+
+ACTOR = "command line"
+
+
+def asked(arguments: argparse.Namespace) -> RefreshConfig:
+    """The settings of a night as the flags give them."""
+    config = from_flags(arguments, RefreshConfig)
+    return quick(config) if arguments.quick else config
+
+
+def watch(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Claims due refreshes and runs them, until it is told to end."""
+    run_watch(home, db, asdict(asked(arguments)))
+
+
+def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Shows when refreshes come; sets it where a flag says so."""
+    before = schedules.get(db)
+    changes = {
+        "cron": arguments.cron,
+        "zone": arguments.zone,
+        "min_rankings": arguments.min_rankings,
+        "is_paused": arguments.is_paused,
+    }
+    now = replace(before, **{name: value for name, value in changes.items() if value is not None})
+    validate(now.cron, now.zone)
+    if now != before:
+        now = schedules.set_(db, now, ACTOR)
+    times = [time.isoformat() for time in next_times(now, 5)]
+    state = "Paused; otherwise next" if now.is_paused else "Next"
+    lines = [
+        f"{now.cron!r} in {now.zone}, where at least {now.min_rankings} new rankings lie there.",
+        f"{state}: {', '.join(time[:16].replace('T', ' ') for time in times)}",
+    ]
+    show({**asdict(now), "next": times}, lines, as_json=arguments.json)
+
+
+def list_versions(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Lists the versions and which of them serves."""
+    serving = versions.serving(db)
+    every = [versions.get(db, BASE_VERSION), *versions.list_all(db)]
+    rows = [
+        [
+            ("* " if version.name == serving.current else "  ") + version.name,
+            version.status,
+            version.parent,
+            str(version.rankings),
+            _time(version.created_at) if version.created_at else "",
+        ]
+        for version in every
+    ]
+    value = {"serving": asdict(serving), "versions": [asdict(version) for version in every]}
+    lines = table(["  version", "status", "parent", "rankings", "made"], rows)
+    show(value, [*lines, "", f"{serving.current} serves: {serving.reason}"], as_json=arguments.json)
+
+
+def publish(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Lets a version serve from the next turn on."""
+    from trainer.publish import check_files
+
+    check_files(home, versions.get(db, arguments.version))
+    reason = arguments.reason or "Published by hand."
+    serving = versions.publish(db, arguments.version, actor=ACTOR, reason=reason, force=arguments.force)
+    show(asdict(serving), [f"{serving.current} serves from the next turn on."], as_json=arguments.json)
+
+
+def rollback(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Lets the version serve that served before."""
+    serving = versions.rollback(db, actor=ACTOR, reason=arguments.reason)
+    show(asdict(serving), [f"{serving.current} serves from the next turn on."], as_json=arguments.json)
+
+
+def list_runs(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Lists the last runs, or shows one with its figures."""
+    if arguments.id:
+        one = runs.get(db, arguments.id)
+        figures = [asdict(metric) for metric in runs.metrics(db, one.id)]
+        lines = [f"{name}: {value}" for name, value in asdict(one).items() if value not in (None, "")]
+        lines += [f"{m['stage']} {m['step']} {m['name']}: {m['value']:.5g}" for m in figures]
+        show({**asdict(one), "metrics": figures}, lines, as_json=arguments.json)
+        return
+    every = runs.list_all(db)
+    rows = [
+        [one.id, one.key, one.state, f"{one.progress:.0%}", one.version or "", one.reason or one.message]
+        for one in every
+    ]
+    lines = table(["id", "key", "state", "done", "version", "reason"], rows) if rows else ["No runs yet."]
+    show([asdict(one) for one in every], lines, as_json=arguments.json)
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"

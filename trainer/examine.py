@@ -1,0 +1,217 @@
+"""How good a reward model is, on rankings that it was not trained on: never one bare number.
+
+    report = examine(policy, ["reward-0", "reward-1", "reward-2"], turns, seed=0)
+
+One model or an ensemble, whose score is the mean over its members. The report holds (LEARNING.md section 3)
+
+- `accuracy` over decided pairs, with a 95 % interval bootstrapped by conversation, since a ranking's pairs
+  are not independent; beside it what "the longest wins" and "the first shown wins" get on the same pairs;
+- `kendall_tau`, for rankings of more than two replies;
+- `ece` and `reliability`: do the pairs that it is 80 % sure of come out that way in 80 % of cases? Bradley
+  and Terry's P(i beats j) = sigmoid(r_i - r_j) is said of raw scores, before they were divided by their
+  spread, so that division is undone first; the r of an ensemble is the mean of its members' raw ones;
+- `score_length_correlation`, `disagreement` of the members, accuracy by person and by source;
+- `paraphrase_flip_rate`: how often the same prompt in other words turns the order of two replies round.
+
+A hit counts 1, a miss 0 and equal scores 1/2. What there is no pair to measure on is None.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from chatbot.policy import Policy
+from data.comparisons import RankedTurn
+from data.prompts import Paraphrase
+from trainer.reward import score_sequences, tokenise
+from trainer.statistics import bootstrap_by_group
+
+Pair = tuple[int, int, float]
+BINS = 10
+"""Equal steps of confidence, from 1/2 to 1."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A ranking and what the models gave its K replies."""
+
+    turn: RankedTurn
+    pairs: list[Pair]
+    scores: list[float]
+    raw: list[float]
+
+    def hits(self, by: Sequence[float]) -> list[float]:
+        """1, 0 or (equal) 1/2 for each decided pair, where the reply with more of `by` is foretold to win."""
+        return [0.5 if by[i] == by[j] else float(by[i] > by[j]) for i, j, q in self.pairs if q != 0.5]
+
+    @property
+    def sizes(self) -> list[float]:
+        """Of each reply, in characters."""
+        return [float(len(reply)) for reply in self.turn.replies]
+
+
+def examine(
+    policy: Policy,
+    names: Sequence[str],
+    turns: Sequence[RankedTurn],
+    *,
+    seed: int,
+    paraphrases: Sequence[Paraphrase] = (),
+) -> dict[str, Any]:
+    """The report on the reward models `names` of `policy`, as JSON; `seed` is the bootstrap's."""
+    examined, disagreement = _score(policy, names, turns)
+    hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
+    by_conversation = _grouped(hits, lambda turn: turn.conversation_id)
+    bins = reliability([d for e in examined for d in _margins(e)])
+    said = sum(len(e.pairs) for e in examined)
+    return {
+        "accuracy": _mean([hit for _, hit in hits], 0.5),
+        "accuracy_interval": bootstrap_by_group(list(by_conversation.values()), seed) if hits else [0.0, 1.0],
+        "pairs": len(hits),
+        "rankings": len(examined),
+        "ties": 1 - len(hits) / said if said else 0.0,
+        "always_longest": _mean([hit for e in examined for hit in e.hits(e.sizes)], 0.5),
+        "always_first_shown": _mean([hit for e in examined for hit in e.hits(_firsts(e.turn))], 0.5),
+        "kendall_tau": mean_tau(examined),
+        "ece": expected_calibration_error(bins),
+        "reliability": bins,
+        "score_length_correlation": _correlation(
+            [score for e in examined for score in e.scores], [size for e in examined for size in e.sizes]
+        ),
+        "disagreement": disagreement,
+        "accuracy_by_person": _accuracies(hits, lambda turn: turn.person_id),
+        "accuracy_by_source": _accuracies(hits, lambda turn: turn.source),
+        "paraphrase_flip_rate": flip_rate(policy, names, paraphrases),
+        "paraphrases": len(paraphrases),
+    }
+
+
+def _score(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn]) -> tuple[list[Examined], float]:
+    """Every ranking that says something with its scores, and the members' mean standard deviation."""
+    data = [t for t in tokenise(turns, policy.base.format) if t.pairs]
+    scores, raw, std = mean_scores(policy, names, [s for t in data for s in t.sequences])
+    examined, at = [], 0
+    for t in data:
+        here = slice(at, at := at + len(t.sequences))
+        examined.append(Examined(t.turn, t.pairs, scores[here], raw[here]))
+    return examined, _mean(std, 0.0)
+
+
+def mean_scores(
+    policy: Policy, names: Sequence[str], sequences: Sequence[list[int]]
+) -> tuple[list[float], list[float], list[float]]:
+    """Of each sequence: the members' mean score, their mean raw score, and the spread among them."""
+    if not sequences:
+        return [], [], []
+    scores = torch.tensor([score_sequences(policy, name, sequences) for name in names])  # (M, N)
+    heads = [policy.heads[name] for name in names]
+    raw = torch.stack(
+        [row * head.std.cpu() + head.mean.cpu() for row, head in zip(scores, heads, strict=True)]
+    )
+    return scores.mean(0).tolist(), raw.mean(0).tolist(), scores.std(0, correction=0).tolist()
+
+
+def reliability(margins: Sequence[float]) -> list[dict[str, float]]:
+    """The plot's points: pairs by confidence sigmoid(|d|), `margins` being d = r_winner - r_loser.
+
+    Each bin has the mean confidence of its pairs and the share that came out as foretold; empty ones are
+    left out.
+    """
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    for d in margins:
+        confidence = 1 / (1 + math.exp(-abs(d)))
+        hit = 0.5 if d == 0 else float(d > 0)
+        bins[min(int((confidence - 0.5) * 2 * BINS), BINS - 1)].append((confidence, hit))
+    return [
+        {
+            "confidence": statistics.fmean(confidence for confidence, _ in found),
+            "accuracy": statistics.fmean(hit for _, hit in found),
+            "pairs": len(found),
+        }
+        for found in bins
+        if found
+    ]
+
+
+def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
+    """ECE = sum over bins of |accuracy - confidence|, weighted by their pairs (Naeini et al. 2015)."""
+    pairs = sum(entry["pairs"] for entry in bins)
+    gaps = sum(entry["pairs"] * abs(entry["accuracy"] - entry["confidence"]) for entry in bins)
+    return gaps / pairs if pairs else None
+
+
+def kendall_tau(pairs: Sequence[Pair], scores: Sequence[float]) -> float | None:
+    """tau-b of one ranking: (concordant - discordant) / sqrt(pairs untied by people x untied by scores).
+
+    Over the pairs that were said: of `best`, winner against others only. None where people tied all of them;
+    scores that are all equal agree with nothing, which is 0.
+    """
+    decided = [(i, j) for i, j, q in pairs if q != 0.5]
+    if not decided:
+        return None
+    balance = sum((scores[i] > scores[j]) - (scores[i] < scores[j]) for i, j in decided)
+    untied = sum(scores[i] != scores[j] for i, j, _ in pairs)
+    return balance / math.sqrt(len(decided) * untied) if untied else 0.0
+
+
+def mean_tau(examined: Sequence[Examined]) -> float | None:
+    """Over the rankings of more than two replies: of two, tau says what accuracy does."""
+    taus = [kendall_tau(e.pairs, e.scores) for e in examined if len(e.scores) > 2]
+    found = [tau for tau in taus if tau is not None]
+    return statistics.fmean(found) if found else None
+
+
+def flip_rate(policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraphrase]) -> float | None:
+    """The share of paraphrases under which the two replies change places (a tie that breaks counts half)."""
+    chat = policy.base.format
+    sequences = [
+        chat.encode([{"role": "user", "content": prompt}]) + chat.encode_reply(reply)
+        for p in paraphrases
+        for prompt in (p.prompt, p.reworded)
+        for reply in p.replies
+    ]
+    scores = mean_scores(policy, names, sequences)[0]
+    signs = [(a > b) - (a < b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    flips = [abs(x - y) / 2 for x, y in zip(signs[::2], signs[1::2], strict=True)]
+    return statistics.fmean(flips) if flips else None
+
+
+def _margins(examined: Examined) -> list[float]:
+    """d = r_winner - r_loser, raw, of each decided pair."""
+    return [examined.raw[i] - examined.raw[j] for i, j, q in examined.pairs if q != 0.5]
+
+
+def _firsts(turn: RankedTurn) -> list[float]:
+    return [-float(position) for position in turn.shown]
+
+
+def _grouped(
+    hits: Sequence[tuple[RankedTurn, float]], key: Callable[[RankedTurn], str]
+) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for turn, hit in hits:
+        groups.setdefault(key(turn), []).append(hit)
+    return groups
+
+
+def _accuracies(
+    hits: Sequence[tuple[RankedTurn, float]], key: Callable[[RankedTurn], str]
+) -> dict[str, dict[str, float]]:
+    return {
+        name: {"accuracy": statistics.fmean(group), "pairs": len(group)}
+        for name, group in sorted(_grouped(hits, key).items())
+    }
+
+
+def _mean(values: Sequence[float], empty: float) -> float:
+    return statistics.fmean(values) if values else empty
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson's, 0 where one side never changes."""
+    pair = torch.tensor([x, y], dtype=torch.float64)
+    return float(torch.corrcoef(pair)[0, 1].nan_to_num()) if len(x) > 1 else 0.0

@@ -1,0 +1,47 @@
+"""Demonstrations as token ids: what fine-tuning learns from and is measured on, and what PPO-ptx repeats.
+
+A demonstration is longer than memory allows now and then: its prompt loses its oldest turns, and a reply that
+is longer than its limit teaches with its beginning, which then has no end of turn.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+
+from chatbot.basemodel import Base
+from data.demonstrations import Demonstration
+from data.errors import Refused
+from trainer.forward import Reply
+
+LONGEST = 1024
+"""Tokens of a demonstration with its prompt."""
+LONGEST_REPLY = 512
+HELD_OUT = 0.1
+"""Share of the conversations that only measure."""
+
+
+def split(found: Sequence[Demonstration]) -> tuple[list[Demonstration], list[Demonstration]]:
+    """What teaches and what measures, a conversation whole in one of them; one conversation only teaches."""
+    order = sorted(
+        {demonstration.conversation_id for demonstration in found},
+        key=lambda id: hashlib.sha256(id.encode()).digest(),
+    )
+    measuring = set(order[: math.ceil(len(order) * HELD_OUT)]) if len(order) > 1 else set()
+    parts: tuple[list[Demonstration], list[Demonstration]] = ([], [])
+    for demonstration in found:
+        parts[demonstration.conversation_id in measuring].append(demonstration)
+    return parts
+
+
+def tokenise(found: Sequence[Demonstration], base: Base) -> list[Reply]:
+    """Token ids by the one chat format, without those whose last question alone is too long."""
+    room = min(LONGEST, base.context)
+    out = []
+    for demonstration in found:
+        reply = base.format.encode_reply(demonstration.reply)
+        kept = reply[: min(LONGEST_REPLY, room // 2)]
+        with suppress(Refused):  # the message does not fit
+            prompt = base.format.fit(demonstration.messages, room - len(kept)).ids
+            out.append(Reply(prompt, kept, len(kept) == len(reply)))
+    return out

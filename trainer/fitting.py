@@ -1,0 +1,189 @@
+"""Stage 2 of a night: what the rankings say, as a snapshot and as reward models that know it.
+
+The rankings are frozen first, so that all that follows learns from the same ones. The ensemble learns from
+conversations of part A, the judge from part B, and each is examined on the other's part. Where last night's
+reward models are there and nothing they learned from was taken back, they go on from where they were.
+
+Each step leaves its result in the run's folder; a run that is taken up again finds it there.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from chatbot.policy import Policy
+from data import runs, versions
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
+from data.errors import Problem
+from data.files import write_json
+from data.prompts import paraphrases
+from trainer import ensemble
+from trainer.examine import examine
+from trainer.night import Night
+from trainer.practice import reference_prompts
+from trainer.reward import can_teach
+from trainer.rollout import Reply, hash_seed, sample_replies
+
+SNAPSHOT = "snapshot.jsonl"
+_REFERENCE = "reference.json"
+_REPORTS = "reports.json"
+
+
+class NothingToLearn(Problem):
+    """Too few rankings, or none that prefers anything. The run is recorded; what serves stays."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Before:
+    """Last night's reward models, and what they had learned from."""
+
+    folder: Path
+    snapshot: Snapshot
+
+
+def freeze_snapshot(night: Night) -> Snapshot:
+    """What this night learns from: taken once, written down, hashed. Later rankings wait for another.
+
+    A run that is taken up again keeps its snapshot, unless one of its rankings was deleted since: then
+    nothing that was learned from it may be used, and the run begins anew.
+    """
+    night.progress.enter("snapshot", "Reading the rankings.")
+    present = take_snapshot(night.db).turns
+    file = night.folder / SNAPSHOT
+    if night.team.tell(file.is_file()):
+        frozen = read_snapshot(file)
+        if {t.ranking_id for t in frozen.turns} <= {t.ranking_id for t in present}:
+            return frozen
+        if night.team.is_chief:
+            _forget(night.folder)
+    turns = present[-night.config.max_rankings :]
+    if night.team.is_chief:
+        _check(turns, night.config.min_rankings)
+        night.folder.mkdir(parents=True, exist_ok=True)
+        write_snapshot(Snapshot(turns, ""), file)
+    night.team.wait()
+    snapshot = read_snapshot(file)  # exactly what the hash stands for
+    if night.team.is_chief:
+        runs.set_snapshot(night.db, night.run.id, snapshot)
+    return snapshot
+
+
+def _forget(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "output.log":
+            path.unlink()
+
+
+def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
+    if len(turns) < fewest:
+        counted = f"{len(turns)} ranking{'s' if len(turns) != 1 else ''}"
+        raise NothingToLearn(
+            f"There {'is' if len(turns) == 1 else 'are'} {counted} to learn from and a night needs "
+            f"{fewest} - rank more replies, or lower --min-rankings."
+        )
+    for part, who in (("A", "the reward model"), ("B", "the judge")):
+        if not can_teach([t for t in turns if t.part == part]):
+            raise NothingToLearn(
+                f"None of the {len(turns)} rankings lets {who} prefer one reply over another - "
+                "rank replies in more conversations."
+            )
+
+
+def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
+    """Replies of the reference to practice prompts: the zero of all scores, and how many it ends itself."""
+    night.progress.enter("reference", "Sampling replies of the reference.")
+    file = night.folder / _REFERENCE
+    if not night.team.tell(file.is_file()):
+        replies = sample_replies(
+            merged,
+            reference_prompts(night.base, night.config),
+            sampling=night.sampling,
+            end_of_turn=night.base.format.end_of_turn,
+            seed=hash_seed(night.config.seed, 77),
+            tell=lambda fraction: night.progress.tell(fraction, "Sampling replies of the reference."),
+        )
+        if night.team.is_chief:
+            write_json(file, [asdict(reply) for reply in replies])
+        night.team.wait()
+    return [Reply(**row) for row in json.loads(file.read_text())]
+
+
+def fit_rewards(
+    night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]
+) -> dict[str, dict[str, Any]]:
+    """The reward models from part A and the judge from part B, each examined on the other's part."""
+    file = night.folder / _REPORTS
+    reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    before = last_night(night)
+    for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
+        seed = night.config.seed + (own == "B")
+        lesson = ensemble.warm_start(
+            _part(before.snapshot, own) if before else None, _part(snapshot, own), night.config, seed
+        )
+        warm = before.folder if before and lesson.is_warm else None
+        message = _message(name, night.config.members, len(lesson.turns), lesson.is_warm)
+        night.progress.enter(name, message)
+        fit = ensemble.fit if name == "reward" else ensemble.fit_judge
+        fit(
+            policy,
+            lesson.turns,
+            night.config,
+            folder=night.folder,
+            reference=reference,
+            warm=warm,
+            seed=seed,
+            tell=_teller(night, message),
+            team=night.team,
+        )
+        if name not in reports:
+            names = ensemble.members_of(policy) if name == "reward" else ["judge"]
+            report = examine(
+                policy, names, _part(snapshot, other).turns, seed=seed, paraphrases=paraphrases()
+            )
+            reports[name] = {**report, "warm_start": {"is_warm": lesson.is_warm, "reason": lesson.reason}}
+            if night.team.is_chief:
+                write_json(file, reports)
+        figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
+        night.progress.log(0, figures)
+    return reports
+
+
+def last_night(night: Night) -> Before | None:
+    """The reward models of the newest accepted version on this base, where all that a warm start needs is
+    still there."""
+    wanted = [*(f"reward-{i}" for i in range(night.config.members)), "judge"]
+    for version in reversed(versions.list_all(night.db)):
+        if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
+            continue
+        folder = night.home.runs / version.run_id
+        if (folder / SNAPSHOT).is_file() and all((folder / name).is_dir() for name in wanted):
+            return Before(folder, read_snapshot(folder / SNAPSHOT))
+    return None
+
+
+def _part(snapshot: Snapshot, part: str) -> Snapshot:
+    return Snapshot(tuple(t for t in snapshot.turns if t.part == part), "")
+
+
+def _message(name: str, members: int, rankings: int, is_warm: bool) -> str:
+    who = "the judge" if name == "judge" else f"{members} reward model{'s' if members > 1 else ''}"
+    how = "from last night's, " if is_warm else ""
+    return f"Training {who} {how}on {rankings} rankings."
+
+
+def _teller(night: Night, message: str) -> Callable[[str, int, float, dict[str, float]], None]:
+    def tell(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
+        mark = name if name == "judge" else name.replace("-", "_")
+        night.progress.log(step, {f"{mark}_{k}": v for k, v in metrics.items()})
+        night.progress.tell(fraction * 0.95, message)
+
+    return tell

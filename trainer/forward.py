@@ -1,0 +1,170 @@
+"""Replies to prompts: sampled from a merged model, and read again, a log-probability a token.
+
+Sequences are sorted by length into micro-batches; logits are computed only where a reply token is predicted.
+What PPO makes of the numbers lies in rollout.py; nothing here knows of rewards.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatbot.decoding import Decoding, Row
+from chatbot.models import TokenBatch, logits_of
+from chatbot.policy import Policy
+from data.records import Sampling
+from trainer.config import RefreshConfig
+from trainer.team import SOLO, Team
+
+INVALID = 0.0
+"""What stands at padded positions; every mean goes through a mask."""
+
+STEP_TOKENS = 4096
+"""In one forward and backward pass of an optimiser step; what is more is accumulated."""
+
+Sampler = PreTrainedModel
+"""A plain model with the policy merged in, to sample from."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A prompt and a sampled reply to it, as token ids."""
+
+    prompt: list[int]
+    reply: list[int]
+    finished: bool
+    """It ends with the end-of-turn token."""
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.reply
+
+
+def sample_replies(
+    model: Sampler,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    end_of_turn: int,
+    seed: int,
+    rows: int = 32,
+    tell: Callable[[float], None] = lambda fraction: None,
+    team: Team = SOLO,
+) -> list[Reply]:
+    """One reply to each prompt from a merged model, `rows` at a time; `tell` hears the fraction done.
+
+    Each member of a team samples its share; all get the whole list.
+    """
+    mine = team.share(range(len(prompts)))
+    order = sorted(mine, key=lambda i: len(prompts[i]))
+    replies: dict[int, Reply] = {}
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        group = [Row(hash_seed(seed, i)) for i in chosen]
+        chosen_prompts = [prompts[i] for i in chosen]
+        decoding = Decoding(model, chosen_prompts, [[r] for r in group], [sampling] * len(group), end_of_turn)
+        while not decoding.is_finished:
+            decoding.step()
+        for i, row in zip(chosen, group, strict=True):
+            replies[i] = Reply(prompts[i], row.token_ids, row.finish_reason == "stop")
+        tell(len(replies) / len(mine))
+    return team.collect([replies[i] for i in mine])
+
+
+def hash_seed(seed: int, index: int) -> int:
+    """A seed of its own for each reply of a run."""
+    return (seed * 1_000_003 + index * 7_919 + 12_345) % (2**31)
+
+
+def micro_batches(lengths: Sequence[int], tokens: int = STEP_TOKENS) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that a padded micro-batch holds at most `tokens`."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and lengths[i] * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def minibatches(config: RefreshConfig, shuffle: torch.Generator) -> list[list[int]]:
+    """Row indices of each optimiser step of one update: every reply once an inner epoch, in a fresh order."""
+    return [
+        rows.tolist()
+        for _ in range(config.inner_epochs)
+        for rows in torch.randperm(config.prompts_per_update, generator=shuffle).split(config.minibatch)
+    ]
+
+
+@dataclass(frozen=True)
+class ReplyForward:
+    """The hidden states from which reply tokens are predicted, and those tokens."""
+
+    hidden: Tensor  # (B, T, D): position t predicts reply token t, and its value is V(s_t)
+    tokens: Tensor  # (B, T)
+    mask: Tensor  # (B, T) bool
+    last: Tensor  # (B, D): at the reply's last token, where a score is read
+
+
+def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | None = None) -> ReplyForward:
+    """One forward pass through what `policy` wears, cut to the replies."""
+    batch = TokenBatch.of([r.ids for r in replies], policy.device, left_pad)
+    hidden = policy.hidden(batch)
+    device = policy.device
+    lengths = torch.tensor([len(r.reply) for r in replies], device=device)
+    starts = torch.tensor([len(r.prompt) for r in replies], device=device)
+    if left_pad is not None:
+        starts = starts + batch.ids.shape[1] - torch.tensor([len(r.ids) for r in replies], device=device)
+    steps = torch.arange(int(lengths.max()), device=device)
+    mask = steps < lengths[:, None]
+    at = (starts[:, None] + steps).clamp(max=batch.ids.shape[1] - 1)
+    rows = torch.arange(len(replies), device=device)
+    return ReplyForward(
+        hidden=hidden[rows[:, None], at - 1],
+        tokens=batch.ids[rows[:, None], at],
+        mask=mask,
+        last=hidden[rows, starts + lengths - 1],
+    )
+
+
+def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
+    """Log-probability of each reply token at `temperature`: (B, T), float32."""
+    scaled = logits(forward.hidden[forward.mask]) / temperature  # (N, V), real tokens only
+    return _spread(-F.cross_entropy(scaled, forward.tokens[forward.mask], reduction="none"), forward.mask)
+
+
+def reply_entropy(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
+    """Entropy in nats of the distribution each reply token was drawn from: (B, T), float32."""
+    logprobs = torch.log_softmax(logits(forward.hidden[forward.mask]) / temperature, dim=-1)
+    return _spread(-(logprobs.exp() * logprobs).sum(-1), forward.mask)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Put one value a real token, (N,), where the tokens stand, (B, T)."""
+    return torch.full(mask.shape, INVALID, device=values.device).masked_scatter(mask, values)
+
+
+@torch.no_grad()
+def logprobs_of(
+    model: PreTrainedModel, prompts: Sequence[list[int]], replies: Sequence[list[int]], temperature: float
+) -> list[Tensor]:
+    """Log-probabilities of the tokens of `replies` under a merged model, (len(reply),) each."""
+    out: dict[int, Tensor] = {}
+    lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    for rows in micro_batches(lengths, tokens=1024):
+        batch = TokenBatch.of([prompts[i] + replies[i] for i in rows], model.device)
+        hidden = model.get_decoder()(
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        for i, ids, states in zip(rows, batch.ids, hidden, strict=True):
+            first, end = len(prompts[i]), lengths[i]
+            logprobs = torch.log_softmax(logits_of(model, states[first - 1 : end - 1]) / temperature, dim=-1)
+            out[i] = logprobs.gather(1, ids[first:end, None])[:, 0].cpu()
+    return [out[i] for i in range(len(lengths))]

@@ -1,0 +1,96 @@
+"""Stage 3 of a night: from what serves to a candidate that the reward models like better.
+
+PPO, or with `--algorithm bestofk` the simpler control; either way the policy stays within reach of the
+reference, and the checkpoint that the judge likes best is the candidate.
+"""
+
+from transformers import PreTrainedModel
+
+from chatbot.policy import Policy
+from data import versions
+from data.comparisons import Snapshot
+from data.records import BASE_VERSION
+from trainer.bestofk import train_best_of_k
+from trainer.night import Night
+from trainer.ppo import PPOResult, train_ppo
+from trainer.practice import practice, ptx_examples
+from trainer.reward import winners_direction
+from trainer.rollout import Reply
+
+REFERENCE = "reference"
+"""The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
+
+
+def wear_reference(night: Night, policy: Policy, merged: PreTrainedModel) -> None:
+    """Put the reference on, so that scores have their zero and the KL its anchor."""
+    if night.reference is not None:
+        policy.load(REFERENCE, night.home.adapters / versions.get(night.db, night.reference).path)
+        policy.write_merged(REFERENCE, merged)
+
+
+def improve_policy(
+    night: Night,
+    policy: Policy,
+    merged: PreTrainedModel,
+    snapshot: Snapshot,
+    reference: list[Reply],
+    score_sign: float,
+) -> PPOResult:
+    """Make the adapter `policy` out of what serves, and improve it against the reward models."""
+    config = night.config
+    _put_on_what_serves(night, policy)
+    name = _NAMES[config.algorithm]
+
+    def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
+        night.progress.log(update, metrics)
+        message = (
+            f"{name}, after {update} updates: score {metrics['score']:+.2f}, judge {metrics['judge']:+.2f}, "
+            f"KL {metrics['kl']:.1f}, {metrics['length']:.0f} tokens."
+        )
+        night.progress.tell(fraction, message)
+
+    night.progress.enter("ppo", f"Improving the policy with {name}.")
+    prompts = practice(night.db, night.base, config, snapshot.turns)
+    anchor = REFERENCE if night.reference is not None else None
+    if config.algorithm == "bestofk":
+        return train_best_of_k(
+            policy,
+            merged,
+            prompts,
+            config,
+            sampling=night.sampling,
+            reference=anchor,
+            ptx=ptx_examples(night.db, night.base, config),
+            checkpoints=night.folder / "bestofk",
+            team=night.team,
+            tell=tell,
+            score_sign=score_sign,
+        )
+    return train_ppo(
+        policy,
+        merged,
+        prompts,
+        config,
+        sampling=night.sampling,
+        reference=anchor,
+        starts_at_reference=night.parent in (BASE_VERSION, night.reference),
+        reference_finish_rate=sum(r.finished for r in reference) / len(reference),
+        winners_direction=winners_direction(snapshot.turns),
+        ptx=ptx_examples(night.db, night.base, config),
+        checkpoints=night.folder / "ppo",
+        team=night.team,
+        tell=tell,
+        score_sign=score_sign,
+    )
+
+
+_NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
+
+
+def _put_on_what_serves(night: Night, policy: Policy) -> None:
+    if night.parent != BASE_VERSION:
+        policy.load("policy", night.home.adapters / versions.get(night.db, night.parent).path)
+    elif night.reference is not None:
+        policy.copy(REFERENCE, "policy")
+    else:
+        policy.add("policy", seed=night.config.seed, rank=night.config.rank)

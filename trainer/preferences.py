@@ -1,0 +1,122 @@
+"""Files of human preferences -> rankings to learn from, without the database.
+
+    {"id", "prompt": [{"role", "content"}, ...], "replies": [...], "ranking": [best, ..., worst], "source"}
+
+A row a line, plain or gzipped; `ranking` holds the replies' numbers, ties as a list of them. A row that is
+not of this form is refused with its file and line: a figure measured on half a file is another file's.
+What is only odd stands as it is: an empty reply or two equal ones were judged too, and a file's accuracy
+is over all of its pairs. (`data import`, which keeps rows for ever, is stricter.)
+
+Dialogues of a file often begin alike and part later, and such rows are not independent. So a conversation
+is what begins with the same words of the user in the same source; intervals and splits go by it.
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.comparisons import RankedTurn
+from data.database import clean
+from data.errors import NotFound, Refused
+from data.prompts import chat_messages
+
+
+def read_rows(
+    paths: Sequence[Path], *, limit: int | None = None, needs_ranking: bool = True
+) -> list[RankedTurn]:
+    """The rankings of all files, one after another; at most the first `limit` of each file.
+
+    Every ranking weighs 1. The source stands for the person too, since files rarely say who ranked. Without
+    `needs_ranking` a row may leave its ranking out, and ties all of its replies.
+    """
+    return [_ranked(row, place, needs_ranking) for path in paths for place, row in islice(_rows(path), limit)]
+
+
+def split_by_conversation(
+    turns: Sequence[RankedTurn], share: float, seed: int
+) -> tuple[list[RankedTurn], list[RankedTurn]]:
+    """(kept, held out): about `share` of the conversations are held out, by a hash that `seed` salts."""
+
+    def is_held_out(turn: RankedTurn) -> bool:
+        digest = hashlib.sha256(f"{seed}:{turn.conversation_id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < share * 2**64
+
+    return [t for t in turns if not is_held_out(t)], [t for t in turns if is_held_out(t)]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row that is not blank, with the place to name in a refusal."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield (place := f"Line {number} of {str(path)!r}"), _object(line, place)
+    except FileNotFoundError:
+        raise NotFound(f"There is no file {str(path)!r} - check the path.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise Refused(f"{str(path)!r} cannot be read ({error}) - give JSONL, plain or as .gz.") from error
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise Refused(f"{place} is no JSON object - write one row a line.")
+    return row
+
+
+def _ranked(row: dict[str, Any], place: str, needs_ranking: bool) -> RankedTurn:
+    prompt, replies = _prompt(row.get("prompt"), place), row.get("replies")
+    if not isinstance(replies, list) or not replies or not all(isinstance(reply, str) for reply in replies):
+        raise Refused(f"{place} has no list of replies - give at least one text.")
+    count = len(replies)
+    ranking = row.get("ranking", None if needs_ranking else [list(range(count))])
+    began = next((entry["content"] for entry in prompt if entry["role"] == "user"), "")
+    name, source = str(row.get("id", place)), str(row.get("source", "file"))
+    return RankedTurn(
+        ranking_id=name,
+        turn_id=name,
+        conversation_id=hashlib.sha256(json.dumps([source, began]).encode()).hexdigest(),
+        person_id=source,
+        source="imported",
+        kind="full",
+        created_at=0.0,
+        prompt=prompt,
+        replies=tuple(clean(reply) for reply in replies),
+        places=_places(ranking, count, place),
+        versions=(None,) * count,
+        shown=(0,) * count,
+        cut=(False,) * count,
+        weight=1.0,
+    )
+
+
+def _prompt(value: object, place: str) -> tuple[dict[str, str], ...]:
+    """Chat messages, or the text of a single one."""
+    try:
+        return chat_messages([{"role": "user", "content": value}] if isinstance(value, str) else value)
+    except Refused as error:
+        raise Refused(
+            f"{place} has no prompt ({error}) - give chat messages with role and content."
+        ) from error
+
+
+def _places(ranking: object, count: int, place: str) -> tuple[int, ...]:
+    """Where each reply was put, from 1; tied ones share a place."""
+    tiers = (
+        [tier if isinstance(tier, list) else [tier] for tier in ranking] if isinstance(ranking, list) else []
+    )
+    named = [at for tier in tiers for at in tier]
+    if not all(type(at) is int for at in named) or sorted(named) != list(range(count)):
+        raise Refused(
+            f"{place} has the ranking {ranking!r} - name its {count} replies once each, from 0, best first."
+        )
+    places = {at: number for number, tier in enumerate(tiers, start=1) for at in tier}
+    return tuple(places[at] for at in range(count))

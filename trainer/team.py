@@ -1,0 +1,85 @@
+"""Several processes that train one model: who is who, and the few things they tell each other.
+
+    accelerate launch --num_processes 2 -m trainer refresh
+
+Every process goes through the same steps with the same numbers; each takes its share of a batch, and what is
+summed is the same for all, so that two processes take the step that one would have taken with the whole
+batch. The chief alone touches the database and the versions. Without a launcher a team has one member, and
+nothing is sent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one run; `rank` 0 is the chief."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This member's part of `items`: every `size`-th, so that all parts are alike in length."""
+        return list(items[self.rank :: self.size])
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Every member's gradients become the sum of all; a missing one counts as 0."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([cast(Tensor, p.grad).flatten() for p in parameters])
+        torch.distributed.all_reduce(flat)
+        for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            cast(Tensor, parameter.grad).copy_(summed.view_as(parameter))
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sum over all members of each of `values`."""
+        if self.size == 1:
+            return list(values)
+        return [sum(column) for column in zip(*self._gather(list(values)), strict=True)]
+
+    def collect(self, shares: Sequence[T]) -> list[T]:
+        """The whole list again whose parts `share` gave out; every member holds its part in `shares`."""
+        if self.size == 1:
+            return list(shares)
+        parts = self._gather(list(shares))
+        return [parts[i % self.size][i // self.size] for i in range(sum(len(part) for part in parts))]
+
+    def tell(self, value: T) -> T:
+        """What the chief's `value` is, for all; the others' own is ignored."""
+        return cast(T, self._gather(value)[0]) if self.size > 1 else value
+
+    def wait(self) -> None:
+        """Until every member has come this far."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def _gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+
+SOLO = Team()
+"""One process by itself."""
+
+
+def join() -> Team:
+    """The team that `accelerate launch` started this process in; SOLO where nobody launched it."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Team(state.process_index, state.num_processes)
