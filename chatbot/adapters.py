@@ -1,4 +1,4 @@
-"""The manifest of a version directory, and the checks that stand between a directory and the served model.
+"""The checks that stand between a version directory and the served model.
 
 A version is a directory `adapters/v000012/` with exactly three files: PEFT's `adapter_config.json` and
 `adapter_model.safetensors`, and our `manifest.json`. PEFT loads most damaged or foreign adapters without
@@ -9,12 +9,9 @@ Left out on purpose: peft itself (only safetensors is read here), and the canary
 manifest carries log-probabilities, the engine compares them with its own build.
 """
 
-import hashlib
-import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from data.errors import Refused
+from chatbot.manifest import MANIFEST, Manifest, hash_file, read_json, read_manifest, refusal, refuse
 
-MANIFEST = "manifest.json"
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG, TENSORS)
@@ -48,36 +44,6 @@ _PLAIN_LORA_KEYS = {
 a module to import) would change what is loaded in ways that are not checked here, so it is refused."""
 
 
-class Canary(TypedDict):
-    """A prompt with a reply and what the trainer's build said of it, to compare with the server's."""
-
-    ids: list[int]
-    reply_start: int
-    logprob: float
-    four_bit: NotRequired[bool]
-    """Whether that build's base was in four bits; left out, it was not."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Where a version comes from and what its files must be."""
-
-    name: str
-    parent: str
-    base_model: str
-    base_sha256: str
-    template_sha256: str
-    files: dict[str, str]
-    """sha256 by file name."""
-    run_id: str | None
-    snapshot_sha256: str | None
-    rankings: int
-    delta_norm: float
-    """Frobenius norm of all that the adapter adds to the base's weights."""
-    canary: list[Canary]
-    created_at: float
-
-
 @dataclass(frozen=True)
 class Lora:
     """What `adapter_config.json` says of a plain LoRA."""
@@ -95,40 +61,15 @@ def verify(
     manifest = read_manifest(directory)
     _check_files(directory, manifest)
     if manifest.base_sha256 != base_sha256:
-        _refuse(directory, f"it was trained on another base model ({manifest.base_model!r})")
+        refuse(directory, f"it was trained on another base model ({manifest.base_model!r})")
     if manifest.template_sha256 != template_sha256:
-        _refuse(directory, "it was trained with another chat template")
+        refuse(directory, "it was trained with another chat template")
     lora = read_lora(directory)
     tensors = _read_tensors(directory)
     _check_tensors(directory, tensors, expected_shapes(directory, lora, model_config))
     if delta_norm(tensors, lora) <= 0:
-        _refuse(directory, "it changes nothing: the norm of its delta is 0")
+        refuse(directory, "it changes nothing: the norm of its delta is 0")
     return manifest
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest, with every field of the right type; Refused otherwise."""
-    row = _read_json(directory, MANIFEST)
-    names = {field.name for field in fields(Manifest)}
-    if set(row) != names:
-        wrong = ", ".join(sorted(names.symmetric_difference(row)))
-        _refuse(directory, f"its {MANIFEST} lacks or adds fields: {wrong}")
-    manifest = Manifest(**row)
-    if not (_are_texts(manifest) and _are_numbers(manifest) and _are_canaries(manifest.canary)):
-        _refuse(directory, f"its {MANIFEST} has fields of the wrong type")
-    if manifest.name != directory.name:
-        _refuse(directory, f"its {MANIFEST} is that of {manifest.name!r}")
-    return manifest
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(directory: Path) -> dict[str, str]:
@@ -153,21 +94,21 @@ def delta_norm(tensors: dict[str, Tensor], lora: Lora) -> float:
 
 def read_lora(directory: Path) -> Lora:
     """Rank, scale and target modules of a plain LoRA; Refused for anything else that PEFT might load."""
-    row = _read_json(directory, CONFIG)
+    row = read_json(directory, CONFIG)
     extra = sorted(key for key, value in row.items() if value and key not in _PLAIN_LORA_KEYS)
     if row.get("bias") == "none":
         extra.remove("bias")
     if isinstance(row.get("init_lora_weights"), str):
         extra.append("init_lora_weights")
     if row.get("peft_type") != "LORA" or extra:
-        _refuse(directory, f"it is not a plain LoRA adapter ({', '.join(extra) or row.get('peft_type')!r})")
+        refuse(directory, f"it is not a plain LoRA adapter ({', '.join(extra) or row.get('peft_type')!r})")
     rank, alpha, targets = row.get("r"), row.get("lora_alpha"), row.get("target_modules")
     if not (isinstance(rank, int) and rank > 0):
-        _refuse(directory, f"its rank r is {rank!r}")
+        refuse(directory, f"its rank r is {rank!r}")
     if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
-        _refuse(directory, f"its lora_alpha is {alpha!r}, so that it would have no effect")
+        refuse(directory, f"its lora_alpha is {alpha!r}, so that it would have no effect")
     if not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
-        _refuse(directory, "its target_modules are not a list of names")
+        refuse(directory, "its target_modules are not a list of names")
     return Lora(rank, alpha / rank, tuple(targets))
 
 
@@ -185,100 +126,49 @@ def expected_shapes(
             shapes[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = (lora.rank, module.in_features)
             shapes[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = (module.out_features, lora.rank)
     if not shapes:
-        _refuse(directory, f"this base has none of its target modules {sorted(kinds)!r}")
+        refuse(directory, f"this base has none of its target modules {sorted(kinds)!r}")
     return shapes
 
 
 def _check_listing(directory: Path) -> None:
     """Exactly the three files, each a real one: no link leads outside, nothing waits to be unpickled."""
     if directory.is_symlink() or not directory.is_dir():
-        _refuse(directory, "it is not a directory")
+        refuse(directory, "it is not a directory")
     for path in sorted(directory.iterdir()):
         if path.is_symlink():
-            _refuse(directory, f"its file {path.name!r} is a link")
+            refuse(directory, f"its file {path.name!r} is a link")
         if path.name not in (MANIFEST, *ADAPTER_FILES) or not path.is_file():
-            _refuse(directory, f"it holds {path.name!r}, which is no part of a version")
+            refuse(directory, f"it holds {path.name!r}, which is no part of a version")
     for name in (MANIFEST, *ADAPTER_FILES):
         if not (directory / name).exists():
-            _refuse(directory, f"its file {name!r} is missing")
+            refuse(directory, f"its file {name!r} is missing")
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if name not in ADAPTER_FILES:
-            _refuse(directory, f"its {MANIFEST} names the file {name!r}, which is no part of a version")
+            refuse(directory, f"its {MANIFEST} names the file {name!r}, which is no part of a version")
     for name in ADAPTER_FILES:
         if manifest.files.get(name) != hash_file(directory / name):
-            _refuse(directory, f"its file {name!r} is damaged: the sha256 differs from the manifest's")
+            refuse(directory, f"its file {name!r} is damaged: the sha256 differs from the manifest's")
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     try:
         return load_file(directory / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise _refusal(directory, f"its file {TENSORS!r} cannot be read ({error})") from error
+        raise refusal(directory, f"its file {TENSORS!r} cannot be read ({error})") from error
 
 
 def _check_tensors(directory: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, int]]) -> None:
     for name in sorted(expected.keys() - tensors.keys()):
-        _refuse(directory, f"the tensor {name!r} is missing")
+        refuse(directory, f"the tensor {name!r} is missing")
     for name in sorted(tensors.keys() - expected.keys()):
-        _refuse(directory, f"the tensor {name!r} has no place in this base")
+        refuse(directory, f"the tensor {name!r} has no place in this base")
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
-            _refuse(directory, f"the tensor {name!r} is {tuple(tensor.shape)}, not {expected[name]}")
+            refuse(directory, f"the tensor {name!r} is {tuple(tensor.shape)}, not {expected[name]}")
         if not tensor.is_floating_point():
-            _refuse(directory, f"the tensor {name!r} is of type {tensor.dtype}, not floating point")
+            refuse(directory, f"the tensor {name!r} is of type {tensor.dtype}, not floating point")
         if not torch.isfinite(tensor).all():
-            _refuse(directory, f"the tensor {name!r} holds numbers that are not finite")
-
-
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    try:
-        row = json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _refusal(directory, f"its file {name!r} cannot be read ({error})") from error
-    if not isinstance(row, dict):
-        _refuse(directory, f"its file {name!r} is not a JSON object")
-    return row
-
-
-def _are_texts(manifest: Manifest) -> bool:
-    required = (manifest.name, manifest.parent, manifest.base_model)
-    hashes = (manifest.base_sha256, manifest.template_sha256)
-    optional = (manifest.run_id, manifest.snapshot_sha256)
-    files = manifest.files.values() if isinstance(manifest.files, dict) else (None,)
-    return all(isinstance(text, str) for text in (*required, *hashes, *files)) and all(
-        text is None or isinstance(text, str) for text in optional
-    )
-
-
-def _are_numbers(manifest: Manifest) -> bool:
-    numbers = (manifest.rankings, manifest.delta_norm, manifest.created_at)
-    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-
-
-def _are_canaries(rows: Any) -> bool:
-    """A list of prompts with a reply: token ids, where the reply starts, its log-probability."""
-    return isinstance(rows, list) and all(
-        isinstance(row, dict)
-        and set(row) - {"four_bit"} == {"ids", "reply_start", "logprob"}
-        and isinstance(row["ids"], list)
-        and all(isinstance(token, int) for token in row["ids"])
-        and isinstance(row["reply_start"], int)
-        and 0 < row["reply_start"] < len(row["ids"])
-        and isinstance(row["logprob"], int | float)
-        and isinstance(row.get("four_bit", False), bool)
-        for row in rows
-    )
-
-
-def _refusal(directory: Path, fact: str) -> Refused:
-    return Refused(
-        f"Version {directory.name!r} is not loaded: {fact} - what serves stays; "
-        'publish another version, or go back with "trainer rollback".'
-    )
-
-
-def _refuse(directory: Path, fact: str) -> NoReturn:
-    raise _refusal(directory, fact)
+            refuse(directory, f"the tensor {name!r} holds numbers that are not finite")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from chatbot import adapters
 from chatbot.engine import Engine
+from chatbot.manifest import MANIFEST, Canary, Manifest, hash_file
 from chatbot.models import TokenBatch, logits_of
 from data import versions
 from data.database import Database
@@ -25,9 +26,9 @@ log = logging.getLogger(__name__)
 
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08}
 """Largest difference of a reply token's log-probability, in nats, between manifest and own build, as the mean
-over the canaries. The bfloat16 bound is measured: two versions of the embedded model, 32 times eight replies
-of 24 tokens, differ by at most 0.034, in four bits by 0.039; with the base in their place by at least 0.23.
-One short reply alone may differ by 0.2."""
+over the tokens of all canaries. The bfloat16 bound is measured: three versions of the embedded model differ
+by at most 0.034, in four bits by 0.039; with the base in their place by at least 0.23. One short reply alone
+may differ by 0.9."""
 
 OTHER_FORMAT_TOLERANCE = 1.0
 """The same where only one of the two builds is in four bits. NF4 itself moves the embedded model by 0.31 to
@@ -108,8 +109,8 @@ def load_verified(db: Database, home: Home, engine: Engine, name: str) -> None:
         return
     base = engine.base
     directory = home.adapters / version.path
-    manifest_file = directory / adapters.MANIFEST
-    if manifest_file.is_file() and adapters.hash_file(manifest_file) != version.sha256:
+    manifest_file = directory / MANIFEST
+    if manifest_file.is_file() and hash_file(manifest_file) != version.sha256:
         raise Refused(f"The manifest of version {name!r} is not the one published - publish another version.")
     manifest = adapters.verify(
         directory, base_sha256=base.sha256, template_sha256=base.format.sha256, model_config=base.config
@@ -123,15 +124,16 @@ def load_verified(db: Database, home: Home, engine: Engine, name: str) -> None:
 
 
 @torch.inference_mode()
-def _check_canary(engine: Engine, name: str, manifest: adapters.Manifest) -> None:
+def _check_canary(engine: Engine, name: str, manifest: Manifest) -> None:
     """Raises Refused where the version computes something else here than in the trainer's build."""
     if not manifest.canary:
         return
     model = engine.model_of(name)
-    differences = [abs(_logprob(model, canary) - canary["logprob"]) for canary in manifest.canary]
+    tokens = [len(canary["ids"]) - canary["reply_start"] for canary in manifest.canary]
+    off = [abs(_logprob(model, canary) - canary["logprob"]) for canary in manifest.canary]
     is_same_format = manifest.canary[0].get("four_bit", False) == engine.four_bit
     tolerance = CANARY_TOLERANCE[engine.dtype] if is_same_format else OTHER_FORMAT_TOLERANCE
-    mean = sum(differences) / len(differences)
+    mean = sum(n * nats for n, nats in zip(tokens, off, strict=True)) / sum(tokens)
     if not mean <= tolerance:  # nor for a nan
         raise Refused(
             f"Version {name!r} computes other log-probabilities here than where it was trained "
@@ -139,7 +141,7 @@ def _check_canary(engine: Engine, name: str, manifest: adapters.Manifest) -> Non
         )
 
 
-def _logprob(model: PreTrainedModel, canary: adapters.Canary) -> float:
+def _logprob(model: PreTrainedModel, canary: Canary) -> float:
     """The mean log-probability of the tokens of a canary's reply."""
     ids, start = canary["ids"], canary["reply_start"]
     batch = TokenBatch.of([ids[:-1]], model.device)

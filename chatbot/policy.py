@@ -1,8 +1,8 @@
 """A frozen base model that wears named LoRA adapters, one at a time, chosen by name.
 
-One copy of the base in memory plays every role of a night: `policy`, `value`, `reward`, `judge`, and the
-reference, which is the base wearing nothing. An adapter may have a scalar head, which turns the hidden
-state of a token into a score. The only file that touches peft.
+One copy of the base in memory plays every role of a night: `policy`, `start`, `value`, `reward-0` and its
+fellows, `judge`, and `reference`, or without such an adapter the base wearing nothing. An adapter may have a
+scalar head, which turns the hidden state of a token into a score. The only file that touches peft.
 
 This is the training copy, in which base and LoRA stand side by side. For generating there are plain models
 with the adapter merged in (models.py).
@@ -160,8 +160,8 @@ class Policy:
     def parameters(self, name: str) -> list[nn.Parameter]:
         """What an optimiser of this adapter moves: its LoRA weights and, where it has one, its head."""
         assert self._peft is not None, f"{name!r} was never added"
-        mark = f".{name}."
-        lora = [p for key, p in self._peft.named_parameters() if mark in key and "lora_" in key]
+        marks = (f".lora_A.{name}.", f".lora_B.{name}.")
+        lora = [p for key, p in self._peft.named_parameters() if any(mark in key for mark in marks)]
         return [*lora, *(self.heads[name].parameters() if name in self.heads else [])]
 
     def hidden(self, batch: TokenBatch) -> Tensor:

@@ -17,7 +17,7 @@ from data.backups import backup_files
 from data.database import Database, open_database
 from data.errors import NotFound, Problem, Refused
 from data.files import replace_durably
-from data.forgetting import forget
+from data.forgetting import Forgotten, forget
 from data.formats import FORMATS
 from data.home import Home, open_home
 from data.recovery import make_backup, restore
@@ -191,20 +191,35 @@ def forget_(db: Database, home: Home, options: Any) -> Answer:
         if not sys.stdin.isatty() or input(question) != person.name:
             raise Refused("Nothing was deleted - type the name when asked, or add --yes.")
     done = forget(db, home, person)
+    return asdict(done), "\n".join(_told(done, home))
+
+
+def _told(done: Forgotten, home: Home) -> list[str]:
+    """What a deletion did and what it left, in sentences."""
     lines = [f"Deleted {done.conversations} conversations and {done.rankings} rankings."]
     if done.versions:
+        lines.append(f"These versions learned from them: {', '.join(done.versions)}.")
+    if done.serving:
         lines.append(
-            f"These versions learned from them: {', '.join(done.versions)}; the next refresh will not."
+            f"{done.serving} serves and keeps what it learned, and so does all that a refresh makes of it - "
+            f'run "trainer publish {done.untainted}" to go back to before.'
         )
-    if done.snapshots:
-        lines.append(f"Deleted {len(done.snapshots)} snapshots of runs that held their words.")
+    elif done.versions:
+        lines.append("None of them serves, so the next refresh descends from none of them.")
+    if done.reference:
+        lines.append(f"{done.reference} was the reference; that is the base model now.")
+    if done.runs:
+        lines.append(
+            "Folders of runs that may hold their words or models taught by them, emptied but for the "
+            f"log: {len(done.runs)}."
+        )
     if done.backups:
         lines.append(
             f"{len(done.backups)} backups still hold them - delete those in {home.backups} if they must go."
         )
     if not done.is_wiped:
         lines.append("A reader keeps old pages in the log - restart the server, and they are gone.")
-    return asdict(done), "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,25 +1,33 @@
-"""Forgetting a person: their rows go, the file is rewritten, the versions that learned from them are named.
+"""Forgetting a person: their rows go, and what runs wrote; the versions that learned from them are named.
 
 What goes: the person, their sessions, conversations (with everybody's rankings of them), rankings, and what
-they wrote in other people's chats. What stays: the audit without their name, and the ids of the rankings a
-run learned from, which name nobody. Snapshots of runs that hold their words are deleted; backups are listed,
-since only the operator can say whether they may go.
+they wrote in other people's chats. Of the runs that may have read any of it, by its rankings or as prompts to
+practise on, only the log stays: snapshots, samples and reward models go, so that no later run starts warm
+from them; the reports of their versions lose the samples and the person's figures. A reference that learned
+from them anchors nothing more.
+
+What stays: the audit without their name, the ids of the rankings a run learned from, which name nobody, and
+the versions themselves. One that serves teaches its descendants until somebody publishes another. Backups
+are listed, since only the operator can say whether they may go.
 """
 
 import json
-import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data import people, runs, versions
 from data.backups import backup_files
 from data.database import Connection, Database, to_json
-from data.errors import Busy
+from data.errors import Busy, Problem
 from data.home import Home
 from data.records import Person
 
 NOBODY = "a deleted person"
 ACTOR = "command line"
+LOG = "output.log"
+"""What stays of a run: it tells stages and figures, no words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +38,16 @@ class Forgotten:
     rankings: int
     versions: list[str]
     """They learned from these rankings, or descend from one that did."""
+    serving: str | None
+    """The one of them that serves still; None where another serves."""
+    untainted: str
+    """The nearest version, seen from what serves, that is none of them."""
+    reference: str | None
+    """The one of them that anchored the learning until now."""
     snapshots: list[str]
-    """Files of runs that held the words, deleted now."""
+    """Files that runs learned from, deleted now."""
+    runs: list[str]
+    """Their folders were emptied but for the log."""
     backups: list[str]
     """They still hold the rows, until they are rotated out or deleted."""
     is_wiped: bool
@@ -39,31 +55,53 @@ class Forgotten:
 
 
 def forget(db: Database, home: Home, person: Person) -> Forgotten:
-    """Deletes all that this person said, and tells whom it taught. Busy while a refresh runs on it."""
-    runs.interrupt_expired(db)
-    latest = runs.latest(db)
-    if latest is not None and latest.state == "running":
-        raise Busy("A refresh is running and has read these rankings - wait for it, or cancel it.")
+    """Deletes all that this person said, and tells whom it taught. Busy while a refresh runs on it.
+
+    The folders are emptied before the rows are gone for good: where that fails, it can be done again.
+    """
     with db.write() as conn:
+        runs.interrupt_expired(db)
+        latest = runs.latest(db)
+        if latest is not None and latest.state == "running":
+            raise Busy("A refresh is running and has read these rankings - wait for it, or cancel it.")
         gone = _what_goes(db, person)
         reached = versions.learned_from(db, gone)
-        chats = conn.execute(
-            "SELECT count(*) FROM conversations WHERE person_id = ?", (person.id,)
-        ).fetchone()
-        ids = to_json(gone)
-        ranked = conn.execute("DELETE FROM rankings WHERE id IN (SELECT value FROM json_each(?))", (ids,))
-        _remove_words(conn, person)
-        conn.execute("DELETE FROM people WHERE id = ?", (person.id,))
-        _unname(db, conn, person)
-        people.record(db, ACTOR, "forget", {"rankings": ranked.rowcount, "versions": reached})
+        touched = _touched_runs(db, person, gone)
+        folders = _touched_folders(db, home, touched)
+        versions.redact(db, touched, person.id)
+        before = versions.serving(db)
+        reference = before.reference if before.reference in reached else None
+        if reference:
+            versions.set_reference(db, None, actor=ACTOR)
+        conversations, ranked = _delete_rows(db, conn, person, gone)
+        detail = {"rankings": ranked, "versions": reached, "runs": len(folders)}
+        people.record(db, ACTOR, "forget", detail)
+        snapshots = [str(path) for folder in folders for path in sorted(folder.rglob("*.jsonl"))]
+        for folder in folders:
+            _empty(folder)
     return Forgotten(
-        conversations=chats[0],
-        rankings=ranked.rowcount,
+        conversations=conversations,
+        rankings=ranked,
         versions=reached,
-        snapshots=_delete_snapshots(home, set(gone)),
+        serving=before.current if before.current in reached else None,
+        untainted=versions.untouched(db, before.current, reached),
+        reference=reference,
+        snapshots=snapshots,
+        runs=[folder.name for folder in folders],
         backups=[str(path) for path in backup_files(home)],
         is_wiped=db.vacuum(),
     )
+
+
+def _delete_rows(db: Database, conn: Connection, person: Person, gone: list[str]) -> tuple[int, int]:
+    """Deletes the person from every table; how many conversations and rankings went."""
+    chats = conn.execute("SELECT count(*) FROM conversations WHERE person_id = ?", (person.id,)).fetchone()
+    ids = to_json(gone)
+    ranked = conn.execute("DELETE FROM rankings WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+    _remove_words(conn, person)
+    conn.execute("DELETE FROM people WHERE id = ?", (person.id,))
+    _unname(db, conn, person)
+    return chats[0], ranked.rowcount
 
 
 def _what_goes(db: Database, person: Person) -> list[str]:
@@ -114,17 +152,37 @@ def _without(value: Any, person: Person) -> Any:
     return NOBODY if value in (person.name, person.id) else value
 
 
-def _delete_snapshots(home: Home, gone: set[str]) -> list[str]:
-    """Deletes the snapshot files under the home's runs that hold any of these rankings."""
-    deleted = []
-    for path in sorted(home.runs.rglob("*.jsonl")):
-        with path.open("rb") as file:
-            found = any(
-                ids[1].decode() in gone
-                for line in file
-                if (ids := re.match(rb'\{"ranking_id":"([^"]+)"', line))
-            )
-        if found:
-            path.unlink()
-            deleted.append(str(path))
-    return deleted
+def _touched_runs(db: Database, person: Person, gone: list[str]) -> list[str]:
+    """Every run but those that were over before this person came, and learned from nothing of what goes.
+
+    A run practises on turns that it writes down nowhere, and a chat may have been deleted since: only its
+    time tells that it cannot have read them.
+    """
+    rows = db.query(
+        "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= ? OR id IN"
+        " (SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(?)))",
+        (person.created_at, to_json(gone)),
+    )
+    return [row["id"] for row in rows]
+
+
+def _touched_folders(db: Database, home: Home, touched: list[str]) -> list[Path]:
+    """The folders of these runs, and those of no known run, of which nobody can tell what they hold."""
+    spared = {row["id"] for row in db.query("SELECT id FROM runs")} - set(touched)
+    folders = (path for path in sorted(home.runs.iterdir()) if path.is_dir() and path.name not in spared)
+    return [folder for folder in folders if any(path.name != LOG for path in folder.iterdir())]
+
+
+def _empty(folder: Path) -> None:
+    """Nothing but the log stays."""
+    try:
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOG:
+                path.unlink()
+    except OSError as error:
+        raise Problem(
+            f"{str(folder)!r} cannot be emptied ({error.strerror}), so nobody is forgotten yet - make it "
+            "writable, and forget them again."
+        ) from error

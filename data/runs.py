@@ -76,11 +76,13 @@ def resume(
 
 
 def interrupt_expired(db: Database, now: float | None = None) -> int:
-    """Writes off a running run whose lease has expired; how many there were (0 or 1)."""
+    """Writes off a running run whose lease has expired; how many there were (0 or 1). One that was asked to
+    stop is cancelled."""
     moment = time.time() if now is None else now
     with db.write() as conn:
         done = conn.execute(
-            "UPDATE runs SET state = 'interrupted', finished_at = ?, reason = ?"
+            "UPDATE runs SET state = iif(cancel_requested, 'cancelled', 'interrupted'), finished_at = ?,"
+            " reason = ?"
             " WHERE state = 'running' AND lease_until <= ?",
             (moment, LEASE_EXPIRED, moment),
         )

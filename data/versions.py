@@ -1,5 +1,5 @@
 """Versions, which of them serves and which is the reference. A version's row never changes but for its
-status; `serving` is one row.
+status, and for what `redact` takes out of its report; `serving` is one row.
 
 The reference is what PPO starts from on a first night and stays near on every night: the fine-tuned base
 where there were demonstrations, else the base itself. It need not serve.
@@ -214,6 +214,41 @@ def learned_from(db: Database, ranking_ids: list[str]) -> list[str]:
         if version.run_id in runs or reached & {version.parent, version.report.get("reference")}:
             reached.add(version.name)
     return sorted(reached, key=number)
+
+
+def untouched(db: Database, lineage: str, reached: list[str]) -> str:
+    """The nearest ancestor of this version, or itself, that may serve and is none of those `reached`."""
+    version = get(db, lineage)
+    while version.name in reached or version.status == "refused":
+        version = get(db, version.parent)
+    return version.name
+
+
+def redact(db: Database, run_ids: list[str], person_id: str) -> list[str]:
+    """Takes a person out of the reports of the versions that these runs made; returns the changed ones.
+
+    The replies shown from PPO go with their prompts, which may be anybody's turns; so does every entry under
+    the person's id.
+    """
+    changed = []
+    with db.write() as conn:
+        for version in list_all(db):
+            if version.run_id in run_ids:
+                report = _without_key(version.report, person_id)
+                if isinstance(ppo := report.get("ppo"), dict) and "samples" in ppo:
+                    ppo["samples"] = {}
+                if report != version.report:
+                    conn.execute(
+                        "UPDATE versions SET report = ? WHERE name = ?", (to_json(report), version.name)
+                    )
+                    changed.append(version.name)
+    return changed
+
+
+def _without_key(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_key(entry, key) for name, entry in value.items() if name != key}
+    return [_without_key(entry, key) for entry in value] if isinstance(value, list) else value
 
 
 def _serve(db: Database, conn: Connection, name: str, previous: str | None, reason: str) -> Serving:

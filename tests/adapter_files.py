@@ -1,6 +1,7 @@
 """A small adapter in PEFT's format, written by hand, and a version made of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from transformers import PreTrainedConfig
 from chatbot import adapters
 from chatbot.adapters import CONFIG, TENSORS
 from chatbot.basemodel import Base
+from chatbot.manifest import RewardRecord
 from data.database import Database
 from data.home import Home
-from data.records import Version, VersionStatus
+from data.records import Run, Version, VersionStatus
 from trainer.publish import publish_candidate
 
 
@@ -44,6 +46,8 @@ def make_version(
     size: float = 0.3,
     status: VersionStatus = "accepted",
     parent: str = "base",
+    run: Run | None = None,
+    rewards: Sequence[RewardRecord] = (),
 ) -> Version:
     """A real version of `base` that serves nobody yet."""
     adapter = write_adapter(home.runs / f"hand-{seed}-{parent}", base.config, seed=seed, size=size)
@@ -52,11 +56,12 @@ def make_version(
         home,
         base,
         adapter_dir=adapter,
-        run=None,
+        run=run,
         parent=parent,
         canary=[],
         snapshot_sha256=None,
         rankings=12,
         report={"why": "a test"},
         status=status,
+        rewards=rewards,
     )

@@ -148,12 +148,14 @@ def push(
     policy.write_merged("policy", model)
 
 
-def teach(policy: Policy, model: PreTrainedModel, replies: Sequence[Reply], *, lr: float) -> None:
-    """Fine-tune `policy` on `replies`, four a step, once; `model` ends as the candidate."""
+def teach(
+    policy: Policy, model: PreTrainedModel, lesson: Sequence[tuple[Reply, float]], *, lr: float
+) -> None:
+    """Make each reply of `lesson` likelier by its weight, four a step; `model` ends as the candidate."""
     optimiser = torch.optim.Adam(policy.parameters("policy"), lr=lr)
-    for start in range(0, len(replies), 4):
-        group = replies[start : start + 4]
-        _step(policy, optimiser, group, torch.ones(len(group)), 1.0)
+    for start in range(0, len(lesson), 4):
+        replies, weights = zip(*lesson[start : start + 4], strict=True)
+        _step(policy, optimiser, replies, torch.tensor(weights), 1.0)
     policy.write_merged("policy", model)
 
 

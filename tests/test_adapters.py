@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from chatbot import adapters
-from chatbot.adapters import CONFIG, MANIFEST, TENSORS, Manifest
+from chatbot.adapters import CONFIG, TENSORS
+from chatbot.manifest import MANIFEST, Manifest, write_manifest
 from data.errors import Refused
 from tests.adapter_files import write_adapter
 
@@ -49,7 +50,7 @@ def seal(directory: Path, **changes: Any) -> Manifest:
         created_at=1.0,
     )
     manifest = replace(manifest, **changes)
-    adapters.write_manifest(directory, manifest)
+    write_manifest(directory, manifest)
     return manifest
 
 
@@ -86,6 +87,25 @@ def first(tensors: dict[str, Tensor], kind: str = "lora_A") -> str:
 
 def test_a_whole_version_is_accepted_and_says_where_it_comes_from(version: Path) -> None:
     assert verify(version) == seal(version)
+
+
+def test_a_manifest_of_before_reward_models_were_named_is_read(version: Path) -> None:
+    row = json.loads((version / MANIFEST).read_text())
+    del row["rewards"]
+    (version / MANIFEST).write_text(json.dumps(row))
+    assert verify(version).rewards == []
+
+
+@pytest.mark.parametrize(
+    "odd", [{"name": "reward-0"}, {"name": "r", "files": {}, "mean": "0", "std": 1.0}, 7]
+)
+def test_a_manifest_with_an_odd_reward_model_is_refused(version: Path, odd: object) -> None:
+    whole = {"name": "reward-0", "files": {}, "mean": 0.0, "std": 1.0}
+    seal(version, rewards=[whole])
+    assert verify(version).rewards == [whole]
+    seal(version, rewards=[odd])
+    with pytest.raises(Refused, match="fields of the wrong type"):
+        verify(version)
 
 
 # PEFT 0.21 asks transformers 5.23 for a name that transformers has since renamed.

@@ -13,7 +13,7 @@ from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Sampling
-from tests.learners import CPU, END, PROMPTS, a_config, a_learner, some_replies
+from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
 from trainer import bestofk, ensemble
 from trainer.bestofk import kl_bound, train_best_of_k
 from trainer.config import RefreshConfig
@@ -180,11 +180,26 @@ def test_a_run_that_was_killed_does_not_sample_its_favourites_again(
 ) -> None:
     policy = a_learner(tiny_base)
     whole = a_run(policy, config_of(), checkpoints=tmp_path / "bestofk")
-    assert len(json.loads((tmp_path / "bestofk" / "favourites.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "bestofk" / "favourites.json").read_text())["replies"]) == 2
     sampled = all_replies(monkeypatch)
     again = a_run(a_learner(tiny_base), config_of(), checkpoints=tmp_path / "bestofk")
     assert [len(batch) for batch in sampled] == [8, 8]
     assert again.history[1] == pytest.approx(whole.history[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("what", ["config", "start", "reward", "sign"])
+def test_favourites_of_another_run_are_passed_over(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    a_run(a_learner(tiny_base), config_of(), checkpoints=tmp_path)
+    file, policy = tmp_path / "favourites.json", a_learner(tiny_base)
+    before, sampled = json.loads(file.read_text()), all_replies(monkeypatch)
+    if what in ("start", "reward"):
+        shake(policy, "policy" if what == "start" else "reward-1", 0.01)
+    config = config_of(seed=1) if what == "config" else config_of()
+    a_run(policy, config, checkpoints=tmp_path, score_sign=-1.0 if what == "sign" else 1.0)
+    assert [len(batch) for batch in sampled] == [8, 8, 8]
+    assert json.loads(file.read_text())["fingerprint"] != before["fingerprint"]
 
 
 def test_it_tells_how_far_it_is_and_leaves_what_a_person_wants_to_read(tiny_base: Base) -> None:

@@ -13,6 +13,7 @@ import torch
 from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run, some_replies
+from trainer import checkpoint
 from trainer.checkpoint import PPOResult
 
 CONFIG = a_config(updates=5, ppo_lr=5e-4, inner_epochs=2, minibatch=2, target_kl=0.5, ema=0.9, ptx=0.5)
@@ -153,6 +154,20 @@ def test_every_random_generator_goes_on_where_it_was(tiny_base: Base, tmp_path: 
     seed(6)
     a_night(tiny_base, tmp_path)
     assert draw() == expected
+
+
+@pytest.mark.parametrize("present", [1, 2, 3])
+def test_a_run_goes_on_with_other_gpus_than_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, present: int
+) -> None:
+    """Two GPUs wrote it; no test machine has to have them."""
+    restored: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1]), torch.tensor([2])])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    checkpoint._restore_random(checkpoint._random_tensors(), checkpoint._random_facts())
+    assert restored == [[torch.tensor([1]), torch.tensor([2])][:present]]
 
 
 def test_a_finished_run_called_again_gives_the_same_result(tiny_base: Base, tmp_path: Path) -> None:

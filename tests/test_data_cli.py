@@ -12,10 +12,10 @@ from data import conversations, people, rankings, runs, versions
 from data.__main__ import main
 from data.comparisons import take_snapshot, write_snapshot
 from data.database import Database, open_database
-from data.errors import Busy
+from data.errors import Busy, Problem
 from data.forgetting import forget
 from data.home import Home
-from data.records import Person
+from data.records import Person, Run
 from tests.stories import a_turn, rank, somebody
 
 CANARY = "canary-7f3a91"
@@ -128,33 +128,51 @@ def test_a_home_that_cannot_be_written_is_a_sentence(
     assert "cannot be written" in told(capsys, "stats", code=2)["error"]
 
 
+def a_version(db: Database, run: Run, report: dict[str, Any], name: str, parent: str = "base") -> None:
+    """A version that this run made, the run being over."""
+    versions.add(
+        db,
+        name=name,
+        parent=parent,
+        base_model="tiny",
+        base_sha256="",
+        path=name,
+        sha256="",
+        status="accepted",
+        report=report,
+        run_id=run.id,
+        rankings=1,
+    )
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.", version=name)
+
+
+def a_run(db: Database, home: Home, key: str, words: str) -> Run:
+    """A run that wrote down these words wherever a night may, and logs."""
+    run = runs.claim(db, key, config={})
+    assert run is not None
+    names = ("output.log", "report.json", "favourites.json", "ppo/update-4/state.json", "judge/head.json")
+    for name in names:
+        path = home.runs / run.id / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("Training." if name == "output.log" else words)
+    return run
+
+
 def a_person_who_taught(db: Database, home: Home) -> Person:
     """A person whose rankings a published version learned from."""
     person = somebody(db, CANARY)
     replies = a_turn(db, person, [f"{CANARY} reply", "other"], question=f"{CANARY} question")
     rank(db, person, replies, [1, 2])
-    run = runs.claim(db, "tonight", config={})
-    assert run is not None
+    run = a_run(db, home, "tonight", f"{CANARY} by {person.id}")
     snapshot = take_snapshot(db)
     runs.set_snapshot(db, run.id, snapshot)
-    (home.runs / run.id).mkdir()
     write_snapshot(snapshot, home.runs / run.id / "snapshot.jsonl")
-    versions.add(
-        db,
-        name="v000001",
-        parent="base",
-        base_model="tiny",
-        base_sha256="",
-        path="v000001",
-        sha256="",
-        status="accepted",
-        report={},
-        run_id=run.id,
-        rankings=1,
-    )
+    shown = {"samples": {"4": [{"prompt": CANARY, "reply": CANARY}]}}
+    report = {"ppo": shown, "reward": {"accuracy_by_person": {person.id: 1.0}}}
+    a_version(db, run, report, "v000001")
     versions.publish(db, "v000001", actor=CANARY, reason="It won.")
+    versions.set_reference(db, "v000001", actor=CANARY)
     people.record(db, "ada", "disable", {"who": [CANARY]})
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.", version="v000001")
     return person
 
 
@@ -168,6 +186,10 @@ def test_a_forgotten_person_is_nowhere_in_the_files(
     done = told(capsys, "forget", CANARY, "--yes")
     assert (done["conversations"], done["rankings"], done["versions"]) == (1, 1, ["v000001"])
     assert (done["backups"], done["is_wiped"], len(done["snapshots"])) == ([], True, 1)
+    assert versions.get(db, "v000001").report == {
+        "ppo": {"samples": {}},
+        "reward": {"accuracy_by_person": {}},
+    }
     db.close()
     for path in home.root.rglob("*"):
         if path.is_file():
@@ -184,6 +206,86 @@ def test_a_forgotten_persons_versions_stay_known_after_the_rankings_are_gone(
     assert row["person_id"] is None
     assert versions.learned_from(db, [row["ranking_id"]]) == ["v000001"]
     assert take_snapshot(db).turns == ()
+
+
+def test_of_runs_that_may_have_read_a_forgotten_persons_words_only_the_log_stays(
+    db: Database, home: Home
+) -> None:
+    eve = somebody(db, "eve")
+    before = a_run(db, home, "yesterday", "older than the person")
+    a_version(db, before, report := {"ppo": {"samples": {"1": ["eve"]}}}, "v000001")
+    person = somebody(db, CANARY)
+    a_turn(db, person, question=CANARY)  # ranked by nobody: practised on, at most
+    rank(db, eve, a_turn(db, eve), [1, 2, 3])
+    after = a_run(db, home, "tonight", CANARY)
+    a_version(db, after, report, "v000002")
+    (home.runs / "of-no-known-run").mkdir()
+    (home.runs / "of-no-known-run" / "snapshot.jsonl").write_text(CANARY)
+    done = forget(db, home, person)
+    assert (sorted(done.runs), done.versions) == (sorted([after.id, "of-no-known-run"]), [])
+    assert [path.name for path in (home.runs / after.id).iterdir()] == ["output.log"]
+    assert len([path for path in (home.runs / before.id).rglob("*") if path.is_file()]) == 5
+    assert [entry.report["ppo"]["samples"] for entry in versions.list_all(db)] == [{"1": ["eve"]}, {}]
+
+
+def test_a_run_that_was_open_when_the_person_came_is_emptied_too(db: Database, home: Home) -> None:
+    run = a_run(db, home, "tonight", "words")
+    person = somebody(db)
+    runs.finish(db, run.id, run.fencing_token, state="failed", reason="")
+    assert forget(db, home, person).runs == [run.id]
+
+
+def test_a_reference_that_learned_from_a_forgotten_person_anchors_nothing_more(
+    db: Database, home: Home
+) -> None:
+    assert forget(db, home, a_person_who_taught(db, home)).reference == "v000001"
+    assert versions.serving(db).reference is None
+    (said,) = [e for e in people.audit_log(db) if (e.person, e.action) == ("command line", "set_reference")]
+    assert (said.detail["before"], said.detail["version"]) == ("v000001", "base")
+
+
+def test_a_reference_that_learned_nothing_from_them_stays(db: Database, home: Home) -> None:
+    a_version(db, a_run(db, home, "yesterday", "words"), {}, "v000001")
+    versions.set_reference(db, "v000001", actor="ada")
+    assert forget(db, home, somebody(db)).reference is None
+    assert versions.serving(db).reference == "v000001"
+
+
+def test_forgetting_tells_what_serves_still_and_the_way_back(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_person_who_taught(db, home)
+    assert main(["forget", CANARY, "--yes"]) == 0
+    out = capsys.readouterr().out
+    assert "These versions learned from them: v000001.\nv000001 serves and keeps what it learned" in out
+    assert 'run "trainer publish base" to go back to before.' in out
+    assert "v000001 was the reference; that is the base model now.\nFolders of runs that may" in out
+    assert "emptied but for the log: 1." in out
+
+
+def test_what_no_longer_serves_teaches_nobody_and_that_is_told(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_person_who_taught(db, home)
+    versions.rollback(db, actor="ada")
+    assert main(["forget", CANARY, "--yes"]) == 0
+    assert "None of them serves, so the next refresh descends from none" in capsys.readouterr().out
+
+
+def test_where_a_folder_cannot_be_emptied_nothing_is_forgotten_yet(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = a_person_who_taught(db, home)
+
+    def broken(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.forgetting.shutil.rmtree", broken)
+        with pytest.raises(Problem, match=r"cannot be emptied .* so nobody is forgotten yet"):
+            forget(db, home, person)
+    assert people.by_name(db, CANARY) == person
+    assert forget(db, home, person).rankings == 1
 
 
 def test_rankings_that_compare_a_forgotten_persons_words_go_too(db: Database, home: Home) -> None:

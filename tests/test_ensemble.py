@@ -24,6 +24,7 @@ from trainer.ensemble import (
     fit_judge,
     members_of,
     pessimistic,
+    rank_of,
     score_sequences,
     warm_start,
 )
@@ -275,7 +276,41 @@ def test_a_ranking_that_is_gone_or_revised_is_forgotten_by_learning_everything_a
         now.append(replace(before[0], **change))
     lesson = warm_start(night(before), night(now), CONFIG, seed=0)
     assert (lesson.turns, lesson.is_warm) == (tuple(now), False)
-    assert lesson.reason.endswith("of the 8 rankings learned from before, 1 is deleted, revised or too old.")
+    assert lesson.reason.endswith("of the 8 rankings learned from before, 1 is deleted or revised.")
+    assert set(lesson.learned) == {turn.ranking_id for turn in now}
+
+
+def test_a_ranking_too_old_for_tonight_is_not_gone() -> None:
+    turns = some_turns(12)
+    lesson = warm_start(night(turns[:10]), night(turns[2:]), CONFIG, seed=0, everything=night(turns))
+    assert lesson.is_warm and lesson.turns[-2:] == tuple(turns[10:])
+    assert set(lesson.learned) == {turn.ranking_id for turn in turns}
+
+
+@pytest.mark.parametrize("change", [None, {"places": (1, 1)}], ids=["deleted", "revised"])
+def test_a_ranking_that_aged_out_nights_ago_is_missed_when_it_changes(change: dict[str, Any] | None) -> None:
+    turns = some_turns(14)
+    first = warm_start(night(turns[:10]), night(turns[2:12]), CONFIG, seed=0, everything=night(turns[:12]))
+    there = [*turns[1:], *([replace(turns[0], **change)] if change else [])]
+    now, before = night(turns[4:]), night(turns[2:12])
+    later = warm_start(before, now, CONFIG, seed=0, everything=night(there), learned=first.learned)
+    assert (later.turns, later.is_warm) == (now.turns, False)
+    assert later.reason.endswith("of the 12 rankings learned from before, 1 is deleted or revised.")
+    assert set(later.learned) == {turn.ranking_id for turn in now.turns}
+    still = warm_start(before, now, CONFIG, seed=0, everything=night(turns), learned=first.learned)
+    assert still.is_warm
+
+
+def test_models_that_go_on_with_another_rank_than_asked_say_so(tiny_base: Base, tmp_path: Path) -> None:
+    policy, turns = a_policy(tiny_base), some_turns(8)
+    policy.add("reward-0", seed=0, rank=2, with_head=True)
+    policy.save("reward-0", tmp_path)
+    told = {
+        rank: warm_start(night(turns), night(turns), CONFIG, seed=0, saved_rank=rank).reason
+        for rank in (rank_of(tmp_path), CONFIG.rank)
+    }
+    assert told[2].endswith("They keep their rank, 2; --no-warm-start trains some of rank 4.")
+    assert "rank," not in told[4]
 
 
 def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from chatbot import adapters, following
-from chatbot.adapters import Canary
 from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
 from chatbot.following import CANARY_TOLERANCE, Follower, load_verified
+from chatbot.manifest import MANIFEST, Canary
 from data import versions
 from data.database import Database
 from data.errors import NotFound, Refused
@@ -104,7 +104,7 @@ def test_nothing_happens_while_what_should_serve_serves(follower: Follower, engi
     assert engine.known_versions == ["base"]
 
 
-@pytest.mark.parametrize("file", [adapters.TENSORS, adapters.CONFIG, adapters.MANIFEST])
+@pytest.mark.parametrize("file", [adapters.TENSORS, adapters.CONFIG, MANIFEST])
 def test_a_damaged_version_does_not_serve_and_a_sentence_says_why(
     db: Database, home: Home, tiny_base: Base, engine: Engine, follower: Follower, file: str
 ) -> None:
@@ -124,7 +124,7 @@ def test_another_manifest_than_the_published_one_is_refused(
     db: Database, home: Home, tiny_base: Base, engine: Engine
 ) -> None:
     version = make_version(db, home, tiny_base)
-    path = home.adapters / version.path / adapters.MANIFEST
+    path = home.adapters / version.path / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rankings": 99}))
     with pytest.raises(Refused, match="is not the one published"):
         load_verified(db, home, engine, version.name)
@@ -218,11 +218,13 @@ def test_a_version_that_computes_something_else_is_let_go(
 def test_a_single_short_reply_may_be_off_where_the_others_are_not(
     db: Database, home: Home, tiny_base: Base, engine: Engine
 ) -> None:
-    """In bfloat16 one reply of few tokens is; the bound is on the mean."""
+    """In bfloat16 one reply of few tokens is; the bound is on the mean over all tokens."""
     told = canaries_of(home, tiny_base)
-    told[0]["logprob"] += 0.9 * len(told) * CANARY_TOLERANCE[engine.dtype]
+    tokens = [len(canary["ids"]) - canary["reply_start"] for canary in told]
+    may_be = 0.9 * CANARY_TOLERANCE[engine.dtype] * sum(tokens)
+    told[0]["logprob"] += may_be / tokens[0]
     load_verified(db, home, engine, version_with(db, home, tiny_base, told).name)
-    told[1]["logprob"] += 0.9 * len(told) * CANARY_TOLERANCE[engine.dtype]
+    told[1]["logprob"] += may_be / tokens[1]
     with pytest.raises(Refused, match="computes other log-probabilities"):
         load_verified(db, home, engine, version_with(db, home, tiny_base, told).name)
 

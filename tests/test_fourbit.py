@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chatbot.adapters import read_manifest
 from chatbot.basemodel import Base, load_base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.following import load_verified
 from chatbot.fourbit import Beside, is_four_bit, set_packing
+from chatbot.manifest import read_manifest
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model
 from chatbot.policy import Policy
 from chatbot.serving import trainer_command

@@ -12,7 +12,7 @@ from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Sampling
-from tests.learners import CPU, a_learner, some_replies
+from tests.learners import CPU, END, a_learner, some_replies
 from tests.nights import JUDGING
 from trainer.config import RefreshConfig
 from trainer.gate import (
@@ -61,6 +61,7 @@ def test_a_candidate_that_loses_is_refused_and_one_that_wins_is_not() -> None:
     "change, sentence",
     [
         ({"empty_rate": 0.02}, "2.0% of the candidate's replies are empty"),
+        ({"empty_rate": 4 / 300}, "1.3% of the candidate's replies are empty"),
         ({"duplicate_rate": 0.1}, "repeat another prompt's reply word for word"),
         ({"distinct_2": 0.3}, "The candidate repeats itself"),
         ({"eos_rate": 0.3}, "Only 30% of the candidate's replies end by themselves"),
@@ -75,7 +76,7 @@ def test_no_vote_buys_off_a_veto(change: dict[str, float], sentence: str) -> Non
 
 @pytest.mark.parametrize("direction", [-1.0, 0.0, 1.0])
 def test_replies_like_the_current_ones_meet_no_veto(direction: float) -> None:
-    near = {"length": 70.0, "eos_rate": 0.45, "empty_rate": 0.005, "duplicate_rate": 0.05, "distinct_2": 0.6}
+    near = {"length": 70.0, "eos_rate": 0.45, "empty_rate": 0.01, "duplicate_rate": 0.05, "distinct_2": 0.6}
     assert check_replies(near, LIKE, direction) == []
 
 
@@ -90,10 +91,21 @@ def test_several_vetoes_are_all_told() -> None:
 
 
 def test_a_profile_counts_what_needs_no_reading() -> None:
-    same = Reply([1, 5], [50, 60, 70], False)  # as the first of the five, but cut
+    same = Reply([1, 6], [*some_replies()[2].reply, END], True)  # as the third of the five, but whole
     found = profile([*some_replies(), same])
-    assert found["length"] == pytest.approx(20 / 6)
-    assert (found["eos_rate"], found["empty_rate"], found["duplicate_rate"]) == (1 / 2, 1 / 6, 1 / 3)
+    assert found["length"] == pytest.approx(25 / 6)
+    assert (found["eos_rate"], found["empty_rate"], found["duplicate_rate"]) == (2 / 3, 1 / 6, 1 / 3)
+
+
+def test_short_replies_may_be_alike() -> None:
+    twice = {n: [Reply([i], [*range(50, 50 + n), END], True) for i in (1, 2)] for n in (5, 6)}
+    assert {n: profile(replies)["duplicate_rate"] for n, replies in twice.items()} == {5: 0.0, 6: 1.0}
+
+
+def test_a_current_version_with_empty_replies_allows_hardly_more_of_them() -> None:
+    old = LIKE | {"empty_rate": 0.02}
+    assert check_replies(old, old, 0.0) == []
+    assert len(check_replies(LIKE | {"empty_rate": 0.035}, old, 0.0)) == 1
 
 
 def judged(

@@ -97,12 +97,15 @@ def test_one_odd_batch_does_not_stop_a_run() -> None:
         (2.0, 0.5, False),
         (0.5, 0.5, True),
         (0.5, -0.5, False),
-        (0.1, -0.5, False),  # far shorter, as the winners are
+        (0.3, -0.5, False),  # far shorter, as the winners are
+        (0.1, -0.5, True),  # a tenth is fragments, whoever wins
         (2.0, 0.0, False),
         (6.0, 0.0, True),
         (6.0, 0.5, True),  # beyond five times, whoever wins
         (0.1, 0.0, True),
         (1.4, -1.0, False),
+        (30 / 105, -0.9, False),  # as a night may come to that is asked for short replies
+        (6 / 88, -0.9, True),  # and one that went too far
     ],
 )
 def test_length_may_follow_the_winners(growth: float, direction: float, unasked: bool) -> None:

@@ -94,6 +94,13 @@ def test_an_adapter_comes_back_as_it_was_saved(policy: Policy, tiny_base: Base, 
     assert again.delta_norm("theirs") == policy.delta_norm("mine") > 0
 
 
+def test_an_adapter_named_as_a_layer_is_moves_nothing_but_itself(policy: Policy) -> None:
+    policy.add("self_attn", seed=2, rank=2)
+    own = {id(parameter) for parameter in policy.parameters("self_attn")}
+    assert own and not own & {id(parameter) for parameter in policy.parameters("mine")}
+    assert len(own) == len(policy.state("self_attn"))
+
+
 def test_a_loaded_adapter_can_be_trained(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
     policy.save("mine", tmp_path)
     policy.load("again", tmp_path, with_head=True)

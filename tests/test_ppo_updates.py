@@ -225,6 +225,25 @@ def test_a_checkpoint_too_far_from_the_start_is_never_the_best(
     assert result.history[result.best_update]["start_kl"] <= 0.01
 
 
+def test_how_far_an_update_went_is_read_off_its_last_inner_epoch(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[dict[str, float]] = []
+
+    def noted(*given: Any) -> dict[str, float]:
+        steps.append(take_step(*given))
+        return steps[-1]
+
+    monkeypatch.setattr(trainer.ppo, "take_step", noted)
+    result = a_run(a_learner(tiny_base), a_config(minibatch=2, inner_epochs=3, ppo_lr=1e-2))
+    each = len(steps) // 3
+    for name in ("approx_kl", "clip_fraction"):
+        assert result.history[0][name] == pytest.approx(sum(s[name] for s in steps[-each:]) / each)
+    assert result.history[0]["approx_kl"] > sum(s["approx_kl"] for s in steps) / len(steps) > 0
+    losses = [step["policy_loss"] for step in steps]
+    assert result.history[0]["policy_loss"] == pytest.approx(sum(losses) / len(losses))
+
+
 def test_the_learning_rate_rises_over_the_first_updates(tiny_base: Base) -> None:
     result = a_run(a_learner(tiny_base), a_config(updates=3, warmup_updates=2, ppo_lr=1e-4))
     assert [m["learning_rate"] for m in result.history[:-1]] == pytest.approx([5e-5, 1e-4, 1e-4])
@@ -268,7 +287,10 @@ def test_a_run_far_from_its_reference_says_so(tiny_base: Base) -> None:
     policy = a_learner(tiny_base, size=0.5)  # as different from the base as many nights would make it
     result = a_run(policy, a_config(), tokens=24, starts_at_reference=False)
     assert result.history[0]["kl"] > 30 > result.history[0]["start_kl"]
-    assert "nats a reply from the reference, past 30 - run trainer sft." in result.notes[-1]
+    assert (
+        "nats a reply from the reference, past 30 - run trainer sft and publish it, or roll back."
+        in result.notes[-1]
+    )
 
 
 def test_rollouts_at_another_temperature_than_the_losses_are_our_mistake(tiny_base: Base) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from chatbot.adapters import MANIFEST, TENSORS, hash_file, read_manifest
+from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.following import load_verified
+from chatbot.manifest import MANIFEST, hash_file, read_manifest
 from data import runs, versions
 from data.database import Database
 from data.errors import Refused

@@ -1,6 +1,7 @@
 """trainer/refresh.py: a whole night on the tiny model, how it ends, and what it leaves behind."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -202,16 +203,51 @@ def test_the_stages_can_be_asked_for_one_by_one(ranked: Database, home: Home, ti
     assert done.state in ("published", "refused") and versions.list_all(ranked) != []
 
 
-def test_a_run_whose_rankings_were_deleted_meanwhile_begins_anew(
+def delete_a_ranking(db: Database, home: Home, run: Run) -> None:
+    conversations.delete(db, read_snapshot(home.runs / run.id / "snapshot.jsonl").turns[0].conversation_id)
+
+
+def forget_the_snapshot(db: Database, home: Home, run: Run) -> None:
+    (home.runs / run.id / "snapshot.jsonl").unlink()  # as `data forget` does
+
+
+@pytest.mark.parametrize("change", [delete_a_ranking, forget_the_snapshot])
+def test_a_run_that_may_not_use_what_it_learned_begins_anew(
+    ranked: Database, home: Home, tiny_base: Base, change: Callable[[Database, Home, Run], None]
+) -> None:
+    config, run = tiny_night(home, **SHORT), a_run(ranked)
+    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
+    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    before = learned.stat().st_mtime_ns
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
+    change(ranked, home, run)
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    assert learned.stat().st_mtime_ns > before
+
+
+def test_a_run_under_which_what_serves_has_changed_begins_anew(
     ranked: Database, home: Home, tiny_base: Base
 ) -> None:
     config, run = tiny_night(home, **SHORT), a_run(ranked)
     refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
-    before = read_snapshot(home.runs / run.id / "snapshot.jsonl")
-    conversations.delete(ranked, before.turns[0].conversation_id)
+    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    before = learned.stat().st_mtime_ns
+    versions.publish(ranked, make_version(ranked, home, tiny_base).name, actor="test", reason="")
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
-    after = read_snapshot(home.runs / run.id / "snapshot.jsonl")
-    assert len(after.turns) == len(before.turns) - 1
+    assert learned.stat().st_mtime_ns > before
+
+
+def test_a_kill_before_the_last_row_leaves_no_version(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("trainer.refresh.versions.publish", die)
+        a_night(ranked, home, tiny_base)
+    assert versions.list_all(ranked) == [] and versions.serving(ranked).current == "base"
 
 
 def test_the_second_night_goes_on_from_last_night_s_reward_models(

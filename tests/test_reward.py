@@ -99,6 +99,13 @@ def test_of_a_message_too_long_to_read_the_end_stays_and_of_such_a_reply_the_beg
     assert short == prompt + tiny_base.format.encode_reply("no")
 
 
+def test_prompt_and_reply_together_fit_a_base_with_a_short_context(tiny_base: Base) -> None:
+    turn = ranked(["y" * 3000, "no"], (1, 2), question="x" * 3000 + "?")
+    long, short = tokenise([turn], tiny_base.format, 301)[0].sequences
+    assert long[:150] == short[:150] == tiny_base.format.encode(turn.prompt)[-150:]
+    assert (len(long), short[150:]) == (300, tiny_base.format.encode_reply("no"))
+
+
 def test_a_long_history_loses_its_oldest_turns_and_keeps_the_system_message(tiny_base: Base) -> None:
     messages = [{"role": "system", "content": "be kind"}]
     for i in range(9):

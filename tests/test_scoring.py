@@ -1,6 +1,8 @@
 """trainer/scoring.py: files in, a report out; and replies scored as they are scored inside a night."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base
+from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
+from data import runs, versions
+from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import Version
+from tests.adapter_files import make_version
 from tests.learners import CPU, shake
 from trainer.config import RefreshConfig
 from trainer.preferences import read_rows
@@ -122,34 +128,42 @@ def test_the_models_are_kept_where_asked_and_score_later(tiny_base: Base, tmp_pa
     assert len(row["scores"]) == len(row["std"]) == 3
 
 
-def a_version(base: Base, **changes: Any) -> Version:
-    version = Version(
-        name="v000001",
-        parent="base",
-        base_model=base.name,
-        base_sha256=base.sha256,
-        path="v000001",
-        sha256="0",
-        status="accepted",
-        report={},
-        run_id="night",
-        rankings=12,
-        created_at=0.0,
-    )
-    return replace(version, **changes)
+def made_with(db: Database, home: Home, base: Base, names: Sequence[str]) -> Version:
+    """A version whose manifest names reward models of a run's folder, each with a file."""
+    run = runs.claim(db, "tonight", config={})
+    assert run is not None
+    rewards: list[RewardRecord] = []
+    for name in names:
+        folder = home.runs / run.id / name
+        folder.mkdir(parents=True)
+        (folder / "head.safetensors").write_text(name)
+        files = {"head.safetensors": hash_file(folder / "head.safetensors")}
+        rewards.append({"name": name, "files": files, "mean": 0.0, "std": 1.0})
+    return make_version(db, home, base, run=run, rewards=rewards)
 
 
-def test_the_reward_models_of_a_version_are_found_in_order(home: Home, tiny_base: Base) -> None:
-    for i in (10, 2, 0):
-        (home.runs / "night" / f"reward-{i}").mkdir(parents=True)
-    found = reward_folders(home, a_version(tiny_base), tiny_base)
+def test_the_reward_models_of_a_version_are_those_of_its_manifest(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    version = made_with(db, home, tiny_base, ["reward-0", "reward-2", "reward-10", "judge"])
+    found = reward_folders(home, version, tiny_base)
     assert [folder.name for folder in found] == ["reward-0", "reward-2", "reward-10"]
 
 
-def test_a_version_without_reward_models_or_of_another_base_is_refused(home: Home, tiny_base: Base) -> None:
-    for version in (a_version(tiny_base), a_version(tiny_base, run_id=None)):
-        with pytest.raises(Refused, match="Version 'v000001' has no reward models - name one"):
-            reward_folders(home, version, tiny_base)
-    (home.runs / "night" / "reward-0").mkdir(parents=True)
+def test_a_reward_model_that_changed_since_is_refused(db: Database, home: Home, tiny_base: Base) -> None:
+    version = made_with(db, home, tiny_base, ["reward-0"])
+    (home.runs / str(version.run_id) / "reward-0" / "head.safetensors").write_text("another mean")
+    with pytest.raises(Refused, match="'reward-0' of version 'v000001' is not what it was"):
+        reward_folders(home, version, tiny_base)
+
+
+def test_a_version_without_reward_models_or_of_another_base_is_refused(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    version = made_with(db, home, tiny_base, ["reward-0"])
     with pytest.raises(Refused, match=r"of 'v000001' belong to another base model, .* - give it as --model"):
-        reward_folders(home, a_version(tiny_base, base_sha256="other"), tiny_base)
+        reward_folders(home, replace(version, base_sha256="other"), tiny_base)
+    shutil.rmtree(home.runs / str(version.run_id) / "reward-0")
+    for bare in (version, versions.get(db, "base")):
+        with pytest.raises(Refused, match="has no reward models - name one"):
+            reward_folders(home, bare, tiny_base)

@@ -276,13 +276,13 @@ def test_a_run_that_lost_its_lease_sets_no_reference(
     db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_politeness(db)
-    really = sft.publish_candidate
+    really = sft.canaries
 
     def late(*rest: Any, **more: Any) -> Any:
         runs.interrupt_expired(db, runs.list_all(db)[0].lease_until + 1)
         return really(*rest, **more)
 
-    monkeypatch.setattr(sft, "publish_candidate", late)
+    monkeypatch.setattr(sft, "canaries", late)
     with pytest.raises(Refused, match="lease was lost"):
         a_stage(db, home, tiny_base)
     assert runs.list_all(db)[0].state == "interrupted"

@@ -26,7 +26,7 @@ from trainer.__main__ import run
 
 COMMANDS = [
     *("refresh", "watch", "schedule", "simulate", "measure", "sft", "reward", "score", "ppo", "gate"),
-    *("versions", "publish", "rollback", "runs"),
+    *("versions", "publish", "reference", "rollback", "runs"),
 ]
 
 Call = Callable[..., tuple[int, Any]]
@@ -124,6 +124,18 @@ def test_publish_and_roll_back_end_at_the_base(call: Call, db: Database, home: H
     code, printed = call("rollback")
     assert code == 2 and "nothing to roll back to" in printed["error"]
     assert versions.history(db)[0].person == "command line"
+
+
+def test_the_reference_is_shown_set_and_given_up(
+    call: Call, db: Database, home: Home, tiny_base: Base
+) -> None:
+    make_version(db, home, tiny_base)
+    assert call("reference") == (0, {"reference": "base"})
+    assert call("reference", "v000001") == (0, {"reference": "v000001"})
+    anchor = versions.reference(db, tiny_base.sha256)
+    assert anchor is not None and anchor.name == "v000001"
+    assert call("reference", "base") == (0, {"reference": "base"})
+    assert call("reference", "v000009")[0] == 2
 
 
 def test_a_refused_version_is_published_by_force_only(
@@ -233,7 +245,8 @@ def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
 def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directory: Path) -> None:
     run = runs.claim(db, "manual-1", config={"model": str(tiny_directory)})
     assert run is not None
-    assert "under way" in call("ppo", run.id)[1]["error"]
+    assert "under way" in call("gate", run.id)[1]["error"]
+    assert "not at this stage" in call("ppo", run.id)[1]["error"]
     runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
     assert "start a new refresh" in call("refresh", "--resume", run.id)[1]["error"]
 

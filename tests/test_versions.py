@@ -1,6 +1,7 @@
 """versions.py: what serves and what anchors the learning is one row, changed only under a living lease."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ def made(
     status: VersionStatus = "accepted",
     run: Run | None = None,
     reference: str | None = None,
+    report: dict[str, Any] | None = None,
 ) -> Version:
     name = versions.next_name(db)
     return versions.add(
@@ -29,7 +31,7 @@ def made(
         path=name,
         sha256="1" * 64,
         status=status,
-        report={"win_rate": 0.6, "reference": reference},
+        report=report or {"win_rate": 0.6, "reference": reference},
         run_id=run.id if run else None,
         rankings=3,
     )
@@ -155,6 +157,31 @@ def test_a_version_descends_from_its_reference_too(db: Database) -> None:
     made(db, "v000002")
     made(db)
     assert versions.learned_from(db, [ranking.id]) == ["v000001", "v000002", "v000003"]
+
+
+def test_the_way_back_leads_past_what_learned_from_a_person_and_what_the_gate_refused(db: Database) -> None:
+    made(db)
+    made(db, "v000001", status="refused")
+    made(db, "v000002")
+    assert versions.untouched(db, "v000003", []) == "v000003"
+    assert versions.untouched(db, "v000003", ["v000003"]) == "v000001"
+    assert versions.untouched(db, "v000003", ["v000001", "v000003"]) == "base"
+
+
+def test_redacting_takes_samples_and_one_persons_figures_out_of_the_reports_of_these_runs(
+    db: Database,
+) -> None:
+    run = claimed(db)
+    told = {"accuracy": 0.7, "accuracy_by_person": {"ada-id": 0.9, "eve-id": 0.5}}
+    report = {"ppo": {"kept": "all", "samples": {"4": [{"prompt": "words"}]}}, "reward": told, "judge": told}
+    version = made(db, run=run, report=report)
+    other = made(db, report=report)
+    assert versions.redact(db, [run.id], "ada-id") == [version.name]
+    left = {"accuracy": 0.7, "accuracy_by_person": {"eve-id": 0.5}}
+    expected = {"ppo": {"kept": "all", "samples": {}}, "reward": left, "judge": left}
+    assert versions.get(db, version.name) == replace(version, report=expected)
+    assert versions.get(db, other.name) == other
+    assert versions.redact(db, [run.id], "ada-id") == []
 
 
 BASE = "0" * 64

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -183,19 +184,19 @@ def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(
     assert len(runs.list_all(db)) == 1
 
 
-def test_a_killed_child_goes_on_once_and_then_its_run_has_failed(
-    watch_with: Callable[[str], Watcher], db: Database
-) -> None:
+def test_a_killed_child_goes_on_once_and_no_more(watch_with: Callable[[str], Watcher], db: Database) -> None:
     watcher = watch_with("import os; os.kill(os.getpid(), 9)")
     watcher.tick(NIGHT)
     first = runs.latest(db)
     assert first is not None
-    wait_for(lambda: (watcher.tick(NIGHT + 10), runs.get(db, first.id).state == "failed")[1])
+    wait_for(
+        lambda: (watcher.tick(NIGHT + 10), runs.get(db, first.id).fencing_token > first.fencing_token)[1]
+    )
+    wait_for(lambda: ended(watcher))
     run = runs.get(db, first.id)
     assert run.reason.startswith("The training process was killed by signal 9; its last words: none")
-    assert run.fencing_token == first.fencing_token + 1
-    watcher.tick(NIGHT + 60)
-    assert len(runs.list_all(db)) == 1 and runs.get(db, first.id).state == "failed"
+    Watcher(watcher.home, db, command=watcher.command).tick(NIGHT + 60)  # nor by another watcher
+    assert len(runs.list_all(db)) == 1 and runs.get(db, first.id) == run
 
 
 def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
@@ -206,6 +207,36 @@ def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
     watch_with("import time; time.sleep(60)").tick(NIGHT + 600)
     run = runs.get(db, lost.id)
     assert run.state == "running" and run.fencing_token > lost.fencing_token
+
+
+def test_a_killed_run_that_was_to_be_cancelled_is_cancelled(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    lost = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
+    assert lost is not None
+    runs.request_cancel(db, lost.id)
+    watch_with("import time; time.sleep(60)").tick(NIGHT + 600)
+    assert runs.get(db, lost.id).state == "cancelled"
+
+
+@pytest.mark.parametrize("key", ["sft-1", "reward-1"])
+def test_what_is_no_night_is_not_taken_up(
+    watch_with: Callable[[str], Watcher], db: Database, key: str
+) -> None:
+    run = runs.claim(db, key, config={}, now=NIGHT - 7200)
+    assert run is not None
+    watch_with("import time; time.sleep(60)").tick(NIGHT - 3600)
+    assert runs.get(db, run.id).state == "interrupted"
+
+
+def test_a_paused_schedule_takes_nothing_up(watch_with: Callable[[str], Watcher], db: Database) -> None:
+    run = runs.claim(db, "manual-1", config={}, now=NIGHT - 7200)
+    assert run is not None
+    watcher = watch_with("import time; time.sleep(60)")
+    schedules.set_(db, replace(NIGHTLY, is_paused=True), "ada")
+    watcher.tick(NIGHT - 3600)
+    runs.interrupt_expired(db, NIGHT - 3600)
+    assert runs.get(db, run.id).state == "interrupted"
 
 
 @pytest.mark.parametrize("reason", ["Stopped by a person.", "Stopped after the stage 'reward', as asked."])

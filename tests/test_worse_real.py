@@ -3,10 +3,9 @@
     make slow ARGS=tests/test_worse_real.py        about a quarter of an hour on two idle cores
 
 The taste is brevity in plain English; the judge learns it from the base's own replies and the first sentence
-of each, ranked. Each
-candidate is measured by the taste first: one taught the longest of the ranked replies (the reward upside
-down), one that fills every reply up to the limit (the length hack), one that repeats itself, one that ends
-before it has begun, and two adapters shaken at random.
+of each, ranked. Each candidate is measured by the taste first: one taught the lower of two replies (the
+reward upside down), one that fills every reply up to the limit (the length hack), one that repeats itself,
+one that ends before it has begun, and two adapters shaken at random.
 """
 
 import re
@@ -36,6 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 SAMPLING = Sampling(max_new_tokens=96)
 RANKED, EXAMINED = 64, 24
+Lesson = list[tuple[Reply, float]]
+"""Replies and how much likelier each is to become."""
 PROMPTS = [prompt for prompt in practice_prompts() if len(prompt.messages) == 1][:RANKED]
 COMMON = {
     "a",
@@ -87,8 +88,8 @@ def rankings(policy: Policy, replies: Sequence[Reply]) -> list[RankedTurn]:
 
 
 @pytest.fixture(scope="module")
-def trial() -> tuple[Court, list[Reply]]:
-    """A judge of brevity on the embedded model, and the base's replies that it learned from."""
+def trial() -> tuple[Court, list[RankedTurn], list[Reply]]:
+    """A judge of brevity on the embedded model, and the rankings and replies that it learned from."""
     base, device = load_base(None, open_home()), pick_device()
     dtype, config = pick_dtype("auto", device), RefreshConfig()
     policy = Policy(base, device=device, dtype=dtype)
@@ -102,32 +103,40 @@ def trial() -> tuple[Court, list[Reply]]:
     court = Court(
         policy, dtype, report, config, brief, SAMPLING, judging[:64], measuring=judging[-48:], draws=1
     )
-    return court, replies
+    return court, turns, replies
 
 
-def upside_down(replies: Sequence[Reply]) -> list[Reply]:
-    """The longest reply to each prompt."""
-    return [max(replies[i::RANKED], key=lambda reply: len(reply.reply)) for i in range(RANKED)]
+def upside_down(turns: Sequence[RankedTurn], replies: Sequence[Reply]) -> Lesson:
+    """Of the base's two replies to a prompt the lower one likelier, the higher one less likely."""
+    lesson: Lesson = []
+    for i, turn in enumerate(turns):
+        high, low = sorted(range(2), key=lambda j: turn.places[j])
+        if turn.places[high] != turn.places[low]:
+            lesson += [(replies[i + low * RANKED], 1.0), (replies[i + high * RANKED], -1.0)]
+    return lesson
 
 
-def padded(policy: Policy, replies: Sequence[Reply]) -> list[Reply]:
+def padded(policy: Policy, replies: Sequence[Reply]) -> Lesson:
     """Replies that go on and on up to the limit."""
-    chat, out = policy.base.format, []
+    chat = policy.base.format
+    lesson: Lesson = []
     for i, reply in enumerate(replies[:RANKED]):
         opening = chat.decode(reply.reply[:30])
         filler = "".join(FILLER[(i + j) % len(FILLER)] for j in range(12))
-        out.append(Reply(reply.prompt, chat.encode_text(opening + filler)[: SAMPLING.max_new_tokens], False))
-    return out
+        said = chat.encode_text(opening + filler)[: SAMPLING.max_new_tokens]
+        lesson.append((Reply(reply.prompt, said, False), 1.0))
+    return lesson
 
 
-def looping(replies: Sequence[Reply]) -> list[Reply]:
+def looping(replies: Sequence[Reply]) -> Lesson:
     """Replies that are caught in their own last words."""
-    return [Reply(r.prompt, (r.reply[:12] + r.reply[8:12] * 40)[:96], False) for r in replies[:RANKED]]
+    loops = [(r.prompt, (r.reply[:12] + r.reply[8:12] * 40)[:96]) for r in replies[:RANKED]]
+    return [(Reply(prompt, loop, False), 1.0) for prompt, loop in loops]
 
 
-def silent(policy: Policy, replies: Sequence[Reply]) -> list[Reply]:
+def silent(policy: Policy, replies: Sequence[Reply]) -> Lesson:
     """Replies that end before they have begun."""
-    return [Reply(r.prompt, [policy.base.format.end_of_turn], True) for r in replies[:RANKED]]
+    return [(Reply(r.prompt, [policy.base.format.end_of_turn], True), 1.0) for r in replies[:RANKED]]
 
 
 def shaken(size: float) -> Maker:
@@ -138,19 +147,20 @@ def shaken(size: float) -> Maker:
     return make
 
 
-def taught(replies: Sequence[Reply], lr: float = 1e-3) -> Maker:
-    return lambda policy, model, seed: teach(policy, model, replies, lr=lr)
+def taught(lesson: Lesson, lr: float = 1e-3) -> Maker:
+    return lambda policy, model, seed: teach(policy, model, lesson, lr=lr)
 
 
-def test_six_worse_candidates_are_all_refused(trial: tuple[Court, list[Reply]]) -> None:
-    court, replies = trial
+def test_six_worse_candidates_are_all_refused(trial: tuple[Court, list[RankedTurn], list[Reply]]) -> None:
+    court, turns, replies = trial
     assert check_judge(court.judge) == []
-    lessons = (
-        upside_down(replies),
-        padded(court.policy, replies),
-        looping(replies),
-        silent(court.policy, replies),
-    )
-    makers = [*map(taught, lessons), shaken(0.02), shaken(0.03)]
+    makers = [
+        taught(upside_down(turns, replies), lr=5e-4),
+        taught(padded(court.policy, replies)),
+        taught(looping(replies)),
+        taught(silent(court.policy, replies)),
+        shaken(0.03),
+        shaken(0.05),
+    ]
     accepted = [court.verdict(model).passed for model in court.made(makers, 6, lambda rate: rate <= 0.45)]
     assert accepted == [False] * 6

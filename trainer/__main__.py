@@ -1,7 +1,7 @@
 """The command line of the trainer. Each command prints a few lines, or with `--json` one JSON value.
 
 trainer refresh | watch | schedule | simulate | measure | sft | reward | score | ppo | gate |
-        versions | publish | rollback | runs
+        versions | publish | reference | rollback | runs
 """
 
 import argparse
@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("version", help="Its name, like v000001, or base.")
     sub.add_argument("--force", action="store_true", help="Even where the gate refused it.")
     sub.add_argument("--reason", default="", help="Why, for the record.")
+    sub = add("reference", commands.reference)
+    sub.add_argument("version", nargs="?", help="A version that `trainer sft` made, or base.")
     sub = add("rollback", commands.rollback)
     sub.add_argument("--reason", default="", help="Why, for the record.")
     sub = add("runs", commands.list_runs)

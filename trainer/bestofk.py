@@ -26,10 +26,11 @@ from chatbot.policy import Policy
 from data.files import write_json
 from data.records import Sampling
 from trainer import ensemble
+from trainer.checkpoint import fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, Sampler, hash_seed, sample_replies
 from trainer.ppo import PPOResult
-from trainer.rollout import Roles, measure_replies, rollout_metrics, some_samples
+from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_samples
 from trainer.sft import train_sft
 from trainer.team import SOLO, Team
 
@@ -170,18 +171,39 @@ def _favourites(
     folder: Path | None,
     tell: Callable[[float], None],
 ) -> list[Reply]:
-    """The ensemble's favourite among K replies to each prompt; those in `folder`, where it has them."""
-    file = folder / _FAVOURITES if folder else None
-    if file and student.team.tell(file.is_file()):
-        return [Reply(**row) for row in json.loads(file.read_text())]
+    """The ensemble's favourite among K replies to each prompt; those in `folder`, where it has them.
+
+    Favourites of a run with another beginning are passed over, as checkpoints are.
+    """
+    file, fingerprint = folder / _FAVOURITES if folder else None, ""
+    if file:
+        fingerprint = _fingerprint(student, prompts, score_sign)
+        kept = _read(file, fingerprint)
+        if student.team.tell(bool(kept)):
+            return kept
     k = student.config.best_of
     replies = student.write([prompt for prompt in prompts for _ in range(k)], 1, tell)
     scores = [score_sign * score for score in student.score(replies)]
     groups = (range(first, first + k) for first in range(0, len(replies), k))
     found = [replies[max(group, key=scores.__getitem__)] for group in groups]
     if file and student.team.is_chief:
-        write_json(file, [asdict(reply) for reply in found])
+        write_json(file, {"fingerprint": fingerprint, "replies": [asdict(reply) for reply in found]})
     return found
+
+
+def _fingerprint(student: Student, prompts: Sequence[list[int]], score_sign: float) -> str:
+    task = Task(
+        student.merged, prompts, student.config, student.sampling, student.roles, score_sign=score_sign
+    )
+    return fingerprint_of(student.policy, task)
+
+
+def _read(file: Path, fingerprint: str) -> list[Reply]:
+    """The favourites in `file`, none where it is not there or another run wrote it."""
+    written = json.loads(file.read_text()) if file.is_file() else {}
+    if not isinstance(written, dict) or written.get("fingerprint") != fingerprint:
+        return []
+    return [Reply(**row) for row in written["replies"]]
 
 
 def _decide(

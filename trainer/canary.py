@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from chatbot.adapters import Canary
 from chatbot.basemodel import Base
+from chatbot.manifest import Canary
 from chatbot.models import merged_model
 from data.records import Prompt, Sampling
 from trainer.rollout import logprobs_of, sample_replies

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chatbot.adapters import hash_file
+from chatbot.manifest import hash_file
 from chatbot.policy import Policy
 from data.files import make_it_appear
 from trainer.guards import Guards
@@ -214,7 +214,10 @@ def notes_on(result: PPOResult, reference_finish_rate: float) -> list[str]:
         notes.append(f"The reference ends {rate} of its replies within the limit: cut ones keep their score.")
     far = result.history[result.best_update]["kl"]
     if far > 30:
-        notes.append(f"The policy is {far:.0f} nats a reply from the reference, past 30 - run trainer sft.")
+        notes.append(
+            f"The policy is {far:.0f} nats a reply from the reference, past 30 - "
+            "run trainer sft and publish it, or roll back."
+        )
     return notes
 
 
@@ -235,4 +238,5 @@ def _restore_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> 
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(len(tensors) - 1)])
+        present = min(len(tensors) - 1, torch.cuda.device_count())  # the run may have moved to fewer GPUs
+        torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(present)])

@@ -87,6 +87,15 @@ def rollback(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     show(asdict(serving), [f"{serving.current} serves from the next turn on."], as_json=arguments.json)
 
 
+def reference(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Shows or sets what the learning is anchored at: where PPO starts, and what its KL is against."""
+    if arguments.version:
+        name = None if arguments.version == BASE_VERSION else arguments.version
+        versions.set_reference(db, name, actor=ACTOR)
+    anchor = versions.serving(db).reference or BASE_VERSION
+    show({"reference": anchor}, [f"{anchor} is the reference of the nights to come."], as_json=arguments.json)
+
+
 def list_runs(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Lists the last runs, or shows one with its figures."""
     if arguments.id:

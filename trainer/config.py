@@ -42,9 +42,9 @@ class RefreshConfig:
         Literal["auto", "float32", "bfloat16"], "Number format of the frozen base; auto asks the hardware."
     ] = "auto"
     four_bit: Annotated[bool, "Load the base in 4 bits (NF4, bitsandbytes): a quarter of the memory."] = False
-    threads: Annotated[int, "Cores to use; 0 means all."] = 0
+    threads: Annotated[int, "Cores to use; 0 means all, or half of them under the watcher."] = 0
     seed: Annotated[int, "Seed of everything random in the run."] = 0
-    rank: Annotated[int, "Rank of each LoRA adapter."] = 16
+    rank: Annotated[int, "Rank of each fresh LoRA adapter; one that goes on keeps its own."] = 16
     max_new_tokens: Annotated[
         int, "Longest reply in rollouts and replays; 0 means 128 on a CPU, 256 on a GPU."
     ] = 0
@@ -88,13 +88,16 @@ class RefreshConfig:
     gamma: Annotated[float, "Discount of later rewards."] = 1.0
     lam: Annotated[float, "GAE's lambda."] = 0.95
     clip: Annotated[float, "Clip range of ratio and of value."] = 0.2
-    value_coefficient: Annotated[float, "Weight of the value loss."] = 0.1
+    value_coefficient: Annotated[
+        float, "Weight of the value loss. The value has an adapter of its own, so it matters little."
+    ] = 0.1
     ptx: Annotated[
         float, "Weight of the language-model loss on demonstrations (PPO-ptx); 0 leaves it out."
     ] = 0.0
     ptx_data: Annotated[str | None, "PPO-ptx learns from this text file instead of demonstrations."] = None
     ema: Annotated[
-        float, "Publish a moving average of the policy with this decay, like 0.992; 0 publishes the last."
+        float,
+        "Publish a moving average of the policy with this decay, like 0.992; 0 publishes the policy itself.",
     ] = 0.0
     max_kl: Annotated[float, "Stop where a reply is further from the night's start, in nats."] = 8.0
 
@@ -121,7 +124,7 @@ class RefreshConfig:
 
 
 def quick(config: RefreshConfig) -> RefreshConfig:
-    """The night of `--quick`: one reward model, fewer updates, half a gate; for trying things out."""
+    """The night of `--quick`: one reward model, at most 8 updates, half a gate; for trying things out."""
     return replace(
         config,
         members=1,

@@ -8,17 +8,20 @@ The judge is one more model of the same kind, from other conversations; it never
 Each member is saved whole as soon as it is done, so a night that was killed loses one member's work at most.
 """
 
+import hashlib
+import json
 import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot
 from data.files import make_it_appear
@@ -40,43 +43,72 @@ class Lesson:
     turns: tuple[RankedTurn, ...]
     is_warm: bool
     reason: str
+    learned: Mapping[str, str]
+    """Everything that tonight's models will ever have learned from: ranking -> hash of its content."""
 
 
-def warm_start(previous: Snapshot | None, now: Snapshot, config: RefreshConfig, seed: int) -> Lesson:
+def warm_start(
+    previous: Snapshot | None,
+    now: Snapshot,
+    config: RefreshConfig,
+    seed: int,
+    *,
+    everything: Snapshot | None = None,
+    learned: Mapping[str, str] | None = None,
+    saved_rank: int | None = None,
+) -> Lesson:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
 
-    `previous` is all that last night's models have learned from. Where a ranking of it is no longer among
-    tonight's as it was, they must forget it, which only a model that starts anew does.
+    previous: what last night learned from.
+    everything: all rankings there are, `now` being the newest of them; left out, `now` is all.
+    learned: `Lesson.learned` of last night; left out, last night's models had learned from `previous` alone.
+    saved_rank: that of the adapters to go on from.
+
+    Where a ranking that was learned from is no longer in `everything` as it was, the models must forget it,
+    which only models that start anew do. One that only grew too old for `now` is still there. It stays in
+    `learned` for as long as its models go on, so that it is missed when it is deleted many nights later.
     """
+    tonight = _hashes(now)
     if not config.warm_start:
-        return Lesson(now.turns, False, "Trained anew, as asked.")
+        return Lesson(now.turns, False, "Trained anew, as asked.", tonight)
     if previous is None:
-        return Lesson(now.turns, False, "Trained anew: there are no reward models to go on from.")
-    present = {turn.ranking_id: _content(turn) for turn in now.turns}
-    gone = sum(present.get(turn.ranking_id) != _content(turn) for turn in previous.turns)
+        return Lesson(now.turns, False, "Trained anew: there are no reward models to go on from.", tonight)
+    known = _hashes(previous) if learned is None else learned
+    present = _hashes(everything or now)
+    gone = sum(present.get(ranking) != content for ranking, content in known.items())
     if gone:
-        return Lesson(
-            now.turns,
-            False,
-            f"Trained anew: of the {len(previous.turns)} rankings learned from before, {gone} "
-            f"{'is' if gone == 1 else 'are'} deleted, revised or too old.",
+        reason = (
+            f"Trained anew: of the {len(known)} rankings learned from before, {gone} "
+            f"{'is' if gone == 1 else 'are'} deleted or revised."
         )
-    known = {turn.ranking_id for turn in previous.turns}
+        return Lesson(now.turns, False, reason, tonight)
     new = [turn for turn in now.turns if turn.ranking_id not in known]
     old = [turn for turn in now.turns if turn.ranking_id in known]
     again = random.Random(seed).sample(old, min(len(old), round(config.replay * len(new))))
     chosen = {turn.ranking_id for turn in (*new, *again)}
-    return Lesson(
-        tuple(turn for turn in now.turns if turn.ranking_id in chosen),
-        True,
+    reason = (
         f"Went on from the reward models before, with {len(new)} new rankings and {len(again)} of "
-        f"{len(old)} old ones.",
+        f"{len(old)} old ones."
     )
+    if saved_rank not in (None, config.rank):
+        reason += f" They keep their rank, {saved_rank}; --no-warm-start trains some of rank {config.rank}."
+    turns = tuple(turn for turn in now.turns if turn.ranking_id in chosen)
+    return Lesson(turns, True, reason, {**known, **tonight})
 
 
-def _content(turn: RankedTurn) -> RankedTurn:
-    """The turn without its weight, which changes as it ages."""
-    return replace(turn, weight=0.0)
+def _hashes(snapshot: Snapshot) -> dict[str, str]:
+    """Ranking -> hash of all of it but its weight, which changes as it ages. Nobody's words are kept."""
+    return {
+        turn.ranking_id: hashlib.sha256(
+            json.dumps(asdict(replace(turn, weight=0.0)), sort_keys=True).encode()
+        ).hexdigest()
+        for turn in snapshot.turns
+    }
+
+
+def rank_of(folder: Path) -> int:
+    """The LoRA rank of the adapter saved in `folder`."""
+    return int(json.loads((folder / "adapter_config.json").read_text())["r"])
 
 
 def bootstrap_turns(turns: Sequence[RankedTurn], seed: int) -> list[RankedTurn]:
@@ -209,6 +241,19 @@ def members_of(policy: Policy) -> list[str]:
     """The ensemble's members that `policy` has, in order."""
     numbers = [int(found[1]) for name in policy.heads if (found := re.fullmatch(r"reward-(\d+)", name))]
     return [f"reward-{i}" for i in sorted(numbers)]
+
+
+def records(policy: Policy, folder: Path) -> list[RewardRecord]:
+    """What a version's manifest says of the reward models in `folder` and of their normalisation."""
+    return [
+        {
+            "name": name,
+            "files": {path.name: hash_file(path) for path in sorted((folder / name).iterdir())},
+            "mean": float(policy.heads[name].mean),
+            "std": float(policy.heads[name].std),
+        }
+        for name in (*members_of(policy), JUDGE)
+    ]
 
 
 def score_sequences(policy: Policy, sequences: Sequence[list[int]]) -> tuple[list[float], list[float]]:

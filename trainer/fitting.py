@@ -9,7 +9,7 @@ Each step leaves its result in the run's folder; a run that is taken up again fi
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from chatbot.policy import Policy
 from data import runs, versions
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.errors import Problem
-from data.files import write_json
+from data.files import replace_durably, write_json
 from data.prompts import paraphrases
 from trainer import ensemble
 from trainer.examine import examine
@@ -32,6 +32,9 @@ from trainer.rollout import Reply, hash_seed, sample_replies
 SNAPSHOT = "snapshot.jsonl"
 _REFERENCE = "reference.json"
 _REPORTS = "reports.json"
+_LEARNED = "learned.json"
+_BEGINNING = "beginning.json"
+"""What served and what anchored the KL when the run began."""
 
 
 class NothingToLearn(Problem):
@@ -42,32 +45,31 @@ class NothingToLearn(Problem):
 
 @dataclass(frozen=True)
 class Before:
-    """Last night's reward models, and what they had learned from."""
+    """The reward models of an earlier night, and what they had learned from."""
 
     folder: Path
     snapshot: Snapshot
+    learned: Mapping[str, Mapping[str, str]]
+    """By part: ranking -> hash of its content, of all nights up to that one."""
 
 
 def freeze_snapshot(night: Night) -> Snapshot:
     """What this night learns from: taken once, written down, hashed. Later rankings wait for another.
 
-    A run that is taken up again keeps its snapshot, unless one of its rankings was deleted since: then
-    nothing that was learned from it may be used, and the run begins anew.
+    A run that is taken up again keeps its snapshot, unless one of its rankings was deleted since, or another
+    version or reference is there to begin with: then what it had learned is thrown away, and it begins anew.
     """
     night.progress.enter("snapshot", "Reading the rankings.")
-    present = take_snapshot(night.db).turns
     file = night.folder / SNAPSHOT
-    if night.team.tell(file.is_file()):
-        frozen = read_snapshot(file)
-        if {t.ranking_id for t in frozen.turns} <= {t.ranking_id for t in present}:
-            return frozen
-        if night.team.is_chief:
-            _forget(night.folder)
-    turns = present[-night.config.max_rankings :]
     if night.team.is_chief:
-        _check(turns, night.config.min_rankings)
-        night.folder.mkdir(parents=True, exist_ok=True)
-        write_snapshot(Snapshot(turns, ""), file)
+        present = take_snapshot(night.db).turns
+        if not _may_go_on(night, {turn.ranking_id for turn in present}):
+            turns = present[-night.config.max_rankings :]
+            _check(turns, night.config.min_rankings)
+            _clear(night.folder)
+            write_json(night.folder / _BEGINNING, _beginning(night))
+            write_snapshot(Snapshot(turns, ""), file.with_suffix(".part"))
+            replace_durably(file.with_suffix(".part"), file)
     night.team.wait()
     snapshot = read_snapshot(file)  # exactly what the hash stands for
     if night.team.is_chief:
@@ -75,11 +77,28 @@ def freeze_snapshot(night: Night) -> Snapshot:
     return snapshot
 
 
-def _forget(folder: Path) -> None:
-    for path in folder.iterdir():
+def _may_go_on(night: Night, present: set[str]) -> bool:
+    """Whether all that an earlier process left in the run's folder may be used."""
+    files = (night.folder / SNAPSHOT, night.folder / _BEGINNING)
+    if not all(file.is_file() for file in files):
+        return False
+    frozen = read_snapshot(files[0])
+    is_same = json.loads(files[1].read_text()) == _beginning(night)
+    return is_same and {turn.ranking_id for turn in frozen.turns} <= present
+
+
+def _beginning(night: Night) -> dict[str, str | None]:
+    return {"parent": night.parent, "reference": night.reference, "base": night.base.sha256}
+
+
+def _clear(folder: Path) -> None:
+    """Nothing but the log and the watcher's mark stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The snapshot goes first: without it nothing else is used.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != SNAPSHOT):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "output.log":
+        elif path.name not in ("output.log", "taken-up"):
             path.unlink()
 
 
@@ -110,6 +129,7 @@ def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
             end_of_turn=night.base.format.end_of_turn,
             seed=hash_seed(night.config.seed, 77),
             tell=lambda fraction: night.progress.tell(fraction, "Sampling replies of the reference."),
+            team=night.team,
         )
         if night.team.is_chief:
             write_json(file, [asdict(reply) for reply in replies])
@@ -123,12 +143,20 @@ def fit_rewards(
     """The reward models from part A and the judge from part B, each examined on the other's part."""
     file = night.folder / _REPORTS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    before = last_night(night)
+    before, everything = newest_accepted(night), take_snapshot(night.db)
+    learned = {}
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
         seed = night.config.seed + (own == "B")
         lesson = ensemble.warm_start(
-            _part(before.snapshot, own) if before else None, _part(snapshot, own), night.config, seed
+            _part(before.snapshot, own) if before else None,
+            _part(snapshot, own),
+            night.config,
+            seed,
+            everything=_part(everything, own),
+            learned=before.learned[own] if before else None,
+            saved_rank=ensemble.rank_of(before.folder / "judge") if before else None,
         )
+        learned[own] = dict(lesson.learned)
         warm = before.folder if before and lesson.is_warm else None
         message = _message(name, night.config.members, len(lesson.turns), lesson.is_warm)
         night.progress.enter(name, message)
@@ -154,19 +182,22 @@ def fit_rewards(
                 write_json(file, reports)
         figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
         night.progress.log(0, figures)
+    if night.team.is_chief:
+        write_json(night.folder / _LEARNED, learned)
     return reports
 
 
-def last_night(night: Night) -> Before | None:
+def newest_accepted(night: Night) -> Before | None:
     """The reward models of the newest accepted version on this base, where all that a warm start needs is
     still there."""
-    wanted = [*(f"reward-{i}" for i in range(night.config.members)), "judge"]
+    wanted = [SNAPSHOT, _LEARNED, "judge", *(f"reward-{i}" for i in range(night.config.members))]
     for version in reversed(versions.list_all(night.db)):
         if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
             continue
         folder = night.home.runs / version.run_id
-        if (folder / SNAPSHOT).is_file() and all((folder / name).is_dir() for name in wanted):
-            return Before(folder, read_snapshot(folder / SNAPSHOT))
+        if all((folder / name).exists() for name in wanted):
+            learned = json.loads((folder / _LEARNED).read_text())
+            return Before(folder, read_snapshot(folder / SNAPSHOT), learned)
     return None
 
 

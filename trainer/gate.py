@@ -31,6 +31,8 @@ from trainer.rollout import Reply, distinct_2, sample_replies
 from trainer.statistics import bootstrap_by_group
 
 _SAMPLES_SHOWN = 10
+_SHORT = 5
+"""Tokens up to which replies to different prompts may be alike."""
 _LINE = 90
 """Characters of a prompt or reply in the terminal."""
 Probes = tuple[dict[str, float], dict[str, float]]
@@ -209,7 +211,7 @@ def check_wins(win_rate: float, interval: list[float], margin: float) -> list[st
 def check_replies(new: dict[str, float], old: dict[str, float], winners_direction: float) -> list[str]:
     """Vetoes that votes do not drive."""
     reasons = []
-    if new["empty_rate"] > old["empty_rate"] + 0.01:
+    if new["empty_rate"] > old["empty_rate"] + 0.01:  # one in a hundred may be chance
         reasons.append(
             f"{new['empty_rate']:.1%} of the candidate's replies are empty, "
             f"{old['empty_rate']:.1%} of the current's."
@@ -238,9 +240,12 @@ def check_replies(new: dict[str, float], old: dict[str, float], winners_directio
 
 
 def profile(replies: Sequence[Reply]) -> dict[str, float]:
-    """What can be counted of a set of replies without reading them."""
+    """What can be counted of a set of replies without reading them.
+
+    Short replies are no duplicates: "You're welcome!" is right more than once.
+    """
     bodies = [tuple(r.reply[:-1] if r.finished else r.reply) for r in replies]
-    copies = Counter(body for body in bodies if body)
+    copies = Counter(body for body in bodies if len(body) > _SHORT)
     return {
         "length": statistics.fmean(len(r.reply) for r in replies),
         "eos_rate": statistics.fmean(r.finished for r in replies),

@@ -77,10 +77,9 @@ class Guards:
         seen = self._seen
         seen.batches += 1
         seen.start = seen.start or dict(metrics)
-        if (
-            seen.batches == _START_BATCHES
-        ):  # the learning rate is still low: as good as the start, twice as sure
-            seen.start["eos_rate"] = (seen.start["eos_rate"] + metrics["eos_rate"]) / _START_BATCHES
+        if seen.batches == _START_BATCHES:  # the learning rate is still low: the start, twice as sure
+            for name in ("eos_rate", "length"):
+                seen.start[name] = (seen.start[name] + metrics[name]) / _START_BATCHES
         for name in _SMOOTHED:
             seen.smooth[name] = _blend(seen.smooth.get(name, metrics[name]), metrics[name])
         return self._check_policy() or self._check_length() or self._check_reward(metrics)
@@ -104,9 +103,12 @@ class Guards:
         return None
 
     def _check_length(self) -> str | None:
-        """Length may follow the rankings' winners; against them, or beyond five times, it is a hack."""
+        """Length may follow the rankings' winners; against them, or beyond four times, it is a hack.
+
+        The gate allows five times; a batch of 16 is too small to go nearer to that.
+        """
         start, length = self._seen.start["length"], self._seen.smooth["length"]
-        if is_length_unasked(length / max(start, 1.0), self._winners_direction):
+        if is_length_unasked(length / max(start, 1.0), self._winners_direction, most=4.0):
             return f"Replies went from {start:.0f} to {length:.0f} tokens, which the rankings do not ask for."
         return None
 
@@ -173,10 +175,13 @@ def has_fallen(now: float, then: float, batch: int) -> bool:
     return then - now > max(0.1, _CHANCE * error)
 
 
-def is_length_unasked(growth: float, winners_direction: float) -> bool:
-    """Whether replies grew (or shrank) by a factor that the winners of the rankings do not explain."""
+def is_length_unasked(growth: float, winners_direction: float, most: float = 5.0) -> bool:
+    """Whether replies grew or shrank by a factor that the winners of the rankings do not explain.
+
+    Beyond `most` nothing explains it: of replies that are a fifth of what they were, many are fragments.
+    """
     against = (growth > 1.5 and winners_direction < -0.1) or (growth < 1 / 1.5 and winners_direction > 0.1)
-    return against or growth > 5 or (growth < 1 / 5 and winners_direction > -0.1)
+    return against or not 1 / most <= growth <= most
 
 
 def _blend(old: float, new: float) -> float:

@@ -4,11 +4,15 @@ PPO, or with `--algorithm bestofk` the simpler control; either way the policy st
 reference, and the checkpoint that the judge likes best is the candidate.
 """
 
+import json
+from dataclasses import asdict
+
 from transformers import PreTrainedModel
 
 from chatbot.policy import Policy
 from data import versions
 from data.comparisons import Snapshot
+from data.files import write_json
 from data.records import BASE_VERSION
 from trainer.bestofk import train_best_of_k
 from trainer.night import Night
@@ -50,7 +54,7 @@ def improve_policy(
         night.progress.tell(fraction, message)
 
     night.progress.enter("ppo", f"Improving the policy with {name}.")
-    prompts = practice(night.db, night.base, config, snapshot.turns)
+    prompts, shown = _practise_on(night, snapshot)
     anchor = REFERENCE if night.reference is not None else None
     if config.algorithm == "bestofk":
         return train_best_of_k(
@@ -60,7 +64,7 @@ def improve_policy(
             config,
             sampling=night.sampling,
             reference=anchor,
-            ptx=ptx_examples(night.db, night.base, config),
+            ptx=shown,
             checkpoints=night.folder / "bestofk",
             team=night.team,
             tell=tell,
@@ -76,12 +80,24 @@ def improve_policy(
         starts_at_reference=night.parent in (BASE_VERSION, night.reference),
         reference_finish_rate=sum(r.finished for r in reference) / len(reference),
         winners_direction=winners_direction(snapshot.turns),
-        ptx=ptx_examples(night.db, night.base, config),
+        ptx=shown,
         checkpoints=night.folder / "ppo",
         team=night.team,
         tell=tell,
         score_sign=score_sign,
     )
+
+
+def _practise_on(night: Night, snapshot: Snapshot) -> tuple[list[list[int]], list[Reply]]:
+    """Prompts and demonstrations, frozen at the first look: people chat on while a night is resumed."""
+    file = night.folder / "practice.json"
+    if night.team.is_chief and not file.is_file():
+        shown = ptx_examples(night.db, night.base, night.config)
+        prompts = practice(night.db, night.base, night.config, snapshot.turns)
+        write_json(file, {"prompts": prompts, "ptx": [asdict(reply) for reply in shown]})
+    night.team.wait()
+    frozen = json.loads(file.read_text())
+    return frozen["prompts"], [Reply(**row) for row in frozen["ptx"]]
 
 
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}

@@ -20,6 +20,7 @@ from trainer.config import RefreshConfig
 from trainer.gate import Verdict
 from trainer.ppo import PPOResult
 from trainer.progress import Progress
+from trainer.publish import check_files
 from trainer.reward import winners_direction
 from trainer.team import Team
 
@@ -54,14 +55,16 @@ def begin(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
-    parent = versions.serving(db).current
+    parent = team.tell(versions.serving(db).current)
     found = versions.get(db, parent)
     if parent != BASE_VERSION and found.base_sha256 != base.sha256:
         raise Refused(
             f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
             'roll back to "base" first.'
         )
-    anchor = versions.reference(db, base.sha256)
+    anchor = team.tell(versions.reference(db, base.sha256))
+    for version in filter(None, (found, anchor)):
+        check_files(home, version)
     return Night(
         db=db,
         home=home,

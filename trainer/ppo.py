@@ -7,10 +7,9 @@
     value     L_V = 1/2 E max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2),  R = A + V_old
     ptx       L_ptx = -E log pi(demonstration), added where it is asked for
 
-after InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), PPO (1707.06347), GAE (1506.02438), "The N+
-implementation details of RLHF with PPO" (2403.17031) and, for the ensemble, Coste et al. (2310.02743). Policy
-and value are two LoRA adapters on one frozen base, without dropout; the reference never moves. Means are over
-the real tokens of a whole step. What is kept is the checkpoint that the judge, of no gradient, likes best.
+after InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), PPO (1707.06347), GAE (1506.02438) and "The N+
+implementation details of RLHF with PPO" (2403.17031). Policy and value are two LoRA adapters on one frozen
+base, without dropout; the reference never moves. What is kept is the checkpoint that the judge likes best.
 """
 
 import time
@@ -243,9 +242,9 @@ _SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_cli
 
 
 def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str, float]:
-    """All optimiser steps of one update; their metrics are averaged. The learning rate rises at first."""
+    """All optimiser steps of one update; means over them, or over the last epoch of how far they went."""
     started, config = time.monotonic(), task.config
-    rate = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)
+    rate = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)  # rises at first
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     shuffle = torch.Generator().manual_seed(hash_seed(config.seed + 1, update))
@@ -253,10 +252,12 @@ def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str,
         take_step(state, task, batch, rows, pick_examples(task.ptx, config, shuffle))
         for rows in minibatches(config, shuffle)
     ]
+    last = steps[-(len(steps) // config.inner_epochs) :]
     metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-    metrics["ratio_max"] = max(step["ratio_max"] for step in steps)
+    metrics |= {name: sum(step[name] for step in last) / len(last) for name in ("approx_kl", "clip_fraction")}
+    metrics |= {"ratio_max": max(s["ratio_max"] for s in steps), "learning_rate": rate}
     metrics["first_ratio_error"] = abs(steps[0]["ratio_mean"] - 1)
-    return metrics | {"learning_rate": rate, "seconds_training": time.monotonic() - started}
+    return metrics | {"seconds_training": time.monotonic() - started}
 
 
 def take_step(

@@ -98,8 +98,17 @@ class Progress:
         now = time.monotonic()
         self._stage, self._stage_started, self._told = stage, now, 0.0
         if self._bar.disable and not self._quiet:
-            print(f"[{now - self._started:6.0f} s] {message}", file=sys.stderr, flush=True)
+            elapsed = now - self._started
+            print(f"[{elapsed:6.0f} s] {message}{_left(self._foretell(0.0)[1])}", file=sys.stderr, flush=True)
         self.tell(0.0, message)
+
+    def _foretell(self, fraction: float) -> tuple[float, float | None]:
+        """The share of the run that is done with `fraction` of the stage, and the seconds that are left."""
+        names = list(self._stages)
+        before = sum(self._stages[name] for name in names[: names.index(self._stage)])
+        done = before + self._stages[self._stage] * fraction
+        elapsed = time.monotonic() - self._started
+        return done, elapsed * (1 - done) / done if done > 0.02 else None
 
     def tell(self, fraction: float, message: str) -> None:
         """`fraction` of the present stage is done. Raises Cancelled where the run must stop."""
@@ -107,17 +116,11 @@ class Progress:
         if self._silent or (now - self._told < _ROW_SECONDS and fraction < 1.0):
             return
         self._told = now
-        names = list(self._stages)
-        before = sum(self._stages[name] for name in names[: names.index(self._stage)])
-        done = before + self._stages[self._stage] * fraction
-        elapsed = now - self._started
-        eta = elapsed * (1 - done) / done if done > 0.02 else None
+        done, eta = self._foretell(fraction)
         runs.report(
             self._db, self._run.id, stage=self._stage, progress=done, eta_seconds=eta, message=message
         )
-        self._bar.set_postfix_str(
-            message + (f" About {max(eta / 60, 1):.0f} min left." if eta else ""), refresh=False
-        )
+        self._bar.set_postfix_str(message + _left(eta), refresh=False)
         self._bar.update(done - self._bar.n)
         if self._lost.is_set():
             raise Cancelled("The run lost its lease to another process - nothing was published.")
@@ -139,3 +142,7 @@ class Progress:
             if not is_ours:
                 self._lost.set()
                 return
+
+
+def _left(seconds: float | None) -> str:
+    return f" About {max(seconds / 60, 1):.0f} min left." if seconds else ""

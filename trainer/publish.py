@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from chatbot import adapters
-from chatbot.adapters import ADAPTER_FILES, MANIFEST, Canary, Manifest
+from chatbot.adapters import ADAPTER_FILES
 from chatbot.basemodel import Base
+from chatbot.manifest import (
+    MANIFEST,
+    Canary,
+    Manifest,
+    RewardRecord,
+    hash_file,
+    read_manifest,
+    write_manifest,
+)
 from data import versions
 from data.database import Database
 from data.errors import Refused
@@ -37,6 +46,7 @@ def publish_candidate(
     rankings: int,
     report: dict[str, Any],
     status: VersionStatus,
+    rewards: Sequence[RewardRecord] = (),
 ) -> Version:
     """Writes the PEFT adapter in `adapter_dir` as the next version and returns its row.
 
@@ -60,8 +70,9 @@ def publish_candidate(
             delta_norm=adapters.measure_delta(directory),
             canary=list(canary),
             created_at=time.time(),
+            rewards=list(rewards),
         )
-        adapters.write_manifest(directory, manifest)
+        write_manifest(directory, manifest)
         verify_for(base, directory)
         target = home.adapters / name
         if target.exists():  # without a row: left by a crash between the rename and the row
@@ -74,7 +85,7 @@ def publish_candidate(
         base_model=base.name,
         base_sha256=base.sha256,
         path=name,
-        sha256=adapters.hash_file(home.adapters / name / MANIFEST),
+        sha256=hash_file(home.adapters / name / MANIFEST),
         status=status,
         report=report,
         run_id=manifest.run_id,
@@ -100,9 +111,9 @@ def check_files(home: Home, version: Version) -> None:
     manifest = directory / MANIFEST
     if not manifest.is_file():
         raise Refused(f"The files of version {version.name!r} are gone - publish another version.")
-    is_whole = adapters.hash_file(manifest) == version.sha256 and all(
-        (directory / file).is_file() and adapters.hash_file(directory / file) == sha256
-        for file, sha256 in adapters.read_manifest(directory).files.items()
+    is_whole = hash_file(manifest) == version.sha256 and all(
+        (directory / file).is_file() and hash_file(directory / file) == sha256
+        for file, sha256 in read_manifest(directory).files.items()
     )
     if not is_whole:
         raise Refused(f"The files of version {version.name!r} are damaged - publish another version.")

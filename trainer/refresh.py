@@ -27,6 +27,7 @@ from data.home import Home
 from data.records import BASE_VERSION, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
+from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.gate import Verdict, judge_candidate
 from trainer.improving import improve_policy, wear_reference
@@ -92,7 +93,8 @@ def refresh(
                 verdict = _judge(night, policy, merged, snapshot, reports["judge"])
                 report = write_report(night, snapshot, reports, result, verdict)
                 done = _publish(night, policy, snapshot, verdict, report)
-            shutil.rmtree(night.folder / "ppo", ignore_errors=True)  # checkpoints: nothing is left to resume
+            for leftover in ("ppo", "bestofk"):  # checkpoints: nothing is left to resume
+                shutil.rmtree(night.folder / leftover, ignore_errors=True)
             return done
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
@@ -168,41 +170,40 @@ def _publish(
 ) -> Run:
     """Write the version, accepted or refused; an accepted one serves the next turn."""
     night.progress.enter("publish", "Writing the version.")
-    policy.save("policy", night.folder / "policy")
-    version = publish_candidate(
-        night.db,
-        night.home,
-        night.base,
-        adapter_dir=night.folder / "policy",
-        run=night.run,
-        parent=night.parent,
-        canary=canaries(
-            night.base,
-            night.folder / "policy",
-            judging(night.base, night.config),
-            seed=night.config.seed,
-            four_bit=night.config.four_bit,
-        ),
-        snapshot_sha256=snapshot.sha256,
-        rankings=len(snapshot.turns),
-        report=report,
-        status="accepted" if verdict.passed else "refused",
-    )
+    adapter = night.folder / "policy"
+    policy.save("policy", adapter)
+    prompts, four_bit = judging(night.base, night.config), night.config.four_bit
+    canary = canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit)
     reason = " ".join(verdict.reasons)
-    if verdict.passed:
-        versions.publish(
+    with night.db.write():  # all three or none: a night ends with at most one version
+        version = publish_candidate(
             night.db,
-            version.name,
-            actor="trainer",
-            reason=reason,
-            run_id=night.run.id,
-            fencing_token=night.run.fencing_token,
+            night.home,
+            night.base,
+            adapter_dir=adapter,
+            run=night.run,
+            parent=night.parent,
+            canary=canary,
+            snapshot_sha256=snapshot.sha256,
+            rankings=len(snapshot.turns),
+            report=report,
+            status="accepted" if verdict.passed else "refused",
+            rewards=records(policy, night.folder),
         )
-    return runs.finish(
-        night.db,
-        night.run.id,
-        night.run.fencing_token,
-        state="published" if verdict.passed else "refused",
-        reason=reason,
-        version=version.name,
-    )
+        if verdict.passed:
+            versions.publish(
+                night.db,
+                version.name,
+                actor="trainer",
+                reason=reason,
+                run_id=night.run.id,
+                fencing_token=night.run.fencing_token,
+            )
+        return runs.finish(
+            night.db,
+            night.run.id,
+            night.run.fencing_token,
+            state="published" if verdict.passed else "refused",
+            reason=reason,
+            version=version.name,
+        )

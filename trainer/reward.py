@@ -50,25 +50,27 @@ class TokenisedTurn:
         return len(self.sequences) * max(len(s) for s in self.sequences)
 
 
-def tokenise(turns: Sequence[RankedTurn], chat: ChatFormat) -> list[TokenisedTurn]:
+def tokenise(
+    turns: Sequence[RankedTurn], chat: ChatFormat, context: int = 2 * _MAX_TOKENS
+) -> list[TokenisedTurn]:
     """Token ids by the one chat format; prompts longer than 1,024 tokens lose their oldest turns, replies
-    longer than that their end."""
-    out = []
+    longer than that their end. A base whose `context` holds less than both gives each half of it."""
+    out, longest = [], min(_MAX_TOKENS, context // 2)
     for turn in turns:
-        prompt = _fit_prompt(turn.prompt, chat)
+        prompt = _fit_prompt(turn.prompt, chat, longest)
         sequences = [
-            prompt + chat.encode_reply(reply, finished=not cut)[:_MAX_TOKENS]
+            prompt + chat.encode_reply(reply, finished=not cut)[:longest]
             for reply, cut in zip(turn.replies, turn.cut, strict=True)
         ]
         out.append(TokenisedTurn(turn, sequences, turn.pairs(), turn.weight))
     return out
 
 
-def _fit_prompt(messages: Messages, chat: ChatFormat) -> list[int]:
+def _fit_prompt(messages: Messages, chat: ChatFormat, longest: int) -> list[int]:
     try:
-        return chat.fit(messages, _MAX_TOKENS).ids
+        return chat.fit(messages, longest).ids
     except Refused:  # its last message alone is longer: what counts is the end, next to the reply
-        return chat.encode(messages[-1:])[-_MAX_TOKENS:]
+        return chat.encode(messages[-1:])[-longest:]
 
 
 def can_teach(turns: Sequence[RankedTurn]) -> bool:
@@ -108,7 +110,8 @@ def train_reward(
     """
     if not can_teach(turns):
         raise Refused("The rankings hold no preference, only ties - rank some replies above others.")
-    data = _weighed([t for t in tokenise(turns, policy.base.format) if t.pairs or t.turn.kind == "all_bad"])
+    tokenised = tokenise(turns, policy.base.format, policy.base.context)
+    data = _weighed([t for t in tokenised if t.pairs or t.turn.kind == "all_bad"])
     level = put_on(policy, name, config, seed=seed, start=start)
     # A difference of scores has no bias: its gradient is rounding noise, which Adam would take for a signal.
     parameters = [p for p in policy.parameters(name) if p is not policy.heads[name].bias]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from chatbot.basemodel import Base
+from chatbot.manifest import hash_file, read_manifest
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
@@ -30,6 +31,7 @@ from data.prompts import paraphrases
 from data.records import Version
 from trainer import ensemble
 from trainer.config import RefreshConfig
+from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
@@ -144,20 +146,28 @@ def as_lines(report: dict[str, Any]) -> list[str]:
 def reward_folders(home: Home, version: Version, base: Base) -> list[Path]:
     """Where the reward models lie that made this version, in order.
 
-    Refused where it has none, where they were cleared away, or where they belong to another base model.
+    Refused where it has none, where they were cleared away or changed, or where they belong to another base
+    model: scores of other weights, or without their own normalisation, would mean something else.
     """
-    found = list((home.runs / version.run_id).glob("reward-*")) if version.run_id else []
-    if not found:
-        raise Refused(
-            f"Version {version.name!r} has no reward models - name one that a night made, by "
-            '"trainer versions".'
-        )
-    if version.base_sha256 != base.sha256:
+    if version.path and version.base_sha256 != base.sha256:
         raise Refused(
             f"The reward models of {version.name!r} belong to another base model, {version.base_model!r} - "
             "give it as --model."
         )
-    return sorted(found, key=lambda folder: int(folder.name.removeprefix("reward-")))
+    rewards = read_manifest(home.adapters / version.path).rewards if version.path else []
+    folders = [home.runs / str(version.run_id) / row["name"] for row in rewards if row["name"] != JUDGE]
+    if not folders or not all(folder.is_dir() for folder in folders):
+        raise Refused(
+            f"Version {version.name!r} has no reward models - name one that a night made, by "
+            '"trainer versions".'
+        )
+    for row, folder in zip(rewards, folders, strict=False):
+        if {path.name: hash_file(path) for path in sorted(folder.iterdir())} != row["files"]:
+            raise Refused(
+                f"{row['name']!r} of version {version.name!r} is not what it was when the version was made - "
+                "score by another version, or train again."
+            )
+    return folders
 
 
 def read_parts(

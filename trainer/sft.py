@@ -142,28 +142,29 @@ def _publish(
     db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, report: dict[str, Any]
 ) -> Run:
     """Write the version, which waits as a candidate, and anchor the learning at it."""
-    adapter = home.runs / run.id / "reference"
-    version = publish_candidate(
-        db,
-        home,
-        base,
-        adapter_dir=adapter,
-        run=run,
-        parent=BASE_VERSION,
-        canary=canaries(base, adapter, judging(base, config), seed=config.seed, four_bit=config.four_bit),
-        snapshot_sha256=runs.get(db, run.id).snapshot_hash,
-        rankings=0,
-        report=report,
-        status="candidate",
-    )
-    token = run.fencing_token
-    versions.set_reference(db, version.name, actor=versions.TRAINER, run_id=run.id, fencing_token=token)
-    reason = f"{version.name} imitates {report['demonstrations']} demonstrations and is the reference now"
-    if losses := report["sft"]["held_out_loss"]:
-        best = losses[report["sft"]["best_epoch"]]
-        reason += f"; its loss on others fell from {losses[0]:.2f} to {best:.2f} nats a token"
-    reason += ". What serves stays."
-    return runs.finish(db, run.id, token, state="published", reason=reason, version=version.name)
+    adapter, token = home.runs / run.id / "reference", run.fencing_token
+    canary = canaries(base, adapter, judging(base, config), seed=config.seed, four_bit=config.four_bit)
+    with db.write():  # all three or none
+        version = publish_candidate(
+            db,
+            home,
+            base,
+            adapter_dir=adapter,
+            run=run,
+            parent=BASE_VERSION,
+            canary=canary,
+            snapshot_sha256=runs.get(db, run.id).snapshot_hash,
+            rankings=0,
+            report=report,
+            status="candidate",
+        )
+        versions.set_reference(db, version.name, actor=versions.TRAINER, run_id=run.id, fencing_token=token)
+        reason = f"{version.name} imitates {report['demonstrations']} demonstrations and is the reference now"
+        if losses := report["sft"]["held_out_loss"]:
+            best = losses[report["sft"]["best_epoch"]]
+            reason += f"; its loss on others fell from {losses[0]:.2f} to {best:.2f} nats a token"
+        reason += ". What serves stays."
+        return runs.finish(db, run.id, token, state="published", reason=reason, version=version.name)
 
 
 # Its steps

@@ -7,9 +7,9 @@ wrong flags are answered at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -78,7 +78,8 @@ def score(home: Home, db: Database, arguments: argparse.Namespace) -> None:
 
     version = versions.get(db, arguments.version)
     base = _load_base(arguments.model, home)
-    rows = score_file(base, reward_folders(home, version, base), arguments.data)
+    config = _settings(version.report.get("config", {}), f"Version {version.name!r}")
+    rows = score_file(base, reward_folders(home, version, base), arguments.data, config)
     lines = [f"{row['id']}  " + "  ".join(f"{value:+.3f}" for value in row["scores"]) for row in rows]
     show(rows, lines, as_json=arguments.json)
 
@@ -112,8 +113,10 @@ def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, u
 
 def _go_on(home: Home, db: Database, arguments: argparse.Namespace, run_id: str, until: "Stage") -> int:
     """Takes up an interrupted run where it was."""
-    team = _team()
-    base = _load_base(runs.get(db, run_id).config.get("model"), home)
+    team, paused = _team(), runs.get(db, run_id)
+    if paused.key.startswith("sft-") or (until == "ppo" and not paused.key.startswith("reward-")):
+        raise Refused(f'Run {run_id!r} is not at this stage - begin with "trainer reward" or a new refresh.')
+    base = _load_base(_settings(paused.config, f"Run {run_id!r}").model, home)
     run = team.tell(runs.resume(db, run_id) if team.is_chief else None)
     if run is None:
         raise Busy('Another run is under way - wait for it, or look at "trainer runs".')
@@ -133,12 +136,21 @@ def _night(
     from trainer.gate import report_lines
     from trainer.refresh import refresh as run_refresh
 
-    done = run_refresh(db, home, base, RefreshConfig(**run.config), run, until=until, team=team)
+    config = _settings(run.config, f"Run {run.id!r}")
+    done = run_refresh(db, home, base, config, run, until=until, team=team)
     if not team.is_chief:
         return 0
     verdict = versions.get(db, done.version).report.get("gate") if done.version else None
     _show_run(done, report_lines(verdict) if verdict else [], as_json=arguments.json)
     return EXIT_REFUSED if done.state == "refused" else 0
+
+
+def _settings(stored: Mapping[str, Any], whose: str) -> RefreshConfig:
+    """The settings that were stored with a run or a version."""
+    try:
+        return RefreshConfig(**stored)
+    except TypeError as error:
+        raise Refused(f"{whose} has settings of another release ({error}) - start a new refresh.") from error
 
 
 def _show_run(done: Run, lines: list[str], *, as_json: bool) -> None:

@@ -75,14 +75,26 @@ def claim_due(
     return None
 
 
-def take_up(db: Database, now: float) -> Run | None:
-    """The last run again, where its process or the whole machine was killed: it goes on where it was."""
+def take_up(db: Database, home: Home, now: float) -> Run | None:
+    """The last night again, where its process or the whole machine was killed: it goes on where it was.
+
+    Once a run, across restarts of the watcher: it may be the run itself that gets its process killed.
+    """
     runs.interrupt_expired(db, now)
     run = runs.latest(db)
     if run is None or run.state != "interrupted" or now - (run.finished_at or now) > _DAY_SECONDS:
         return None
+    is_night = is_slot(run.key) or run.key.startswith("manual-")
     was_killed = run.reason == runs.LEASE_EXPIRED or run.reason.startswith(_KILLED)
-    return runs.resume(db, run.id, now=now) if was_killed else None
+    mark = home.runs / run.id / "taken-up"
+    if not (is_night and was_killed) or mark.exists():
+        return None
+    again = runs.resume(db, run.id, now=now)
+    if again:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        log.info("Refresh %s goes on where it was.", run.key)
+    return again
 
 
 @dataclass
@@ -98,7 +110,6 @@ class Watcher:
     since: float = field(default_factory=time.time)
     _run: Run | None = None
     _child: subprocess.Popen[bytes] | None = None
-    _taken_up: set[str] = field(default_factory=set)
 
     def tick(self, now: float | None = None) -> None:
         """One look: leave a working child alone, bury one that ended, else start what is asked for or due."""
@@ -109,22 +120,12 @@ class Watcher:
             runs.heartbeat(self.db, self._run, now=now)
             return
         self._bury("failed")
-        run = self._take_up(now) or claim_asked(self.db, self.config, now)
+        run = None if schedule.is_paused else take_up(self.db, self.home, now)
+        run = run or claim_asked(self.db, self.config, now)
         if run is None and is_readable:
             run = claim_due(self.db, schedule, self.config, now=now, since=self.since)
         if run:
             self._run, self._child = run, self._start(run)
-
-    def _take_up(self, now: float) -> Run | None:
-        """Once a run: it may be the run itself that gets its process killed."""
-        last = runs.latest(self.db)
-        if last is None or last.id in self._taken_up:
-            return None
-        run = take_up(self.db, now)
-        if run:
-            self._taken_up.add(run.id)
-            log.info("Refresh %s goes on where it was.", run.key)
-        return run
 
     def close(self) -> None:
         """Ends the child and all that it started: asked first, then killed."""
@@ -173,11 +174,14 @@ class Watcher:
             if code < 0
             else f"The training process ended with exit code {code}"
         )
-        if code < 0 and run.id not in self._taken_up:
-            state = "interrupted"
         with self.db.write():
-            if runs.get(self.db, run.id).state == "running":
+            now = runs.get(self.db, run.id)
+            if now.state == "running":
                 reason = f"{how}; its last words: {_last_words(self.home, run)}"
+                if now.cancel_requested:
+                    state = "cancelled"
+                elif code < 0:
+                    state = "interrupted"
                 runs.finish(self.db, run.id, run.fencing_token, state=state, reason=reason)
         log.info("Refresh %s is over. %s.", run.key, how)
         self._child = self._run = None
