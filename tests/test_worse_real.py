@@ -159,8 +159,8 @@ def test_six_worse_candidates_are_all_refused(trial: tuple[Court, list[RankedTur
         taught(padded(court.policy, replies)),
         taught(looping(replies)),
         taught(silent(court.policy, replies)),
-        shaken(0.03),
-        shaken(0.05),
+        shaken(0.1),
+        shaken(0.12),
     ]
     accepted = [court.verdict(model).passed for model in court.made(makers, 6, lambda rate: rate <= 0.45)]
     assert accepted == [False] * 6

@@ -92,7 +92,7 @@ def examine(
 
 def _score(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn]) -> tuple[list[Examined], float]:
     """Every ranking that says something with its scores, and the members' mean standard deviation."""
-    data = [t for t in tokenise(turns, policy.base.format) if t.pairs]
+    data = [t for t in tokenise(turns, policy.base.format, policy.base.context) if t.pairs]
     scores, raw, std = mean_scores(policy, names, [s for t in data for s in t.sequences])
     examined, at = [], 0
     for t in data:

@@ -82,9 +82,11 @@ def _may_go_on(night: Night, present: set[str]) -> bool:
     files = (night.folder / SNAPSHOT, night.folder / _BEGINNING)
     if not all(file.is_file() for file in files):
         return False
-    frozen = read_snapshot(files[0])
     is_same = json.loads(files[1].read_text()) == _beginning(night)
-    return is_same and {turn.ranking_id for turn in frozen.turns} <= present
+    used = {turn.ranking_id for turn in read_snapshot(files[0]).turns}
+    learned = night.folder / _LEARNED  # of earlier nights too, where the models went on from them
+    known = json.loads(learned.read_text()).values() if learned.is_file() else ()
+    return is_same and used.union(*known) <= present
 
 
 def _beginning(night: Night) -> dict[str, str | None]:
@@ -143,20 +145,14 @@ def fit_rewards(
     """The reward models from part A and the judge from part B, each examined on the other's part."""
     file = night.folder / _REPORTS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    before, everything = newest_accepted(night), take_snapshot(night.db)
-    learned = {}
+    before = newest_accepted(night)
+    lessons = _lessons(night, snapshot, before)
+    if (
+        night.team.is_chief
+    ):  # before anything learns: a run that is taken up again must know what it may forget
+        write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
-        seed = night.config.seed + (own == "B")
-        lesson = ensemble.warm_start(
-            _part(before.snapshot, own) if before else None,
-            _part(snapshot, own),
-            night.config,
-            seed,
-            everything=_part(everything, own),
-            learned=before.learned[own] if before else None,
-            saved_rank=ensemble.rank_of(before.folder / "judge") if before else None,
-        )
-        learned[own] = dict(lesson.learned)
+        seed, lesson = _seed(night, own), lessons[own]
         warm = before.folder if before and lesson.is_warm else None
         message = _message(name, night.config.members, len(lesson.turns), lesson.is_warm)
         night.progress.enter(name, message)
@@ -182,9 +178,28 @@ def fit_rewards(
                 write_json(file, reports)
         figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
         night.progress.log(0, figures)
-    if night.team.is_chief:
-        write_json(night.folder / _LEARNED, learned)
     return reports
+
+
+def _seed(night: Night, part: str) -> int:
+    return night.config.seed + (part == "B")
+
+
+def _lessons(night: Night, snapshot: Snapshot, before: Before | None) -> dict[str, ensemble.Lesson]:
+    """By part, what tonight's models learn from and whether they go on from those of `before`."""
+    everything = take_snapshot(night.db)
+    return {
+        part: ensemble.warm_start(
+            _part(before.snapshot, part) if before else None,
+            _part(snapshot, part),
+            night.config,
+            _seed(night, part),
+            everything=_part(everything, part),
+            learned=before.learned[part] if before else None,
+            saved_rank=ensemble.rank_of(before.folder / "judge") if before else None,
+        )
+        for part in "AB"
+    }
 
 
 def newest_accepted(night: Night) -> Before | None:

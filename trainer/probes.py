@@ -157,9 +157,9 @@ def check_probes(new: dict[str, float], old: dict[str, float]) -> list[str]:
 
     Measured on the embedded base with its 72 prompts: over four seeds no refusal, repetition 0.2 to 0.9 %.
     Two nights for brevity that went as far as the guards allow, ten nats a reply: perplexity up by 11 and
-    13 %, capability 90 % before, 90 and 92 % after, repetition none. Of 72 prompts a rate of one in ten has
-    a standard error of 5 points between two models, so 15 points are three; so are 10 of 100 items, where
-    one in ten changes hands.
+    13 %, capability 90 % before, 90 and 92 % after. Of 72 prompts a rate of one in ten has a standard error
+    of 5 points between two models, so 15 points are three; so are 10 of 100 items, where one in ten changes
+    hands.
 
     A figure that a side lacks, for want of room in a short context, vetoes nothing.
     """

@@ -117,7 +117,7 @@ def score_file(
     names = [f"reward-{i}" for i in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         policy.load(name, folder, with_head=True)
-    sequences = [s for t in tokenise(turns, base.format) for s in t.sequences]
+    sequences = [s for t in tokenise(turns, base.format, base.context) for s in t.sequences]
     scores, _, spread = mean_scores(policy, names, sequences)
     found, at = [], 0
     for turn in turns:
@@ -195,7 +195,11 @@ def read_parts(
 def _reference(base: Base, turns: Sequence[RankedTurn], seed: int) -> list[Reply]:
     """The replies of some of the rankings."""
     some = random.Random(seed).sample(turns, min(len(turns), _REFERENCE_RANKINGS))
-    return [Reply([], ids, finished=True) for t in tokenise(some, base.format) for ids in t.sequences]
+    return [
+        Reply([], ids, finished=True)
+        for t in tokenise(some, base.format, base.context)
+        for ids in t.sequences
+    ]
 
 
 @contextmanager
