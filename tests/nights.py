@@ -3,7 +3,8 @@
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,23 @@ _FIRST_ID = 3000
 """Three parts in four let a tiny night win as clearly as this one; a test must not hang on the dice."""
 
 
+@contextmanager
+def known_conversations(first: int) -> Iterator[None]:
+    """Conversations begun meanwhile are numbered from `first` on.
+
+    Which of them only measure hangs on their ids: the same ids make the same parts every time.
+    """
+    ids = (f"01900000-0000-7000-8000-{n:012d}" for n in itertools.count(first))
+    with patch("data.conversations.new_id", side_effect=ids):
+        yield
+
+
 def rank_by_taste(db: Database, engine: Engine, *, count: int = 100) -> None:
     """`count` turns of what serves, each with four replies, ranked by raters who like r."""
     random.seed(0)  # the seeds of the replies
     there = len(db.query("SELECT 1 FROM conversations"))
-    ids = (f"01900000-0000-7000-8000-{n:012d}" for n in itertools.count(_FIRST_ID + there))
     turns = Turns(db, engine, max_new_tokens=24)
-    # The parts A and B hang on a conversation's id: the same ids make the same night every time.
-    with patch("data.conversations.new_id", side_effect=ids):
+    with known_conversations(_FIRST_ID + there):
         simulate(db, turns, taste=likes_r, turns_count=count, replies=4, noise=0.0, prompts=PRACTICE)
 
 
