@@ -5,6 +5,7 @@ command that prints a line of JSON. Its result is kept under a name in a JSON fi
 where the first one ended.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -15,6 +16,19 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options that both benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", help="base model: a directory or a hub id; the embedded default if left out"
+    )
+    parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
+    parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
+    return parser
 
 
 def measured(cache: Path, name: str, command: Sequence[str]) -> Result:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from peers import Result, figure, measured, ratio, table
+from peers import Result, figure, measured, options, ratio, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model, pick_device, pick_dtype
@@ -43,15 +43,8 @@ SIDES = {"ours": "ours", "trl-lora": "TRL, LoRA value model", "trl-full": "TRL, 
 
 def main() -> None:
     """Write the prompts down, measure each side in both precisions, print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", help="base model: a directory or a hub id; the embedded default if left out"
-    )
-    parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
+    parser = options(__doc__)
     parser.add_argument("--sides", default=",".join(SIDES), help="which sides to measure")
-    parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
     parser.add_argument("--quick", action="store_true", help="two updates a side instead of four")
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "benchmarks" / "ppo.json")
     parser.add_argument(

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peers import Result, figure, measured, ratio, table
+from peers import Result, figure, measured, options, ratio, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import pick_device, pick_dtype
@@ -67,15 +67,8 @@ class Job:
 
 def main() -> None:
     """Write the data down, measure each side, print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", help="base model: a directory or a hub id; the embedded default if left out"
-    )
-    parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
+    parser = options(__doc__)
     parser.add_argument("--sides", default="ours,trl", help="which sides to measure")
-    parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
     parser.add_argument("--quick", action="store_true", help="fewer rankings")
     parser.add_argument("--accuracy", action="store_true", help="compare what is learned instead of the time")
     parser.add_argument("--data", type=Path, nargs="+", default=PAIRS, help="files of pairs to train on")

@@ -19,9 +19,10 @@ from tests.learners import CPU, ranked, some_replies
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.ensemble import (
+    JUDGE,
     bootstrap_turns,
     fit,
-    fit_judge,
+    fit_one,
     members_of,
     pessimistic,
     rank_of,
@@ -176,8 +177,9 @@ def test_the_judge_is_trained_and_found_again_like_a_member(tiny_base: Base, tmp
     found = []
     for turns in (some_turns(6), []):
         policy = a_policy(tiny_base)
-        fit_judge(
+        fit_one(
             policy,
+            JUDGE,
             turns,
             CONFIG,
             folder=tmp_path,

@@ -170,33 +170,6 @@ def fit(
         )
 
 
-def fit_judge(
-    policy: Policy,
-    turns: Sequence[RankedTurn],
-    config: RefreshConfig,
-    *,
-    folder: Path,
-    reference: Sequence[Reply],
-    warm: Path | None,
-    seed: int,
-    tell: Tell,
-    team: Team = SOLO,
-) -> None:
-    """Train the judge as `fit` trains a member."""
-    fit_one(
-        policy,
-        JUDGE,
-        turns,
-        config,
-        folder=folder,
-        reference=reference,
-        warm=warm,
-        seed=seed,
-        tell=tell,
-        team=team,
-    )
-
-
 def fit_one(
     policy: Policy,
     name: str,

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,20 +148,18 @@ def fit_rewards(
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
     before = newest_accepted(night)
     lessons = _lessons(night, snapshot, before)
-    if (
-        night.team.is_chief
-    ):  # before anything learns: a run that is taken up again must know what it may forget
+    if night.team.is_chief:  # before anything learns: a run taken up again must know what it may forget
         write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
         seed, lesson = _seed(night, own), lessons[own]
         warm = before.folder if before and lesson.is_warm else None
         message = _message(name, night.config.members, len(lesson.turns), lesson.is_warm)
         night.progress.enter(name, message)
-        fit = ensemble.fit if name == "reward" else ensemble.fit_judge
+        fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=ensemble.JUDGE)
         fit(
             policy,
-            lesson.turns,
-            night.config,
+            turns=lesson.turns,
+            config=night.config,
             folder=night.folder,
             reference=reference,
             warm=warm,
