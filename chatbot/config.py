@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from data.errors import Refused
 
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
@@ -25,6 +26,9 @@ class ServeConfig:
     four_bit: Annotated[bool, "Load the model in 4 bits (NF4, bitsandbytes): a quarter of the memory."] = (
         False
     )
+    precision: Annotated[
+        str, "float32, bfloat16, int8 (CPUs only), or auto: what a short measurement finds to be the fastest."
+    ] = "auto"
     replies: Annotated[int, "How many replies a turn shows at first, 1 to 9; each person can change it."] = 4
     max_new_tokens: Annotated[
         int, "The longest reply in tokens; 0 chooses 128 on a CPU and 256 on a GPU."
@@ -40,6 +44,10 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise Refused(f"Port {self.port!r} is out of range - use a number from 0 to 65535.")
+        if self.precision not in PRECISIONS:
+            raise Refused(f"Precision {self.precision!r} is unknown - use one of {', '.join(PRECISIONS)}.")
+        if self.four_bit and self.precision == "int8":
+            raise Refused("--four-bit and --precision int8 are two ways to one end - choose one.")
         if not 1 <= self.replies <= 9:
             raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
         if self.max_new_tokens < 0 or self.threads < 0:

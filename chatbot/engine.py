@@ -1,29 +1,32 @@
-"""What runs next: requests come in from any thread, one thread decodes, replies stream out.
+"""The engine in this process: requests come in from any thread, one thread decodes, replies stream out.
 
-A round of the loop is: admit what waits, step every batch, let go of what ended. Requests that wait
-together and want the same version are prefilled and decoded as one batch; those that come later form the
-next batch, and batches take turns step by step, so nobody waits for a stranger's long reply.
+A round of its loop is: decide who is let in (scheduler.py), do one step of each version's rows (runner.py),
+record what came of it (generation.py). Requests join and leave at any step.
 
-Versions: each is a merged model of its own, built in the caller's thread beside the one that serves. `serve`
-moves a pointer. A request keeps the version it was admitted with; a version nobody uses is let go.
+Versions: each has weights and a runner of its own. They are built in the caller's thread beside those that
+serve; `serve` moves a pointer. A request keeps the version it was admitted with; a version nobody uses is
+let go.
 """
 
 import logging
 import random
 import threading
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.chatformat import Messages
-from chatbot.decoding import Decoding
-from chatbot.generation import Generation
-from chatbot.models import merged_model, pick_device, pick_dtype
+from chatbot.generation import Generation, Kind
+from chatbot.kernels import Format
+from chatbot.llama import Llama
+from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
+from chatbot.padded import AnyModel
+from chatbot.prefixes import Prefixes
+from chatbot.runner import Runner, prepare, runner_for
+from chatbot.scheduler import Scheduler
 from data.errors import Busy, NotFound, Refused
 from data.records import BASE_VERSION, Sampling
 
@@ -31,23 +34,17 @@ log = logging.getLogger(__name__)
 
 MAX_REPLIES = 9
 _LEAST_ROOM_FOR_PROMPT = 64
-_GATHER_SECONDS = 0.002
+_KEPT_BYTES = 256 * 2**20
+"""Of keys and values that each version remembers for the next turns of conversations."""
 
 
 @dataclass
 class _Loaded:
     """A version in memory. `users` counts requests admitted and not yet ended."""
 
-    model: PreTrainedModel
+    weights: Llama | AnyModel
+    runner: Runner
     users: int = 0
-
-
-@dataclass
-class _Running:
-    """Requests decoded together."""
-
-    decoding: Decoding
-    generations: list[Generation] = field(default_factory=list)
 
 
 class Engine:
@@ -62,19 +59,26 @@ class Engine:
         max_waiting: int = 32,
         max_rows: int = 64,
     ) -> None:
-        """`max_waiting` requests may queue before Busy; at most `max_rows` replies are decoded at a time."""
+        """`precision` is a format of kernels.py, or `auto`: bfloat16 where the hardware has it.
+
+        `max_waiting` requests may queue before Busy; at most `max_rows` replies are decoded at a time.
+        """
         self.base = base
         self.four_bit = four_bit
         self.device = pick_device()
-        self.dtype = pick_dtype(precision, self.device)
-        self.max_waiting = max_waiting
-        self._max_rows = max_rows
+        if precision == "int8" and self.device.type != "cpu":
+            raise Refused("int8 is a format of CPUs - use bfloat16 on this device.")
+        self.dtype = pick_dtype("bfloat16" if precision == "int8" else precision, self.device)
+        self.form: Format = "int8" if precision == "int8" else _FORMATS[self.dtype]
+        self.follow: Callable[[Generation], None] = lambda generation: None
+        """Hears of every request that was accepted."""
+        self.threads = torch.get_num_threads()
+        """CPU threads of a step, from the next one on."""
         self._lock = threading.Condition()
+        self._scheduler = Scheduler(max_waiting, max_rows)
         self._versions: dict[str, _Loaded] = {}
         self._serving = BASE_VERSION
         self._retired: set[str] = set()  # once served, now superseded: let go when unused
-        self._waiting: deque[Generation] = deque()
-        self._running: list[_Running] = []
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -95,6 +99,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def max_waiting(self) -> int:
+        """Requests that may queue before Busy."""
+        return self._scheduler.max_waiting
+
+    @property
     def is_ready(self) -> bool:
         return self._thread is not None and self._thread.is_alive() and not self._closing
 
@@ -108,13 +117,12 @@ class Engine:
         sampling: Sampling | None = None,
         seeds: Sequence[int] | None = None,
         version: str | None = None,
+        person: str | None = None,
+        kind: Kind = "chat",
+        stop: Sequence[str] = (),
+        deadline: float | None = None,
     ) -> Generation:
-        """Queue `messages` for `replies` replies and return at once.
-
-        `version` None is what serves at this moment; `seeds`, one a reply, are drawn where not given.
-        Raises Refused for a prompt that cannot fit or a count out of range, NotFound for a version not
-        loaded, Busy where the queue is full.
-        """
+        """Queue `messages` for `replies` replies and return at once: see interface.py."""
         sampling = sampling or Sampling()
         if not 1 <= replies <= MAX_REPLIES:
             raise Refused(f"{replies!r} replies were asked for - use 1 to {MAX_REPLIES}.")
@@ -130,29 +138,38 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise Busy("The server is shutting down - try again in a moment.")
-            if len(self._waiting) >= self.max_waiting:
-                raise Busy(f"{len(self._waiting)} requests are waiting already - try again in a moment.")
             name = version or self._serving
             if name not in self._versions:
                 raise NotFound(f"Version {name!r} is not loaded here - load it first.")
-            self._versions[name].users += 1
             generation = Generation(
-                self.base.format, self.position_of, fitted.ids, fitted.dropped, name, sampling, seeds
+                self.base.format,
+                self.position_of,
+                fitted.ids,
+                fitted.dropped,
+                name,
+                sampling,
+                seeds,
+                person=person,
+                kind=kind,
+                stop=stop,
+                deadline=deadline,
             )
-            self._waiting.append(generation)
+            self._scheduler.add(generation)
+            self._versions[name].users += 1
             self._lock.notify_all()
+        self.follow(generation)
         return generation
 
     def position_of(self, generation: Generation) -> int:
         """How many waiting requests come up to and with `generation`; 0 once it runs."""
         with self._lock:
-            return self._waiting.index(generation) + 1 if generation in self._waiting else 0
+            return self._scheduler.position_of(generation)
 
     @property
     def load_now(self) -> tuple[int, int]:
         """Requests running and waiting."""
         with self._lock:
-            return sum(len(batch.generations) for batch in self._running), len(self._waiting)
+            return len(self._scheduler.running), self._scheduler.waiting
 
     # Versions
 
@@ -175,14 +192,22 @@ class Engine:
             self._retired.discard(name)  # wanted again: it stays until served or unloaded
             if name in self._versions:
                 return
-        model = merged_model(self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit)
+        with on_one_thread():
+            model = merged_model(
+                self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
+            )
+            weights = prepare(model, self.form)
         with self._lock:
-            self._versions.setdefault(name, _Loaded(model))
+            self._versions.setdefault(name, _Loaded(weights, self._runner(weights)))
 
-    def model_of(self, name: str) -> PreTrainedModel:
-        """The merged model of a loaded version, to compare its log-probabilities with its manifest."""
+    def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
+        """Of ids[reply_start:], in nats a token: to compare what a version computes with its manifest."""
         with self._lock:
-            return self._versions[name].model
+            if version not in self._versions:
+                raise NotFound(f"Version {version!r} is not loaded here - load it first.")
+            weights = self._versions[version].weights
+        with on_one_thread():
+            return float(weights.logprobs(ids, reply_start).mean())
 
     def serve(self, name: str) -> None:
         """New requests are answered by `name` from now on. Others are let go when their last request ends."""
@@ -205,77 +230,56 @@ class Engine:
             del self._versions[name]
             self._retired.remove(name)
 
-    # The loop: admit, step, let go
+    # The loop: decide, do, record
 
     def _loop(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._closing or self._waiting or self._running)
-                if not self._running:  # those who ask at the same moment share a prefill
-                    self._lock.wait_for(lambda: self._closing, _GATHER_SECONDS)
+                self._lock.wait_for(lambda: self._closing or self._scheduler.requests or self._busy())
                 if self._closing:
                     break
-                self._admit()
-            for batch in list(self._running):
-                self._step(batch)
-                self._let_go(batch)
+                self._let_go()
+                while (request := self._scheduler.next()) is not None:
+                    self._versions[request.version].runner.add(request)
+                busy = self._busy()
+            if self.threads != torch.get_num_threads():
+                torch.set_num_threads(self.threads)
+            for loaded in busy:
+                self._step(loaded)
         self._interrupt_all()
 
-    def _admit(self) -> None:
-        """Start everything that waits and fits, one batch for each version."""
-        free = self._max_rows - sum(batch.decoding.width for batch in self._running)
-        chosen: dict[str, list[Generation]] = {}
-        while self._waiting and (len(self._waiting[0].rows) <= free or not (self._running or chosen)):
-            generation = self._waiting.popleft()
-            if generation.is_done:  # stopped while it waited
-                self._versions[generation.version].users -= 1
-                continue
-            free -= len(generation.rows)
-            chosen.setdefault(generation.version, []).append(generation)
-        self._forget_unused()
-        for version, generations in chosen.items():
-            decoding = Decoding(
-                self._versions[version].model,
-                [g.prompt for g in generations],
-                [g.rows for g in generations],
-                [g.sampling for g in generations],
-                self.base.format.end_of_turn,
-            )
-            self._running.append(_Running(decoding, generations))
+    def _busy(self) -> list[_Loaded]:
+        """The versions that have rows."""
+        return [loaded for loaded in self._versions.values() if not loaded.runner.is_idle]
 
-    def _step(self, batch: _Running) -> None:
+    def _step(self, loaded: _Loaded) -> None:
+        """One token for each of a version's rows."""
+        theirs = [r for r in self._scheduler.running if self._versions.get(r.version) is loaded]
         try:
-            batch.decoding.step()
+            loaded.runner.step()
         except Exception:
-            # One broken batch must not take the server down: its replies end as failed, the rest goes on.
-            log.exception("A batch of %d replies failed.", batch.decoding.width)
-            for generation in batch.generations:
-                generation.stop("failed")
-        for generation in batch.generations:
-            generation.notice()
+            # A broken step must not take the server down: its replies end as failed, the rest goes on.
+            log.exception("A step of %d replies failed.", loaded.runner.width)
+            loaded.runner = self._runner(loaded.weights)
+            for request in theirs:
+                request.stop("failed")
+        for request in theirs:
+            request.notice()
 
-    def _let_go(self, batch: _Running) -> None:
-        ended = [g for g in batch.generations if g.is_done]
-        if not ended:
-            return
-        with self._lock:
-            for generation in ended:
-                batch.generations.remove(generation)
-                self._versions[generation.version].users -= 1
-            if not batch.generations:
-                self._running.remove(batch)
-            self._forget_unused()
+    def _runner(self, weights: Llama | AnyModel) -> Runner:
+        return runner_for(weights, self.base.format.end_of_turn, keep=Prefixes(_KEPT_BYTES))
+
+    def _let_go(self) -> None:
+        """Forget the requests that ended, and the versions that only they used."""
+        for request in self._scheduler.let_go():
+            self._versions[request.version].users -= 1
+        self._forget_unused()
 
     def _interrupt_all(self) -> None:
         with self._lock:
-            left = [g for batch in self._running for g in batch.generations] + list(self._waiting)
-            self._running.clear()
-            self._waiting.clear()
-        for generation in left:
-            generation.stop("interrupted")
+            for request in self._scheduler.requests:
+                request.stop("interrupted")
+            self._let_go()
 
 
-def set_threads(threads: int) -> None:
-    """How many cores one forward pass may use; 0 leaves torch's choice."""
-    if threads:
-        torch.set_num_threads(threads)
+_FORMATS: dict[torch.dtype, Format] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

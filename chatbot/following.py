@@ -9,13 +9,10 @@ import logging
 import threading
 import time
 
-import torch
-from transformers import PreTrainedModel
-
 from chatbot import adapters
-from chatbot.engine import Engine
-from chatbot.manifest import MANIFEST, Canary, Manifest, hash_file
-from chatbot.models import TokenBatch, logits_of
+from chatbot.canary import nats_off, tolerance
+from chatbot.interface import AnyEngine
+from chatbot.manifest import MANIFEST, Manifest, hash_file
 from data import versions
 from data.database import Database
 from data.errors import Problem, Refused
@@ -24,17 +21,6 @@ from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
 
-CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08}
-"""Largest difference of a reply token's log-probability, in nats, between manifest and own build, as the mean
-over the tokens of all canaries. The bfloat16 bound is measured: three versions of the embedded model differ
-by at most 0.034, in four bits by 0.039; with the base in their place by at least 0.23. One short reply alone
-may differ by 0.9."""
-
-OTHER_FORMAT_TOLERANCE = 1.0
-"""The same where only one of the two builds is in four bits. NF4 itself moves the embedded model by 0.31 to
-0.66 nats a token, as far as some versions lie from their base: this bound finds what is broken, not what is
-another version; that is left to the hashes."""
-
 RETRY_SECONDS = 30.0
 """A version that could not be loaded is tried again after this: memory or a disk may have been short."""
 
@@ -42,7 +28,7 @@ RETRY_SECONDS = 30.0
 class Follower:
     """Keeps an engine serving what the database says."""
 
-    def __init__(self, db: Database, home: Home, engine: Engine, *, interval: float = 0.5) -> None:
+    def __init__(self, db: Database, home: Home, engine: AnyEngine, *, interval: float = 0.5) -> None:
         self._db = db
         self._home = home
         self._engine = engine
@@ -99,7 +85,7 @@ class Follower:
                 log.exception("Looking for a new version failed; trying again.")
 
 
-def load_verified(db: Database, home: Home, engine: Engine, name: str) -> None:
+def load_verified(db: Database, home: Home, engine: AnyEngine, name: str) -> None:
     """Load version `name` into `engine` after checking its files and what it computes.
 
     Raises NotFound for an unknown version and Refused for a damaged one or one of another base.
@@ -123,28 +109,15 @@ def load_verified(db: Database, home: Home, engine: Engine, name: str) -> None:
         raise
 
 
-@torch.inference_mode()
-def _check_canary(engine: Engine, name: str, manifest: Manifest) -> None:
+def _check_canary(engine: AnyEngine, name: str, manifest: Manifest) -> None:
     """Raises Refused where the version computes something else here than in the trainer's build."""
     if not manifest.canary:
         return
-    model = engine.model_of(name)
-    tokens = [len(canary["ids"]) - canary["reply_start"] for canary in manifest.canary]
-    off = [abs(_logprob(model, canary) - canary["logprob"]) for canary in manifest.canary]
-    is_same_format = manifest.canary[0].get("four_bit", False) == engine.four_bit
-    tolerance = CANARY_TOLERANCE[engine.dtype] if is_same_format else OTHER_FORMAT_TOLERANCE
-    mean = sum(n * nats for n, nats in zip(tokens, off, strict=True)) / sum(tokens)
-    if not mean <= tolerance:  # nor for a nan
+    logprobs = [engine.mean_logprob(name, canary["ids"], canary["reply_start"]) for canary in manifest.canary]
+    off = nats_off(manifest.canary, logprobs)
+    may_be = tolerance(manifest.canary, engine.dtype, four_bit=engine.four_bit)
+    if not off <= may_be:  # nor for a nan
         raise Refused(
             f"Version {name!r} computes other log-probabilities here than where it was trained "
-            f"({mean:.4f} nats a token off; {tolerance} may be) - train it again on this machine."
+            f"({off:.4f} nats a token off; {may_be} may be) - train it again on this machine."
         )
-
-
-def _logprob(model: PreTrainedModel, canary: Canary) -> float:
-    """The mean log-probability of the tokens of a canary's reply."""
-    ids, start = canary["ids"], canary["reply_start"]
-    batch = TokenBatch.of([ids[:-1]], model.device)
-    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-    logprobs = torch.log_softmax(logits_of(model, hidden[0, start - 1 :]), dim=-1)
-    return float(logprobs.gather(1, torch.tensor(ids[start:], device=model.device)[:, None]).mean())

@@ -6,10 +6,15 @@ Made by the engine, which fills the rows from its own thread; read and stopped f
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 from chatbot.chatformat import ChatFormat
-from chatbot.decoding import Row
+from chatbot.sampling import Row
 from data.records import FinishReason, Sampling
+
+Kind = Literal["chat", "api", "review", "rollout"]
+"""What a request is for, the most urgent first."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class ReplyStream:
@@ -34,8 +39,14 @@ class ReplyStream:
         return len(self._row.token_ids)
 
     @property
+    def logprobs(self) -> list[float]:
+        """Natural logarithm of each token's probability under the model itself, at temperature 1."""
+        return list(self._row.logprobs)
+
+    @property
     def text(self) -> str:
-        return self._generation.decode(self.token_ids)
+        """What is written so far; where a stop text came up, what stands before it."""
+        return self._generation.text_of(self._row)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -58,6 +69,11 @@ class Generation:
         version: str,
         sampling: Sampling,
         seeds: Sequence[int],
+        *,
+        person: str | None = None,
+        kind: Kind = "chat",
+        stop: Sequence[str] = (),
+        deadline: float | None = None,
     ) -> None:
         self._chat = chat
         self._position_of = position_of
@@ -67,7 +83,11 @@ class Generation:
         """How many of the oldest messages were left out to fit the context."""
         self.version = version
         self.sampling = sampling
+        self.person = person
+        self.kind: Kind = kind
+        self._stop = stop
         self.submitted_at = time.monotonic()
+        self._deadline = None if deadline is None else self.submitted_at + deadline
         self.rows = [Row(seed) for seed in seeds]
         self.replies = tuple(ReplyStream(self, row) for row in self.rows)
 
@@ -80,9 +100,16 @@ class Generation:
         """How many requests are served before this one; 0 once it runs."""
         return self._position_of(self)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of reply tokens."""
-        return self._chat.decode(ids)
+    @property
+    def width(self) -> int:
+        """Replies that have not ended."""
+        return sum(row.finish_reason is None for row in self.rows)
+
+    def text_of(self, row: Row) -> str:
+        """The text of a row up to the first stop text."""
+        text = self._chat.decode(list(row.token_ids))
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        return text[: min(found)] if found else text
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until every reply has ended; False where `timeout` seconds passed first."""
@@ -102,10 +129,17 @@ class Generation:
             self._changed.notify_all()
 
     def notice(self) -> None:
-        """After a step: note first tokens, wake who waits."""
+        """After a step: note first tokens, end what met a stop text or its deadline, wake who waits."""
+        now = time.monotonic()
         for reply in self.replies:
             if reply.first_token_at is None and reply.tokens:
-                reply.first_token_at = time.monotonic()
+                reply.first_token_at = now
+        for row in self.rows if self._stop else ():
+            text = self._chat.decode(list(row.token_ids))
+            if row.finish_reason is None and any(stop in text for stop in self._stop):
+                self.finish(row, "stop")
+        if self._deadline is not None and now > self._deadline:
+            self.stop()
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()

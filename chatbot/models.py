@@ -6,7 +6,8 @@ an unmerge does not give back the same bits. A base in four bits is not merged i
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -96,6 +97,22 @@ def merge_layer(
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """W + scale * B A, summed in float32 so that a small delta is rounded once, together with its weight."""
     return weight.float() + scale * (b.float() @ a.float())
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Compute without a pool of threads: for what is done beside an engine that decodes.
+
+    OpenMP has a pool for each thread that computes in parallel. Where these are more than there are cores,
+    none of them spins while it waits, and each step of the engine takes nearly twice as long; for ever, since
+    a pool stays as long as its thread does.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 
 from chatbot.basemodel import load_base
-from chatbot.chatformat import Messages
 from chatbot.config import ServeConfig
-from chatbot.engine import Engine, set_threads
+from chatbot.engine import Engine
 from chatbot.following import Follower
-from chatbot.generation import Generation
 from chatbot.metrics import Metrics
+from chatbot.precision import choose
+from chatbot.sharing import Sharing
 from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
-from data.records import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -29,37 +27,20 @@ TRAINER_PAUSE_SECONDS = 5.0
 TRAINER_GRACE_SECONDS = 5.0
 
 
-class MeasuredEngine(Engine):
-    """The engine, with every request's times noted for /metrics."""
-
-    metrics: Metrics | None = None
-
-    def submit(
-        self,
-        messages: Messages,
-        *,
-        replies: int = 1,
-        sampling: Sampling | None = None,
-        seeds: Sequence[int] | None = None,
-        version: str | None = None,
-    ) -> Generation:
-        generation = super().submit(
-            messages, replies=replies, sampling=sampling, seeds=seeds, version=version
-        )
-        if self.metrics:
-            self.metrics.follow(generation)
-        return generation
-
-
 class Serving:
     """All that runs behind the pages. `close` ends it in order and within seconds."""
 
     def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:
         """Load the model and begin to answer. Raises Problem where the model cannot be had."""
-        set_threads(config.threads)
-        self.engine = MeasuredEngine(load_base(config.model, home), four_bit=config.four_bit)
-        self.engine.metrics = metrics
+        base = load_base(config.model, home)
+        is_open = config.precision == "auto" and not config.four_bit
+        precision = choose(base, home) if is_open else config.precision
+        self.engine = Engine(base, precision=precision, four_bit=config.four_bit)
+        self.engine.follow = metrics.follow
         self.engine.start()
+        self.sharing = Sharing(db, self.engine, config.threads)
+        self.sharing.share_once()
+        self.sharing.start()
         self.turns = Turns(db, self.engine, max_new_tokens=config.max_new_tokens or None)
         self.follower = Follower(db, home, self.engine)
         self.follower.follow_once()  # the first answer already comes from the version that serves
@@ -73,6 +54,7 @@ class Serving:
         self.engine.close()
         self.turns.close()
         self.follower.close()
+        self.sharing.close()
         if self.trainer:
             self.trainer.close()
 

@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass
 
 from chatbot.chatformat import MAX_CHARACTERS
-from chatbot.engine import MAX_REPLIES, Engine
+from chatbot.engine import MAX_REPLIES
 from chatbot.generation import Generation, ReplyStream
+from chatbot.interface import AnyEngine
 from data import conversations, rankings
 from data.database import Database
 from data.errors import NotFound, Refused
@@ -106,7 +107,7 @@ class LiveTurn:
 class Turns:
     """Sends turns through one engine and remembers those being written."""
 
-    def __init__(self, db: Database, engine: Engine, *, max_new_tokens: int | None = None) -> None:
+    def __init__(self, db: Database, engine: AnyEngine, *, max_new_tokens: int | None = None) -> None:
         self._db = db
         self._engine = engine
         self.sampling = Sampling(
@@ -118,7 +119,7 @@ class Turns:
         self._live: dict[str, LiveTurn] = {}
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         return self._engine
 
     def send(
@@ -218,7 +219,13 @@ class Turns:
             {"role": message.role, "content": message.content}
             for message in conversations.path_to(self._db, turn.id)
         ]
-        generation = self._engine.submit(messages, replies=replies, sampling=sampling, seeds=seeds)
+        generation = self._engine.submit(
+            messages,
+            replies=replies,
+            sampling=sampling,
+            seeds=seeds,
+            person=person.id if person.kind == "human" else None,  # simulated raters have all of the queue
+        )
         try:
             rows = conversations.start_replies(self._db, turn.id, generation.version, sampling, seeds)
         except Exception:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from chatbot.basemodel import Base
-from chatbot.decoding import Decoding
 from chatbot.engine import Engine
 from chatbot.generation import Generation
+from chatbot.runner import LlamaRunner
 from data.errors import Busy, NotFound, Refused
 from data.records import Sampling
 from tests.adapter_files import write_adapter
@@ -38,13 +38,13 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
     """Asks for a reply that outlasts the test unless it is stopped: each of its 900 steps takes a while."""
-    step = Decoding.step
+    step = LlamaRunner.step
 
-    def slow_step(self: Decoding) -> None:
+    def slow_step(self: LlamaRunner) -> None:
         time.sleep(0.01)
         step(self)
 
-    monkeypatch.setattr(Decoding, "step", slow_step)
+    monkeypatch.setattr(LlamaRunner, "step", slow_step)
     return lambda engine: engine.submit(HELLO, sampling=LONG)
 
 
@@ -93,21 +93,24 @@ def test_several_people_at_once_are_each_answered(engine: Engine) -> None:
     assert answers == [wanted] * 32
 
 
-def test_those_who_ask_at_the_same_moment_share_a_batch(
+def test_a_request_joins_those_under_way_and_all_share_each_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    prefill = Decoding._prefill
+    widths: list[int] = []
+    step = LlamaRunner.step
 
-    def noted(self: Decoding) -> None:
-        sizes.append(self.width)
-        prefill(self)
+    def noted(self: LlamaRunner) -> None:
+        widths.append(self.width)
+        time.sleep(0.01)
+        step(self)
 
-    monkeypatch.setattr(Decoding, "_prefill", noted)
-    monkeypatch.setattr("chatbot.engine._GATHER_SECONDS", 0.2)
-    for generation in [engine.submit(HELLO, replies=2, sampling=GREEDY) for _ in range(4)]:
-        done(generation)
-    assert sizes == [8]
+    monkeypatch.setattr(LlamaRunner, "step", noted)
+    first = engine.submit(HELLO, replies=2, sampling=Sampling(temperature=0, max_new_tokens=60))
+    until(lambda: first.replies[0].tokens > 3)
+    second = engine.submit(HELLO, replies=3, sampling=GREEDY)
+    assert done(second).is_done and not first.is_done
+    done(first)
+    assert max(widths) == 5 and len(widths) <= 62
 
 
 def test_the_oldest_turns_are_left_out_where_the_context_is_full(engine: Engine) -> None:
@@ -203,7 +206,7 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(Decoding, "_prefill", lambda self: 1 / 0)
+        broken.setattr(LlamaRunner, "step", lambda self: 1 / 0)
         failed = done(engine.submit(HELLO, replies=2))
     assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
@@ -214,6 +217,60 @@ def test_the_time_of_the_first_token_is_noted(engine: Engine) -> None:
     generation = done(engine.submit(HELLO, sampling=GREEDY))
     first = generation.replies[0].first_token_at
     assert first is not None and generation.submitted_at < first <= time.monotonic()
+
+
+def test_a_stop_text_ends_a_reply_before_it(engine: Engine) -> None:
+    whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0]
+    stop = whole.text[5:8]
+    cut = done(engine.submit(HELLO, sampling=GREEDY, stop=["never said", stop])).replies[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert (cut.finish_reason, whole.finish_reason) == ("stop", "length")
+    assert cut.tokens < whole.tokens
+
+
+def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) -> None:
+    generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=0.3)
+    done(generation)
+    assert [reply.finish_reason for reply in generation.replies] == ["cancelled"] * 2
+    assert 0 < generation.replies[0].tokens < 900
+    in_time = done(engine.submit(HELLO, sampling=GREEDY, deadline=60))
+    assert in_time.replies[0].finish_reason == "length"
+
+
+def test_each_token_comes_with_its_log_probability(engine: Engine) -> None:
+    generation = done(engine.submit(HELLO, seeds=[4], sampling=Sampling(max_new_tokens=20)))
+    [reply] = generation.replies
+    mean = engine.mean_logprob("base", [*generation.prompt, *reply.token_ids], len(generation.prompt))
+    assert len(reply.logprobs) == reply.tokens
+    assert sum(reply.logprobs) / reply.tokens == pytest.approx(mean, abs=1e-4)
+
+
+def test_the_next_turn_of_a_conversation_is_answered_as_if_it_were_read_anew(
+    engine: Engine, tiny_base: Base
+) -> None:
+    first = done(engine.submit(HELLO, replies=3, sampling=GREEDY))
+    said = {"role": "assistant", "content": first.replies[1].text}
+    following = [*HELLO, said, {"role": "user", "content": "And then?"}]
+    again = done(engine.submit(following, sampling=GREEDY))
+    fresh = Engine(tiny_base, precision="float32")
+    fresh.start()
+    assert again.replies[0].token_ids == done(fresh.submit(following, sampling=GREEDY)).replies[0].token_ids
+    fresh.close()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_an_engine_of_fewer_bits_says_nearly_the_same(
+    tiny_base: Base, engine: Engine, precision: str
+) -> None:
+    fewer = Engine(tiny_base, precision=precision)
+    fewer.start()
+    generation = done(engine.submit(HELLO, seeds=[1], sampling=Sampling(max_new_tokens=40)))
+    ids, start = [*generation.prompt, *generation.replies[0].token_ids], len(generation.prompt)
+    assert fewer.mean_logprob("base", ids, start) == pytest.approx(
+        engine.mean_logprob("base", ids, start), abs=0.1
+    )
+    assert done(fewer.submit(HELLO, replies=9, sampling=GREEDY)).replies[8].tokens == 16
+    fewer.close()
 
 
 def test_a_request_keeps_its_version_while_another_begins_to_serve(

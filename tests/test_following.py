@@ -11,8 +11,9 @@ import pytest
 
 from chatbot import adapters, following
 from chatbot.basemodel import Base, load_base
+from chatbot.canary import CANARY_TOLERANCE
 from chatbot.engine import Engine
-from chatbot.following import CANARY_TOLERANCE, Follower, load_verified
+from chatbot.following import Follower, load_verified
 from chatbot.manifest import MANIFEST, Canary
 from data import versions
 from data.database import Database

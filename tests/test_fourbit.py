@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
 from chatbot.config import ServeConfig
@@ -15,6 +16,7 @@ from chatbot.following import load_verified
 from chatbot.fourbit import Beside, is_four_bit, set_packing
 from chatbot.manifest import read_manifest
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model
+from chatbot.padded import AnyModel
 from chatbot.policy import Policy
 from chatbot.serving import trainer_command
 from data import runs
@@ -208,13 +210,20 @@ def test_a_packed_copy_says_what_an_unpacked_one_says(wide_base: Base) -> None:
     assert not any(hasattr(x.weight.quant_state, "packing_format_for_cpu") for x in linear_layers(plain))
 
 
+def the_model(engine: Engine, version: str) -> PreTrainedModel:
+    """What decodes it: transformers itself, since nothing can be merged into four bits."""
+    weights = engine._versions[version].weights
+    assert isinstance(weights, AnyModel)
+    return weights.model
+
+
 def test_an_engine_in_four_bits_answers(wide_base: Base) -> None:
     engine = Engine(wide_base, precision="float32", four_bit=True)
     engine.start()
     ask = [{"role": "user", "content": "Hello there."}]
     generation = engine.submit(ask, sampling=Sampling(temperature=0, max_new_tokens=8))
     assert generation.wait(60) and generation.replies[0].tokens > 0
-    assert linear_layers(engine.model_of("base"))
+    assert linear_layers(the_model(engine, "base"))
     engine.close()
 
 
@@ -242,7 +251,7 @@ def test_a_night_in_four_bits_publishes_what_a_four_bit_server_loads(
     assert all(canary["four_bit"] for canary in read_manifest(home.adapters / "v000001").canary)
     engine = Engine(tiny_base, precision="float32", four_bit=True)  # not started: it loads and compares
     load_verified(ranked, home, engine, "v000001")
-    assert any(isinstance(m, Beside) for m in engine.model_of("v000001").modules())
+    assert any(isinstance(m, Beside) for m in the_model(engine, "v000001").modules())
 
 
 def test_a_night_on_a_base_whose_every_layer_is_in_four_bits_goes_to_its_end(

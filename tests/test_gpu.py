@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base, load_base
-from chatbot.decoding import Decoding, Row
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
+from chatbot.runner import prepare, runner_for
 from data.home import Home
 from data.records import Sampling
+from tests.jobs import a_job
 from trainer.config import RefreshConfig
 from trainer.ppo import train_ppo
 
@@ -30,12 +31,13 @@ def base(tiny_directory: Path, home: Home) -> Base:
 
 def decoded(base: Base, device: torch.device) -> list[list[int]]:
     model = load_model(base, device=device, dtype=torch.float32, attention="sdpa")
-    rows = [[Row(seed)] for seed in range(len(PROMPTS))]
-    greedy = [Sampling(temperature=0.0, max_new_tokens=24)] * len(PROMPTS)
-    decoding = Decoding(model, PROMPTS, rows, greedy, base.format.end_of_turn)
-    while not decoding.is_finished:
-        decoding.step()
-    return [group[0].token_ids for group in rows]
+    runner = runner_for(prepare(model, "float32"), base.format.end_of_turn)
+    jobs = [a_job(prompt, [0], Sampling(temperature=0.0, max_new_tokens=24)) for prompt in PROMPTS]
+    for job in jobs:
+        runner.add(job)
+    while not runner.is_idle:
+        runner.step()
+    return [job.rows[0].token_ids for job in jobs]
 
 
 def test_the_gpu_is_chosen_and_computes_in_bfloat16() -> None:

@@ -53,6 +53,7 @@ SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM", "PRAGMA ")
 
 TESTED_ELSEWHERE = {
     "chatbot/generation.py": "test_engine.py",
+    "chatbot/interface.py": "test_engine.py",
     "chatbot/manifest.py": "test_adapters.py",
     "chatbot/models.py": "test_policy.py",
     "chatbot/pages/account.py": "test_web.py",

@@ -25,6 +25,7 @@ from trainer.rollout import (
     measure_replies,
     roll_out,
     rollout_metrics,
+    sampler_gap,
     some_samples,
 )
 
@@ -75,6 +76,16 @@ def test_the_score_inside_ppo_is_the_score_of_the_reward_model(tiny_base: Base) 
     ):
         outside = score_sequences(policy, name, [r.ids for r in REPLIES])
         assert scores.tolist() == pytest.approx(outside, abs=1e-5)
+
+
+def test_the_gap_is_what_the_sampling_copy_and_the_training_copy_differ_by(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    untempered = measured(policy, temperature=1.0).logprob
+    own = [row[: len(r.reply)].tolist() for row, r in zip(untempered, REPLIES, strict=True)]
+    for shift in (0.0, 0.25):
+        sampled = [replace(r, logprobs=[x + shift for x in xs]) for r, xs in zip(REPLIES, own, strict=True)]
+        gap = sampler_gap(replace(measured(policy), replies=sampled))
+        assert gap == pytest.approx(shift, abs=1e-5)
 
 
 def test_a_reference_adapter_anchors_the_kl_in_the_place_of_the_base(tiny_base: Base) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from chatbot import turns as turns_module
-from chatbot.decoding import Decoding
 from chatbot.engine import Engine
+from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
 from data import conversations, rankings
 from data.database import Database
@@ -37,13 +37,13 @@ def turns(db: Database, engine: Engine) -> Iterator[Turns]:
 @pytest.fixture
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of decoding takes a while."""
-    step = Decoding.step
+    step = LlamaRunner.step
 
-    def slow_step(self: Decoding) -> None:
+    def slow_step(self: LlamaRunner) -> None:
         time.sleep(0.01)
         step(self)
 
-    monkeypatch.setattr(Decoding, "step", slow_step)
+    monkeypatch.setattr(LlamaRunner, "step", slow_step)
 
 
 def done(live: LiveTurn) -> LiveTurn:
@@ -72,7 +72,7 @@ def test_a_turn_is_stored_with_all_that_made_it(turns: Turns, db: Database, ada:
 def test_the_message_is_stored_before_anything_is_written(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns.engine, "max_waiting", 0)
+    monkeypatch.setattr(turns.engine._scheduler, "max_waiting", 0)
     with pytest.raises(Busy):
         turns.send(ada, "Is anybody there?", request_key="k")
     assert conversations.by_request_key(db, ada.id, "k").content == "Is anybody there?"  # type: ignore[union-attr]
@@ -82,7 +82,7 @@ def test_a_turn_that_was_busy_is_answered_when_sent_again(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full, pytest.raises(Busy):
-        full.setattr(turns.engine, "max_waiting", 0)
+        full.setattr(turns.engine._scheduler, "max_waiting", 0)
         turns.send(ada, "Hello.", request_key="k")
     live = done(turns.send(ada, "Hello.", replies=2, request_key="k"))
     assert len(conversations.replies(db, live.turn_id)) == 2

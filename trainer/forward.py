@@ -4,17 +4,20 @@ Sequences are sorted by length into micro-batches; logits are computed only wher
 What PPO makes of the numbers lies in rollout.py; nothing here knows of rewards.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chatbot.decoding import Decoding, Row
+from chatbot.kernels import Format
 from chatbot.models import TokenBatch, logits_of
 from chatbot.policy import Policy
+from chatbot.runner import prepare, runner_for
+from chatbot.sampling import Row
 from data.records import Sampling
 from trainer.config import RefreshConfig
 from trainer.team import SOLO, Team
@@ -37,6 +40,8 @@ class Reply:
     reply: list[int]
     finished: bool
     """It ends with the end-of-turn token."""
+    logprobs: Sequence[float] = field(default=(), compare=False)
+    """Of its tokens at temperature 1, as whoever sampled them computed it; empty where nobody did."""
 
     @property
     def ids(self) -> list[int]:
@@ -54,24 +59,36 @@ def sample_replies(
     tell: Callable[[float], None] = lambda fraction: None,
     team: Team = SOLO,
 ) -> list[Reply]:
-    """One reply to each prompt from a merged model, `rows` at a time; `tell` hears the fraction done.
+    """One reply to each prompt from a merged model, up to `rows` at a time; `tell` hears the fraction done.
 
-    Each member of a team samples its share; all get the whole list.
+    They are written as served replies are: a reply that ends makes room for the next prompt. Each member of a
+    team samples its share; all get the whole list.
     """
     mine = team.share(range(len(prompts)))
-    order = sorted(mine, key=lambda i: len(prompts[i]))
-    replies: dict[int, Reply] = {}
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        group = [Row(hash_seed(seed, i)) for i in chosen]
-        chosen_prompts = [prompts[i] for i in chosen]
-        decoding = Decoding(model, chosen_prompts, [[r] for r in group], [sampling] * len(group), end_of_turn)
-        while not decoding.is_finished:
-            decoding.step()
-        for i, row in zip(chosen, group, strict=True):
-            replies[i] = Reply(prompts[i], row.token_ids, row.finish_reason == "stop")
-        tell(len(replies) / len(mine))
-    return team.collect([replies[i] for i in mine])
+    form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
+    runner = runner_for(prepare(model, form), end_of_turn)
+    jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
+    waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
+    while waiting or not runner.is_idle:
+        while waiting and runner.width < rows:
+            runner.add(jobs[waiting.popleft()])
+        runner.step()
+        tell(sum(jobs[i].rows[0].finish_reason is not None for i in mine) / len(mine))
+    return team.collect([_reply(jobs[i]) for i in mine])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A prompt whose one reply is being written."""
+
+    prompt: list[int]
+    rows: list[Row]
+    sampling: Sampling
+
+
+def _reply(job: _Job) -> Reply:
+    (row,) = job.rows
+    return Reply(job.prompt, row.token_ids, row.finish_reason == "stop", row.logprobs)
 
 
 def hash_seed(seed: int, index: int) -> int:

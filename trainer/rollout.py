@@ -91,6 +91,7 @@ class Rollout:
     replies: list[Reply]
     mask: Tensor  # (B, T) bool
     logprob: Tensor  # (B, T) under the policy that sampled, as the training copy computes it
+    untempered_logprob: Tensor  # (B, T) the same at temperature 1
     ref_logprob: Tensor  # (B, T)
     start_logprob: Tensor  # (B, T) under the night's starting policy
     value: Tensor  # (B, T)
@@ -135,7 +136,22 @@ def roll_out(policy: Policy, task: Task, update: int) -> tuple[Rollout, dict[str
     rollout = measure_replies(
         policy, replies, temperature=config.temperature, roles=task.roles, team=task.team
     )
-    return rollout, {"seconds_sampling": sampled - started, "seconds_measuring": time.monotonic() - sampled}
+    return rollout, {
+        "sampler_gap": sampler_gap(rollout),
+        "seconds_sampling": sampled - started,
+        "seconds_measuring": time.monotonic() - sampled,
+    }
+
+
+def sampler_gap(rollout: Rollout) -> float:
+    """Mean |log pi_sampling(a) - log pi_training(a)| over the tokens, in nats at temperature 1.
+
+    The two copies of the policy round differently. PPO learns from the training copy's numbers alone, so the
+    gap enters no ratio; one that grows tells that the copies are no longer the same policy.
+    """
+    rows = [torch.tensor(reply.logprobs, device=rollout.mask.device) for reply in rollout.replies]
+    sampled = pad_sequence(rows, batch_first=True, padding_value=INVALID)
+    return float((sampled - rollout.untempered_logprob)[rollout.mask].abs().mean())
 
 
 @torch.no_grad()
@@ -173,6 +189,7 @@ def measure_replies(
         replies=replies,
         mask=torch.arange(int(lengths.max()), device=policy.device) < lengths[:, None],
         logprob=table("policy"),
+        untempered_logprob=table("untempered"),
         ref_logprob=ref_logprob,
         start_logprob=ref_logprob if roles.start is None else table("start"),
         value=table("value"),
@@ -195,6 +212,7 @@ def _measure(
     logits = policy.logits(states.hidden[states.mask])  # once, for log-probability and entropy
     by_token = {
         "policy": reply_logprobs(lambda _: logits, states, temperature),
+        "untempered": reply_logprobs(lambda _: logits, states, 1.0),
         "entropy": reply_entropy(lambda _: logits, states, temperature),
         "reference": reply_logprobs(policy.logits, forward(roles.reference), temperature),
         "value": policy.heads["value"](forward("value").hidden),

@@ -1,0 +1,65 @@
+"""A linear layer for generating, in the format that reads the fewest bytes a step on this machine.
+
+    float32    as it is
+    bfloat16   on a CPU packed once for oneDNN, which else packs the weights anew for every matrix product
+    int8       one byte a weight and one scale an output; many rows at once compute in bfloat16 with the very
+               same rounded weights, since the int8 kernel of the CPU pays for a few rows only
+
+Decoding is bound by reading weights: half the bytes are up to twice the tokens.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Format = Literal["float32", "bfloat16", "int8"]
+Linear = Callable[[Tensor], Tensor]
+"""(N, in) -> (N, out)."""
+
+INT8_ROWS = 6
+"""Up to so many rows the int8 kernel is the faster one; measured, see benchmarks/RESULTS.md."""
+_PACKED_FOR = 16
+"""Rows that the layout of packed weights is best for; others are nearly as fast."""
+
+
+def linear(weight: Tensor, bias: Tensor | None, form: Format) -> Linear:
+    """The layer `x W^T + b` in that format. int8 is there on CPUs only."""
+    if form == "float32":
+        return _plain(weight.float(), bias.float() if bias is not None else None)
+    half = bias.bfloat16() if bias is not None else None
+    return _int8(weight, half) if form == "int8" else _bfloat16(weight.bfloat16(), half)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Linear:
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _bfloat16(weight: Tensor, bias: Tensor | None) -> Linear:
+    if weight.device.type != "cpu" or not _can_pack():
+        return _plain(weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
+    weight = weight.float()
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
+    rounded = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    many = _bfloat16((rounded * scale.float()[:, None]).bfloat16(), bias)
+    multiply = torch.ops.aten._weight_int8pack_mm
+
+    def apply(x: Tensor) -> Tensor:
+        if x.shape[0] > INT8_ROWS:
+            return many(x)
+        y: Tensor = multiply(x, rounded, scale)
+        return y if bias is None else y + bias
+
+    return apply
+
+
+def _can_pack() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

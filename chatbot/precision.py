@@ -1,0 +1,77 @@
+"""In which format a base decodes fastest on this machine: measured once, and remembered.
+
+What is timed is a step of one row and a step of four, on a few layers of the base and its head. int8 rounds
+the weights (benchmarks/RESULTS.md says how far that goes), so it must be faster by a quarter to be chosen.
+"""
+
+import json
+import platform
+import statistics
+import time
+from typing import Any, cast
+
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.kernels import Format
+from chatbot.llama import Llama, Piece, can_run
+from chatbot.models import load_model, pick_device, pick_dtype
+from data.files import write_json
+from data.home import Home
+
+FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "int8")
+_LAYERS, _ROWS, _STEPS = 4, (1, 4), 8
+_PROMPT = 64
+_WORTH_ROUNDING = 1.25
+
+
+def choose(base: Base, home: Home) -> Format:
+    """The format to serve `base` in. The first call on a machine takes some seconds."""
+    device = pick_device()
+    if device.type != "cpu":
+        return "float32" if pick_dtype("auto", device) == torch.float32 else "bfloat16"
+    file = home.models / "formats.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    key = f"{base.sha256[:16]} {platform.processor() or platform.machine()} {torch.get_num_threads()} threads"
+    if key not in known:
+        milliseconds = measure(base)
+        known[key] = {"milliseconds": milliseconds, "format": fastest(milliseconds)}
+        write_json(file, known)
+    return cast(Format, known[key]["format"])
+
+
+def fastest(milliseconds: dict[Format, float]) -> Format:
+    """Of the measured ones; without any, which is a model that transformers decodes, that of the hardware."""
+    if not milliseconds:
+        return "float32" if pick_dtype("auto", torch.device("cpu")) == torch.float32 else "bfloat16"
+    exact = min(("float32", "bfloat16"), key=lambda form: milliseconds[cast(Format, form)])
+    is_worth_it = milliseconds[cast(Format, exact)] > _WORTH_ROUNDING * milliseconds["int8"]
+    return "int8" if is_worth_it else cast(Format, exact)
+
+
+@torch.inference_mode()
+def measure(base: Base) -> dict[Format, float]:
+    """Format -> milliseconds of a step of one row and one of four; empty where Llama cannot run the model."""
+    model = load_model(base, device=torch.device("cpu"), dtype=torch.bfloat16, attention="sdpa")
+    if not can_run(model):
+        return {}
+    trunk = cast(Any, model.get_decoder())
+    trunk.layers = trunk.layers[:_LAYERS]
+    return {form: round(_time(Llama(model, form)), 2) for form in FORMATS}
+
+
+def _time(llama: Llama) -> float:
+    """The sum over the widths of the median time of a step."""
+    total = 0.0
+    for rows in _ROWS:
+        shelves = llama.shelves()
+        place = shelves.take(_PROMPT + _STEPS)
+        llama.forward(shelves, {}, [Piece(place, [0] * _PROMPT)])
+        places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
+        seconds = []
+        for _ in range(_STEPS):
+            started = time.perf_counter()
+            llama.forward(shelves, dict.fromkeys(places, 0), [])
+            seconds.append(time.perf_counter() - started)
+        total += statistics.median(seconds) * 1000
+    return total

@@ -1,0 +1,105 @@
+"""Keys and values that outlive their reply: the next turn of a conversation begins with them.
+
+The prompt of the K replies to a turn is kept once, and each reply beside it; whichever reply the person goes
+on from, the next prompt begins with prompt and reply, and only what is new is read. The entry that was used
+longest ago goes first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from chatbot.shelves import Place
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What tokens left behind: (L, H, T, D) each."""
+
+    token_ids: tuple[int, ...]
+    keys: Tensor
+    values: Tensor
+    replies: "OrderedDict[tuple[int, ...], _Kept]" = field(default_factory=OrderedDict)
+
+    @property
+    def size(self) -> int:
+        """Bytes, with its replies."""
+        own = self.keys.nbytes + self.values.nbytes
+        return own + sum(reply.size for reply in self.replies.values())
+
+
+class Prefixes:
+    """The memory of one version's runner."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held = 0
+        self._prompts: OrderedDict[tuple[int, ...], _Kept] = OrderedDict()
+
+    def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place) -> None:
+        """Keep what `place` holds of a prompt and of the reply to it."""
+        key = tuple(prompt)
+        if place.length < len(prompt):
+            return
+        entry = self._prompts.get(key)
+        if entry is None:
+            entry = self._prompts[key] = _copy(key, place, 0)
+            self._held += entry.size
+        self._prompts.move_to_end(key)
+        said = tuple(reply[: place.length - len(prompt)])
+        if said and said not in entry.replies:
+            entry.replies[said] = _copy(said, place, len(prompt))
+            self._held += entry.replies[said].size
+        while self._held > self._most and self._prompts:
+            self._held -= self._prompts.popitem(last=False)[1].size
+
+    def recall(self, prompt: Sequence[int], place: Place) -> int:
+        """Put what is known of the beginning of `prompt` into the empty `place`: how many tokens that is.
+
+        At least the last token is left to be read: its logits are wanted.
+        """
+        most, best = len(prompt) - 1, 0
+        chosen: tuple[_Kept, _Kept | None] | None = None
+        for key, entry in self._prompts.items():
+            count = _common(key, prompt)
+            reply = None
+            if count == len(key):
+                rest = prompt[count:]
+                found = [(_common(said, rest), kept) for said, kept in entry.replies.items()]
+                length, reply = max(found, key=lambda pair: pair[0], default=(0, None))
+                count += length
+            if min(count, most) > best:
+                best, chosen = min(count, most), (entry, reply)
+        if chosen is None:
+            return 0
+        entry, reply = chosen
+        self._prompts.move_to_end(entry.token_ids)
+        first = min(best, len(entry.token_ids))
+        _put(entry, place, 0, first)
+        if reply is not None and best > first:
+            _put(reply, place, first, best)
+        place.length = best
+        return best
+
+
+def _copy(token_ids: tuple[int, ...], place: Place, start: int) -> _Kept:
+    end = start + len(token_ids)
+    keys, values = (held[:, place.index, :, start:end] for held in (place.shelf.keys, place.shelf.values))
+    return _Kept(token_ids, keys.clone(), values.clone())
+
+
+def _put(kept: _Kept, place: Place, start: int, end: int) -> None:
+    place.shelf.keys[:, place.index, :, start:end] = kept.keys[:, :, : end - start]
+    place.shelf.values[:, place.index, :, start:end] = kept.values[:, :, : end - start]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

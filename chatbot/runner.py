@@ -1,0 +1,156 @@
+"""Continuous batching on a Llama: jobs join and leave at any step, K replies cost one prefill.
+
+A step is one pass through the weights. In it every row that is under way gets its next token, and prompts
+that came meanwhile are read, a piece of them at a time, so that a long prompt never holds up those who are
+reading along. When the last piece is read, the prompt's place on the shelf is copied for each further reply.
+
+What a finished reply leaves behind can be kept (prefixes.py): the next turn of a conversation begins with it.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from chatbot.kernels import Format
+from chatbot.llama import Llama, Piece, can_run
+from chatbot.padded import AnyModel, PaddedRunner
+from chatbot.prefixes import Prefixes
+from chatbot.sampling import Job, Row, draw
+from chatbot.shelves import Place
+from data.records import Sampling
+
+PIECE = 64
+"""Prompt tokens read in a step beside rows under way, which wait about twice as long for one token then."""
+ALONE = 512
+"""Prompt tokens read in a step where nobody waits for a token."""
+
+
+class Runner(Protocol):
+    """Decodes the jobs of one version, all at the same time, a token a step. Used by one thread."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def is_idle(self) -> bool: ...
+    def add(self, job: Job) -> None: ...
+    def step(self) -> None: ...
+
+
+def prepare(model: PreTrainedModel, form: Format) -> Llama | AnyModel:
+    """The weights of a merged model in the fastest way there is to decode it."""
+    return Llama(model, form) if can_run(model) else AnyModel(model)
+
+
+def runner_for(weights: Llama | AnyModel, end_of_turn: int, *, keep: Prefixes | None = None) -> Runner:
+    """A runner without jobs. `keep` holds prefixes of these weights; models of any kind keep none."""
+    if isinstance(weights, Llama):
+        return LlamaRunner(weights, end_of_turn, keep=keep)
+    return PaddedRunner(weights, end_of_turn)
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A job whose prompt is being read."""
+
+    job: Job
+    place: Place
+
+
+@dataclass(eq=False)
+class _Writing:
+    """A row under way; its place holds all its tokens but the last."""
+
+    row: Row
+    place: Place
+    prompt: list[int]
+    sampling: Sampling
+
+
+class LlamaRunner:
+    """Decodes the jobs of one version. Used by one thread."""
+
+    def __init__(self, llama: Llama, end_of_turn: int, *, keep: Prefixes | None = None) -> None:
+        self._llama = llama
+        self._end_of_turn = end_of_turn
+        self._shelves = llama.shelves()
+        self._kept = keep
+        self._reading: deque[_Reading] = deque()
+        self._writing: dict[Place, _Writing] = {}
+
+    @property
+    def width(self) -> int:
+        """Rows that this runner holds, those whose prompt is being read with them."""
+        return len(self._writing) + sum(len(reading.job.rows) for reading in self._reading)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._reading or self._writing)
+
+    def add(self, job: Job) -> None:
+        """Take a job; its prompt and its longest reply fit the context together."""
+        place = self._shelves.take(len(job.prompt))
+        if self._kept:
+            self._kept.recall(job.prompt, place)
+        self._reading.append(_Reading(job, place))
+
+    def step(self) -> None:
+        """One pass: a token to every row under way, and to those whose prompt is read with it."""
+        self._drop_ended()
+        if self.is_idle:
+            return
+        for place in list(self._writing):
+            self._shelves.make_room(place, place.length + 1)
+        pieces = self._next_pieces()
+        places = [place for shelf in self._shelves.occupied() for place in shelf.places]
+        writing = [self._writing[place] for place in places if place in self._writing]
+        tokens = {w.place: w.row.token_ids[-1] for w in writing}
+        logits = self._llama.forward(self._shelves, tokens, pieces)
+        # The logits of a prompt that is read to its end are drawn from once for each of its rows.
+        at = list(range(len(writing)))
+        for number, reading in enumerate(list(self._reading)[: len(pieces)]):
+            if reading.place.length == len(reading.job.prompt):
+                begun = self._begin(reading)
+                writing += begun
+                at += [len(tokens) + number] * len(begun)
+        if writing:
+            draw(logits[at], [w.row for w in writing], [w.sampling for w in writing], self._end_of_turn)
+        self._drop_ended()
+
+    def _next_pieces(self) -> list[Piece]:
+        """As much of the oldest prompts as one step may read."""
+        left = PIECE if self._writing else ALONE
+        pieces = []
+        for reading in self._reading:
+            if left <= 0:
+                break
+            start = reading.place.length
+            pieces.append(Piece(reading.place, reading.job.prompt[start : start + left]))
+            left -= len(pieces[-1].token_ids)
+        return pieces
+
+    def _begin(self, reading: _Reading) -> list[_Writing]:
+        """The prompt is read: its rows get places of their own."""
+        self._reading.remove(reading)
+        rows = [row for row in reading.job.rows if row.finish_reason is None]
+        places = [reading.place] + [self._shelves.fork(reading.place) for _ in rows[1:]]
+        if not rows:
+            self._shelves.leave(reading.place)
+        begun = [
+            _Writing(row, place, reading.job.prompt, reading.job.sampling)
+            for row, place in zip(rows, places, strict=False)
+        ]
+        self._writing |= {writing.place: writing for writing in begun}
+        return begun
+
+    def _drop_ended(self) -> None:
+        """Rows that ended, here or by a stop from outside, give their places back."""
+        for reading in [r for r in self._reading if all(row.finish_reason for row in r.job.rows)]:
+            self._reading.remove(reading)
+            self._shelves.leave(reading.place)
+        for writing in [w for w in self._writing.values() if w.row.finish_reason]:
+            del self._writing[writing.place]
+            if self._kept:
+                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place)
+            self._shelves.leave(writing.place)

@@ -1,0 +1,82 @@
+"""Who is next: the requests that wait, and the order in which they are let in.
+
+People who chat come before API calls, those before reviews, those before rollouts. Within a kind the person
+with the fewest replies under way is next, then whoever came first: a burst of one person waits for itself.
+Nobody may hold more than half of the queue, and a quarter of the rows is kept for people who chat.
+
+Decides, and knows no tensor, no thread and no version.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from chatbot.generation import KINDS, Generation
+from data.errors import Busy
+
+
+class Scheduler:
+    """The queue in front of an engine. Not thread-safe: the engine's lock is around it."""
+
+    def __init__(self, max_waiting: int, max_rows: int) -> None:
+        """`max_waiting` requests may queue before Busy; at most `max_rows` replies are under way."""
+        self.max_waiting = max_waiting
+        self._max_rows = max_rows
+        self._waiting: list[Generation] = []  # as they came
+        self._running: list[Generation] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> Sequence[Generation]:
+        """What was let in and has not been let go."""
+        return self._running
+
+    @property
+    def requests(self) -> list[Generation]:
+        """What runs and what waits."""
+        return [*self._running, *self._waiting]
+
+    def add(self, request: Generation) -> None:
+        """Queue it; raises Busy where the queue, or its person's half of it, is full."""
+        if self.waiting >= self.max_waiting:
+            raise Busy(f"{self.waiting} requests are waiting already - try again in a moment.")
+        theirs = sum(other.person == request.person for other in self._waiting)
+        if request.person is not None and theirs >= max(1, self.max_waiting // 2):
+            raise Busy(f"{theirs} of your requests are waiting already - wait for their answers.")
+        self._waiting.append(request)
+
+    def next(self) -> Generation | None:
+        """Let in who is next; nobody while there is no room. One that is wider than all rows runs alone."""
+        if not self._waiting:
+            return None
+        first = self._in_order()[0]
+        free = self._max_rows - sum(request.width for request in self._running)
+        if first.kind != "chat":
+            free -= self._max_rows // 4
+        if first.width > free and self._running:
+            return None
+        self._waiting.remove(first)
+        self._running.append(first)
+        return first
+
+    def position_of(self, request: Generation) -> int:
+        """How many waiting requests come up to and with this one; 0 where it does not wait."""
+        return self._in_order().index(request) + 1 if request in self._waiting else 0
+
+    def let_go(self) -> list[Generation]:
+        """Take out the requests that ended, in the queue or under way."""
+        ended = [request for request in self.requests if request.is_done]
+        self._running = [request for request in self._running if not request.is_done]
+        self._waiting = [request for request in self._waiting if not request.is_done]
+        return ended
+
+    def _in_order(self) -> list[Generation]:
+        under_way: Counter[str | None] = Counter()
+        for request in self._running:
+            under_way[request.person] += request.width
+        return sorted(  # a stable sort: within a rank as they came
+            self._waiting,
+            key=lambda r: (KINDS.index(r.kind), under_way[r.person] if r.person is not None else 0),
+        )

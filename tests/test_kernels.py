@@ -1,0 +1,42 @@
+"""Linear layers in each format: what they compute, alone and for many rows, and how far int8 rounds."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatbot.kernels import INT8_ROWS, Format, linear
+
+ROWS = [1, 4, INT8_ROWS, INT8_ROWS + 1, 40]
+
+
+def a_layer(bias: bool) -> tuple[Tensor, Tensor | None]:
+    dice = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 64, generator=dice) / 8
+    return weight, torch.randn(96, generator=dice) if bias else None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("form", "error"), [("float32", 1e-6), ("bfloat16", 0.02), ("int8", 0.03)])
+def test_every_format_computes_the_layer(form: Format, error: float, rows: int, bias: bool) -> None:
+    weight, b = a_layer(bias)
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1))
+    y = linear(weight, b, form)(x if form == "float32" else x.bfloat16()).float()
+    wanted = torch.nn.functional.linear(x, weight, b)
+    assert y.shape == (rows, 96)
+    assert float((y - wanted).abs().max()) < error * float(wanted.abs().max())
+
+
+def test_few_rows_and_many_rows_in_int8_have_the_same_weights() -> None:
+    """Two kernels, one layer: what differs is the rounding of sums, far below that of the weights."""
+    weight, _ = a_layer(False)
+    apply = linear(weight, None, "int8")
+    x = torch.randn(INT8_ROWS, 64).bfloat16()
+    many = apply(torch.cat([x, torch.zeros(40, 64).bfloat16()]))[:INT8_ROWS]
+    torch.testing.assert_close(apply(x).float(), many.float(), atol=0.03, rtol=0.02)
+
+
+def test_an_output_whose_weights_are_all_zero_stays_zero_in_int8() -> None:
+    weight, _ = a_layer(False)
+    weight[7] = 0
+    assert linear(weight, None, "int8")(torch.ones(2, 64).bfloat16())[:, 7].tolist() == [0.0, 0.0]

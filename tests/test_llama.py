@@ -1,0 +1,126 @@
+"""Our own pass through Llama-like models computes what transformers does; other models are left to it."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from chatbot.llama import Llama, Piece, can_run
+from chatbot.padded import AnyModel
+from chatbot.runner import prepare
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+KINDS = {
+    "llama": LlamaConfig(**SIZES),
+    "llama, tied, long heads": LlamaConfig(**SIZES, tie_word_embeddings=True, head_dim=32),
+    "llama, biased": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama 3": LlamaConfig(**SIZES, rope_parameters=LLAMA_3),
+    "qwen 2": Qwen2Config(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+}
+OTHERS = {
+    "a sliding window": MistralConfig(**SIZES, sliding_window=64),
+    "normed queries": Qwen3Config(**SIZES, head_dim=8),
+    "a rope that changes": LlamaConfig(
+        **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "another activation": LlamaConfig(**SIZES, hidden_act="gelu"),
+}
+
+
+def a_model(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # transformers begins biases at zero
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids])).logits[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_and_the_tokens_after_it_have_the_logits_of_transformers(kind: str) -> None:
+    model = a_model(KINDS[kind])
+    llama = Llama(model, "float32")
+    shelves, ids = llama.shelves(), [3 + (7 * i) % 90 for i in range(140)]
+    wanted = logits_of(model, ids)
+    place = shelves.take(len(ids))
+    for start, end in ((0, 50), (50, 51), (51, 130)):
+        [logits] = llama.forward(shelves, {}, [Piece(place, ids[start:end])])
+        torch.testing.assert_close(logits, wanted[end - 1], atol=2e-3, rtol=1e-3)
+    for at in range(130, 140):
+        [logits] = llama.forward(shelves, {place: ids[at]}, [])
+        torch.testing.assert_close(logits, wanted[at], atol=2e-3, rtol=1e-3)
+
+
+def test_rows_of_different_length_and_pieces_of_prompts_share_a_pass() -> None:
+    model = a_model(KINDS["llama"])
+    llama = Llama(model, "float32")
+    shelves = llama.shelves()
+    texts = [
+        [3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 9), (7, 60), (11, 200), (13, 33))
+    ]
+    places = [shelves.take(len(text)) for text in texts]
+    llama.forward(shelves, {}, [Piece(p, t[:-1]) for p, t in zip(places[:3], texts[:3], strict=True)])
+    tokens = {place: text[-1] for place, text in zip(places[:3], texts[:3], strict=True)}
+    logits = llama.forward(shelves, tokens, [Piece(places[3], texts[3])])
+    for found, text in zip(logits, texts, strict=True):  # taken in the order of the shelves
+        torch.testing.assert_close(found, logits_of(model, text)[-1], atol=2e-3, rtol=1e-3)
+    assert [place.length for place in places] == [9, 60, 200, 33]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_are_those_of_transformers(kind: str) -> None:
+    model, ids = a_model(KINDS[kind]), list(range(5, 60))
+    wanted = torch.log_softmax(logits_of(model, ids), -1)[9:-1].gather(1, torch.tensor(ids[10:])[:, None])
+    for weights in (Llama(model, "float32"), AnyModel(model)):
+        torch.testing.assert_close(weights.logprobs(ids, 10), wanted[:, 0], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_that_compute_something_else_are_left_to_transformers(kind: str) -> None:
+    model = a_model(OTHERS[kind])
+    assert not can_run(model)
+    assert isinstance(prepare(model, "float32"), AnyModel)
+
+
+def test_the_weights_are_copies() -> None:
+    """The model they came from is trained on, or goes; a version stays what it was."""
+    model, ids = a_model(KINDS["llama"]), list(range(5, 30))
+    llama = Llama(model, "float32")
+    before = llama.logprobs(ids, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(llama.logprobs(ids, 1), before)

@@ -1,0 +1,40 @@
+"""The format of a base is measured once on a machine and remembered; int8 must be worth its rounding."""
+
+import json
+
+import pytest
+
+from chatbot import precision
+from chatbot.basemodel import Base
+from chatbot.kernels import Format
+from chatbot.precision import FORMATS, choose, fastest, measure
+from data.home import Home
+
+
+def test_every_format_is_measured(tiny_base: Base) -> None:
+    milliseconds = measure(tiny_base)
+    assert tuple(milliseconds) == FORMATS
+    assert all(time > 0 for time in milliseconds.values())
+
+
+def test_it_is_measured_once_and_remembered(
+    tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = choose(tiny_base, home)
+    [kept] = json.loads((home.models / "formats.json").read_text()).values()
+    assert kept["format"] == first == fastest(kept["milliseconds"])
+    monkeypatch.setattr(precision, "measure", lambda base: 1 / 0)
+    assert choose(tiny_base, home) == first
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ((40.0, 20.0, 10.0), "int8"),
+        ((40.0, 20.0, 17.0), "bfloat16"),
+        ((20.0, 40.0, 17.0), "float32"),
+        ((20.0, 40.0, 15.0), "int8"),
+    ],
+)
+def test_int8_is_chosen_where_it_is_faster_by_a_quarter(times: tuple[float, ...], chosen: Format) -> None:
+    assert fastest(dict(zip(FORMATS, times, strict=True))) == chosen

@@ -1,0 +1,72 @@
+"""Drawing a token: it follows the distribution, temperature and nucleus; what cannot occur never does."""
+
+import pytest
+import torch
+
+from chatbot.sampling import Row, draw, sample
+from data.records import Sampling
+
+
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Pearson's statistic of the tokens that can occur; those that cannot must not."""
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = probabilities[possible] * counts.sum()
+    return float(((counts[possible] - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(temperature=1), 6),
+        (Sampling(temperature=0.5), 6),
+        (Sampling(temperature=1, top_p=0.8), 3),
+        (Sampling(temperature=2, top_p=0.999), 6),
+        (Sampling(temperature=1, top_p=0.001), 1),
+    ],
+)
+def test_draws_follow_the_distribution(sampling: Sampling, kept: int) -> None:
+    logits = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.1, 1.0])
+    wanted = torch.softmax(logits / sampling.temperature, 0).double()
+    smallest = wanted.sort(descending=True).values[kept - 1]
+    wanted = torch.where(wanted >= smallest, wanted, 0.0)
+    draws = 20_000
+    uniforms = torch.tensor([Row(seed).uniform() for seed in range(draws)], dtype=torch.float64)
+    tokens = sample(logits.expand(draws, -1), [sampling] * draws, uniforms)
+    counts = torch.bincount(torch.tensor(tokens), minlength=6).double()
+    assert chi_square(counts, wanted / wanted.sum()) < 20.5  # p = 0.001 at 5 degrees of freedom
+
+
+def test_temperature_0_takes_the_likeliest_beside_rows_that_draw() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
+    uniforms = torch.tensor([0.999, 0.999], dtype=torch.float64)
+    assert sample(logits, [Sampling(temperature=0), Sampling(temperature=1)], uniforms) == [1, 2]
+
+
+def test_a_row_that_asks_for_all_tokens_keeps_the_rarest_beside_a_nucleus() -> None:
+    logits = torch.zeros(2, 50_000).index_fill_(1, torch.tensor([49_999]), -12.0)
+    uniforms = torch.tensor([1 - 1e-12, 1 - 1e-12], dtype=torch.float64)
+    drawn = sample(logits, [Sampling(temperature=1), Sampling(temperature=1, top_p=0.5)], uniforms)
+    assert drawn[0] == 49_999 != drawn[1]
+
+
+def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2)
+    uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert sample(logits, [Sampling()] * 2, uniforms) == [1, 2]
+
+
+def test_logits_that_are_not_finite_are_an_error_not_a_reply() -> None:
+    logits = torch.tensor([[0.0, torch.nan, 1.0]])
+    with pytest.raises(AssertionError, match="not finite"):
+        sample(logits, [Sampling()], torch.tensor([0.5], dtype=torch.float64))
+
+
+def test_the_log_probability_of_a_token_is_the_model_s_own_at_any_temperature() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    rows = [Row(seed) for seed in range(3)]
+    settings = [Sampling(temperature=0), Sampling(temperature=0.5), Sampling(temperature=2, top_p=0.5)]
+    tokens = draw(logits, rows, settings, end_of_turn=-1)
+    wanted = torch.log_softmax(logits, -1)[range(3), tokens].tolist()
+    assert [row.logprobs[0] for row in rows] == pytest.approx(wanted, abs=1e-5)
+    assert [row.token_ids for row in rows] == [[token] for token in tokens]

@@ -1,0 +1,116 @@
+"""Who is next: chat before rollouts, people in turns, rows kept for chat, a queue with an end."""
+
+from collections.abc import Callable
+
+import pytest
+
+from chatbot.basemodel import Base
+from chatbot.generation import Generation, Kind
+from chatbot.scheduler import Scheduler
+from data.errors import Busy
+from data.records import Sampling
+
+Ask = Callable[..., Generation]
+
+
+@pytest.fixture
+def ask(tiny_base: Base) -> Ask:
+    """A request of a person."""
+
+    def make(person: str | None = None, kind: Kind = "chat", replies: int = 1) -> Generation:
+        seeds = range(replies)
+        return Generation(
+            tiny_base.format, lambda _: 0, [1], 0, "base", Sampling(), seeds, person=person, kind=kind
+        )
+
+    return make
+
+
+def let_in(scheduler: Scheduler) -> list[Generation]:
+    """Everybody for whom there is room now."""
+    chosen = []
+    while (request := scheduler.next()) is not None:
+        chosen.append(request)
+    return chosen
+
+
+def test_people_who_chat_come_before_the_others(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=8, max_rows=64)
+    kinds: list[Kind] = ["rollout", "review", "api", "chat"]
+    requests = {kind: ask(kind=kind) for kind in kinds}
+    for request in requests.values():
+        scheduler.add(request)
+    assert [scheduler.position_of(requests[kind]) for kind in kinds] == [4, 3, 2, 1]
+    assert let_in(scheduler) == [requests[kind] for kind in reversed(kinds)]
+
+
+def test_those_of_one_rank_are_let_in_as_they_came(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=8, max_rows=64)
+    requests = [ask() for _ in range(5)]
+    for request in requests:
+        scheduler.add(request)
+    assert let_in(scheduler) == requests
+    assert scheduler.position_of(requests[0]) == 0
+
+
+def test_a_burst_of_one_person_waits_for_itself(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=8)
+    burst = [ask("ada", replies=4) for _ in range(6)]
+    for request in burst:
+        scheduler.add(request)
+    assert let_in(scheduler) == burst[:2]
+    others = [ask("ben", replies=4), ask("cyd", replies=4)]
+    for request in others:
+        scheduler.add(request)
+    burst[0].stop()
+    scheduler.let_go()
+    assert let_in(scheduler) == others[:1]  # ada has four under way
+    others[0].stop()
+    scheduler.let_go()
+    assert let_in(scheduler) == others[1:]
+
+
+def test_nobody_holds_more_than_half_of_the_queue(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=4, max_rows=1)
+    for _ in range(2):
+        scheduler.add(ask("ada"))
+    with pytest.raises(Busy, match="2 of your requests are waiting already - wait for their answers"):
+        scheduler.add(ask("ada"))
+    scheduler.add(ask("ben"))
+    scheduler.add(ask())
+    with pytest.raises(Busy, match="4 requests are waiting already - try again in a moment"):
+        scheduler.add(ask("cyd"))
+
+
+def test_a_quarter_of_the_rows_is_kept_for_people_who_chat(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
+    rollouts = [ask(kind="rollout", replies=4) for _ in range(4)]
+    for request in rollouts:
+        scheduler.add(request)
+    assert let_in(scheduler) == rollouts[:3]
+    person = ask("ada", replies=4)
+    scheduler.add(person)
+    assert let_in(scheduler) == [person]
+
+
+def test_what_ended_makes_room_in_the_queue_or_under_way(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=2, max_rows=1)
+    running, waiting = ask(), ask()
+    scheduler.add(running)
+    assert let_in(scheduler) == [running]
+    scheduler.add(waiting)
+    running.stop()
+    waiting.stop()
+    assert scheduler.let_go() == [running, waiting]
+    assert (scheduler.requests, scheduler.waiting) == ([], 0)
+
+
+def test_a_request_wider_than_all_rows_runs_alone(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=4, max_rows=2)
+    wide, narrow = ask(replies=5), ask()
+    scheduler.add(wide)
+    scheduler.add(narrow)
+    assert let_in(scheduler) == [wide]
+    wide.stop()
+    scheduler.let_go()
+    assert let_in(scheduler) == [narrow]
