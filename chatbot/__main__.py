@@ -3,20 +3,23 @@
 chatbot serve                       the pages, the model, and the trainer beside them
 chatbot chat                        a chat in the terminal
 chatbot person add|list|disable|reset
+chatbot key add|list|revoke         API keys, with which programs speak for people
 """
 
 import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
-from chatbot.flags import add_flags, from_flags, run_cli
-from data import people
+from chatbot.flags import add_flags, from_flags, run_cli, show, table
+from data import api_keys, people
+from data.api_keys import ApiKey
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.home import open_home
@@ -49,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     _add_chat(commands)
     _add_person(commands)
+    _add_key(commands)
     return top
 
 
@@ -102,6 +106,29 @@ def _add_person(commands: Any) -> None:
                 metavar="URL",
                 help="Where the server is. (default: %(default)s)",
             )
+        command.add_argument("--json", action="store_true", help="Print JSON.")
+        command.set_defaults(run=function)
+
+
+def _add_key(commands: Any) -> None:
+    says = "Make, list, revoke API keys, with which programs speak for people at /v1."
+    actions = commands.add_parser("key", help=says, description=says).add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    does = {
+        "add": (_add_a_key, "Make a key and print it, this once."),
+        "list": (_list_keys, "List a person's keys, or everybody's."),
+        "revoke": (_revoke_key, "Make a key open nothing any more."),
+    }
+    for action, (function, sentence) in does.items():
+        command = actions.add_parser(action, help=sentence, description=sentence)
+        if action == "revoke":
+            command.add_argument("id", help="The key's id, as `chatbot key list` prints it.")
+        else:
+            optional = "?" if action == "list" else None
+            command.add_argument("name", nargs=optional, help="The person for whom it speaks.")
+        if action == "add":
+            command.add_argument("--label", default="", metavar="TEXT", help="What it is for.")
         command.add_argument("--json", action="store_true", help="Print JSON.")
         command.set_defaults(run=function)
 
@@ -195,6 +222,44 @@ def _list(arguments: argparse.Namespace) -> int:
         notes = [person.role, *(["simulated"] if person.kind == "simulated" else [])]
         print(f"{person.name:24} {', '.join([*notes, *(['disabled'] if person.is_disabled else [])])}")
     return 0
+
+
+def _add_a_key(arguments: argparse.Namespace) -> int:
+    db = open_database(open_home())
+    person = _named(db, arguments.name)
+    from chatbot.api_keys import make
+
+    secret, key = make(db, person, arguments.label)
+    lines = [f"{person.name}'s new API key; it is not shown again:", f"  {secret}"]
+    show({**asdict(key), "key": secret}, lines, as_json=arguments.json)
+    return 0
+
+
+def _list_keys(arguments: argparse.Namespace) -> int:
+    db = open_database(open_home())
+    owners = [_named(db, arguments.name)] if arguments.name else people.list_all(db)
+    found = [(owner, key) for owner in owners for key in api_keys.list_for(db, owner.id)]
+    header = ("id", "person", "key", "label", "last used", "state")
+    rows = [
+        (key.id, owner.name, f"{key.prefix}...", key.label, _day(key), "revoked" if key.is_revoked else "")
+        for owner, key in found
+    ]
+    nobody = ["There are no API keys yet - `chatbot key add NAME` makes one."]
+    show([asdict(key) for _, key in found], table(header, rows) if rows else nobody, as_json=arguments.json)
+    return 0
+
+
+def _revoke_key(arguments: argparse.Namespace) -> int:
+    db = open_database(open_home())
+    key = api_keys.get(db, arguments.id)
+    api_keys.revoke(db, key, "command line")
+    lines = [f"{key.prefix}... of {people.get(db, key.person_id).name} opens nothing any more."]
+    show(asdict(api_keys.get(db, key.id)), lines, as_json=arguments.json)
+    return 0
+
+
+def _day(key: ApiKey) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(key.last_used_at)) if key.last_used_at else "never"
 
 
 def _named(db: Database, name: str) -> Person:

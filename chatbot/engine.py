@@ -271,6 +271,8 @@ class Engine:
 
     def _let_go(self) -> None:
         """Forget the requests that ended, and the versions that only they used."""
+        for request in self._scheduler.requests:
+            request.end_if_late()
         for request in self._scheduler.let_go():
             self._versions[request.version].users -= 1
         self._forget_unused()

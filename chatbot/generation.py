@@ -128,8 +128,13 @@ class Generation:
                 row.finish_reason = reason
             self._changed.notify_all()
 
+    def end_if_late(self) -> None:
+        """End what is not finished where the deadline has passed."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.stop()
+
     def notice(self) -> None:
-        """After a step: note first tokens, end what met a stop text or its deadline, wake who waits."""
+        """After a step: note first tokens, end what met a stop text, wake who waits."""
         now = time.monotonic()
         for reply in self.replies:
             if reply.first_token_at is None and reply.tokens:
@@ -138,8 +143,6 @@ class Generation:
             text = self._chat.decode(list(row.token_ids))
             if row.finish_reason is None and any(stop in text for stop in self._stop):
                 self.finish(row, "stop")
-        if self._deadline is not None and now > self._deadline:
-            self.stop()
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()

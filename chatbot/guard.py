@@ -4,6 +4,8 @@ In this order it refuses: foreign host names, foreign origins on unsafe methods,
 are not signed in or lack the role, Gradio's routes that we do not use (some of them call other hosts), and a
 page session that belongs to somebody else. It puts the person into the scope and the security headers on the
 answer. Every route is closed unless it stands in `PUBLIC`; the pages check roles once more.
+
+Below /v1 it is programs that ask: there an API key stands for the person, and no cookie and no origin counts.
 """
 
 import json
@@ -18,7 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot import accounts
 from chatbot.config import LOOPBACK_NAMES, ServeConfig
+from chatbot.openai_errors import error_answer, error_object, is_api
 from chatbot.pages.account import PAGE_HEADERS, message_page
+from data.api_keys import ApiKey
 from data.records import Person, PersonRole
 
 BODY_LIMIT = 1_000_000
@@ -51,14 +55,19 @@ SECURITY_HEADERS = {
 
 
 class Guard:
-    """Wraps the whole application. `person_of` turns a cookie into the person it belongs to, or None."""
+    """Wraps the whole application. It is told how a cookie or an API key becomes a person, or None."""
 
     def __init__(
-        self, app: ASGIApp, config: ServeConfig, person_of: Callable[[str | None], Person | None]
+        self,
+        app: ASGIApp,
+        config: ServeConfig,
+        person_of: Callable[[str | None], Person | None],
+        owner_of: Callable[[str | None], tuple[ApiKey, Person] | None],
     ) -> None:
         self.app = app
         self.config = config
         self.person_of = person_of
+        self.owner_of = owner_of
         self._page_sessions: OrderedDict[str, str] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,13 +91,27 @@ class Guard:
             return _say(
                 scope, 400, f"This server does not answer to the name {host!r} - start it with --public-url."
             )
-        if scope["method"] not in SAFE_METHODS and not self._is_own_origin(scope, headers):
+        by_key = is_api(scope["path"])
+        if not by_key and scope["method"] not in SAFE_METHODS and not self._is_own_origin(scope, headers):
             return _say(scope, 403, "The request came from another site - open Night School itself.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 9 or int(length) > BODY_LIMIT:
             return _say(scope, 413, "The request is too large - send at most 1 MB.")
+        if by_key:
+            return self._key_refusal(scope, headers)
         scope["person"] = self.person_of(cookie(headers))
         return self._role_refusal(scope)
+
+    def _key_refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        """Put the key and its person into the scope, or refuse a key that is none."""
+        key = bearer(headers)
+        owner = self.owner_of(key)
+        if owner is None:
+            fact = "The API key is unknown or was revoked" if key else "There is no API key in this request"
+            remedy = "make one at /account/keys and send it as `Authorization: Bearer ns-...`."
+            return error_answer(401, f"{fact} - {remedy}", code="invalid_api_key")
+        scope["api_key"], scope["person"] = owner
+        return None
 
     def _role_refusal(self, scope: Scope) -> Response | None:
         path = scope["path"]
@@ -157,6 +180,12 @@ def cookie(headers: Headers) -> str | None:
     return cookies.get(accounts.COOKIE)
 
 
+def bearer(headers: Headers) -> str | None:
+    """The API key that a program sends."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
 def page_session(scope: Scope, inner: str) -> str | None:
     """The Gradio page session that a following request names, if it is one."""
     if inner.startswith("/heartbeat/"):
@@ -169,6 +198,8 @@ def page_session(scope: Scope, inner: str) -> str | None:
 
 def is_page(scope: Scope) -> bool:
     """Whether a person at a browser asks to see a page, rather than a script for data."""
+    if is_api(scope["path"]):
+        return False
     return scope["method"] in ("GET", "HEAD") and "text/html" in Headers(scope=scope).get("accept", "")
 
 
@@ -183,6 +214,8 @@ def is_local(scope: Scope) -> bool:
 
 
 def _say(scope: Scope, status: int, sentence: str) -> Response:
+    if is_api(scope["path"]):
+        return error_answer(status, sentence)
     if is_page(scope):
         return HTMLResponse(message_page(sentence), status, PAGE_HEADERS)
     return JSONResponse({"error": sentence}, status)
@@ -212,7 +245,8 @@ async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: S
         if not is_over:
             raise
     if is_over and not has_started:
-        body = json.dumps({"error": "The request is too large - send at most 1 MB."}).encode()
+        said = "The request is too large - send at most 1 MB."
+        body = json.dumps(error_object(413, said) if is_api(scope["path"]) else {"error": said}).encode()
         kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": kind})
         await send({"type": "http.response.body", "body": body})

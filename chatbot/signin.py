@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from chatbot import accounts
 from chatbot.config import ServeConfig
 from chatbot.pages import account as pages
-from data import conversations, people
+from data import api_keys, conversations, people
 from data.database import Database
 from data.errors import Problem
 from data.records import Person
@@ -137,7 +137,8 @@ def own_data(db: Database, person: Person) -> Iterator[str]:
         whole = conversations.export(db, conversation.id)
         whole["rankings"] = [row for row in whole["rankings"] if row["person_id"] == person.id]
         yield (",\n" if i else "\n") + json.dumps(whole, ensure_ascii=False)
-    yield "]}\n"
+    keys = [asdict(key) for key in api_keys.list_for(db, person.id)]
+    yield f'], "api_keys": {json.dumps(keys, ensure_ascii=False)}}}\n'
 
 
 def own_path(path: str) -> str:

@@ -1,8 +1,8 @@
 """The web application: a FastAPI parent with the plain routes, and the Gradio pages mounted behind the guard.
 
 `open_site` is there at once and answers sign-in and health while the model still loads; `mount_pages` adds
-the chat at `/` and the operator's page at `/operate` when it can answer. `build_app` is both, for who has a
-model.
+the chat at `/`, the operator's page at `/operate` and the API for programs at `/v1` when it can answer.
+`build_app` is both, for who has a model.
 Each mount has its own `auth_dependency`: hiding a page's parts protects nothing, a separate mount does.
 """
 
@@ -19,9 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from chatbot import accounts
+from chatbot.api_keys import key_routes, owner_of
 from chatbot.config import ServeConfig
 from chatbot.guard import Guard, is_local, is_page
 from chatbot.metrics import Metrics
+from chatbot.openai_errors import error_answer, is_api, problem_answer
 from chatbot.pages import account as pages
 from chatbot.signin import account_routes, sign_in_routes
 from data.database import Database
@@ -82,26 +84,41 @@ def open_site(site: Site) -> FastAPI:
     app.include_router(_state_routes(site))
     app.include_router(sign_in_routes(site.db, site.config, site.throttle))
     app.include_router(account_routes(site.db, site.config))
+    app.include_router(key_routes(site.db, site.config))
     app.add_exception_handler(Problem, _say_problem)
     app.add_exception_handler(HTTPException, _say_http)
     app.add_exception_handler(RequestValidationError, _say_invalid)
     # Gradio reflects foreign origins with credentials unless its parent has this very middleware.
     app.add_middleware(CORSMiddleware, allow_origins=list(site.config.origins), allow_credentials=True)
-    app.add_middleware(Guard, config=site.config, person_of=lambda token: accounts.person_of(site.db, token))
+    app.add_middleware(
+        Guard,
+        config=site.config,
+        person_of=lambda token: accounts.person_of(site.db, token),
+        owner_of=lambda key: owner_of(site.db, key),
+    )
     return app
 
 
 def mount_pages(app: FastAPI, turns: "Turns") -> None:
-    """Add the chat and operator pages; whoever calls this runs the application's lifespan afterwards."""
+    """Add the API and the pages; whoever calls this runs the application's lifespan afterwards."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; no request leaves this host
     from chatbot.pages.chat import build_chat
     from chatbot.pages.operate import build_operate
 
     site: Site = app.state.site
+    mount_api(app, turns)  # first: the chat's mount takes what is left
     mount(app, "/operate", "operator", build_operate(site.db, site.home, site.config))
     mount(app, "/", "user", build_chat(site.db, turns, site.home, site.config))
     site.turns = turns
     site.metrics.turns = turns
+
+
+def mount_api(app: FastAPI, turns: "Turns") -> None:
+    """Add /v1, which needs no Gradio."""
+    from chatbot.openai_api import NOTHING_ELSE, openai_routes
+
+    app.include_router(openai_routes(app.state.site, turns))
+    app.mount("/v1", NOTHING_ELSE)
 
 
 def mount(app: FastAPI, path: str, role: PersonRole, blocks: "Blocks") -> None:
@@ -180,12 +197,17 @@ def _state_routes(site: Site) -> APIRouter:
 
 def _answer(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
     """A sentence, as a page for people and as JSON for programs."""
+    if is_api(request.scope["path"]):
+        return error_answer(status, sentence)
     if is_page(request.scope):
         return HTMLResponse(pages.message_page(sentence), status, {**pages.PAGE_HEADERS, **(headers or {})})
     return JSONResponse({"error": sentence}, status, headers)
 
 
 def _say_problem(request: Request, error: Exception) -> Response:
+    if is_api(request.scope["path"]):
+        assert isinstance(error, Problem), "registered for nothing else"
+        return problem_answer(error, is_draining=request.app.state.site.is_draining)
     kinds: tuple[tuple[type[Problem], int], ...] = (
         (accounts.SignedOut, 401),
         (NotFound, 404),
@@ -202,9 +224,7 @@ def _say_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and site.turns is None:
         if is_page(request.scope):
             return HTMLResponse(pages.waiting_page(), 503, {**pages.PAGE_HEADERS, "retry-after": "2"})
-        return JSONResponse(
-            {"error": "The model is loading - try again in a moment."}, 503, {"retry-after": "2"}
-        )
+        return _answer(request, 503, "The model is loading - try again in a moment.", {"retry-after": "2"})
     sentences = {
         404: "There is no such page - go back to the start.",
         405: "That cannot be done here - go back.",

@@ -1,10 +1,10 @@
 """Forgetting a person: their rows go, and what runs wrote; the versions that learned from them are named.
 
-What goes: the person, their sessions, conversations (with everybody's rankings of them), rankings, and what
-they wrote in other people's chats. Of the runs that may have read any of it, by its rankings or as prompts to
-practise on, only the log stays: snapshots, samples and reward models go, so that no later run starts warm
-from them; the reports of their versions lose the samples and the person's figures. A reference that learned
-from them anchors nothing more.
+What goes: the person, their sessions, API keys, conversations (with everybody's rankings of them), rankings,
+and what they wrote in other people's chats. Of the runs that may have read any of it, by its rankings or as
+prompts to practise on, only the log stays: snapshots, samples and reward models go, so that no later run
+starts warm from them; the reports of their versions lose the samples and the person's figures. A reference
+that learned from them anchors nothing more.
 
 What stays: the audit without their name, the ids of the rankings a run learned from, which name nobody, and
 the versions themselves. One that serves teaches its descendants until somebody publishes another. Backups

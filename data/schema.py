@@ -237,3 +237,24 @@ def m005_versions(tables: Tables) -> None:
 def m006_reference(tables: Tables) -> None:
     """Which version anchors the learning; none: the base itself."""
     _run(tables, "ALTER TABLE serving ADD COLUMN reference TEXT REFERENCES versions (name)")
+
+
+@MIGRATIONS()
+def m007_api_keys(tables: Tables) -> None:
+    """Programs that speak for a person; of a key only its hash is stored."""
+    _run(
+        tables,
+        """
+        CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            person_id TEXT NOT NULL REFERENCES people (id) ON DELETE CASCADE,
+            key_hash TEXT NOT NULL UNIQUE CHECK (length(key_hash) = 64),
+            prefix TEXT NOT NULL CHECK (length(prefix) <= 12),
+            label TEXT NOT NULL CHECK (length(label) <= 64),
+            created_at REAL NOT NULL,
+            last_used_at REAL,
+            revoked_at REAL
+        ) STRICT;
+        CREATE INDEX api_keys_person ON api_keys (person_id)
+        """,
+    )

@@ -13,8 +13,10 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from chatbot import accounts
+from chatbot.api_keys import make
 from chatbot.engine import Engine
 from chatbot.guard import PUBLIC
+from chatbot.openai_errors import is_api
 from chatbot.turns import Turns
 from data import people
 from data.database import Database
@@ -57,7 +59,7 @@ def refusal(path: str, role: PersonRole | None) -> int | None:
     """The status with which this role is turned away from this path; None where it may pass."""
     if path in PUBLIC:
         return None
-    if role is None:
+    if role is None or is_api(path):
         return 401
     return 403 if path.startswith("/operate") and role != "operator" else None
 
@@ -73,6 +75,25 @@ def test_every_route_turns_away_whom_it_should(app: FastAPI) -> None:
             expected = refusal(path, role)
             if expected and browser.request(method, path).status_code != expected:
                 wrong.append((role, method, path))
+    assert not wrong
+
+
+def test_a_key_opens_v1_for_every_role_and_nothing_else_for_any(app: FastAPI) -> None:
+    matrix = sorted(set(endpoints(app.routes)))
+    assert {path for _, path in matrix if is_api(path)} == {
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/x",
+    }
+    db, wrong = app.state.site.db, []
+    for role in ("user", "rater", "operator"):
+        key, _ = make(db, people.by_name(db, role) or people.add(db, role, role=role))
+        program = client(app, None)
+        program.headers["authorization"] = f"Bearer {key}"
+        for method, path in matrix:
+            if path not in PUBLIC:
+                is_refused = program.request(method, path).status_code == 401
+                wrong += [(role, method, path)] if is_refused == is_api(path) else []
     assert not wrong
 
 

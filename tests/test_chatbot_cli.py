@@ -81,7 +81,8 @@ def test_what_cannot_be_done_is_a_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["serve"], ["chat"], ["person"], ["person", "add"], ["person", "reset"]]
+    "command",
+    [[], ["serve"], ["chat"], ["person"], ["person", "add"], ["person", "reset"], ["key"], ["key", "add"]],
 )
 def test_every_command_explains_itself(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

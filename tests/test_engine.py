@@ -237,6 +237,17 @@ def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) 
     assert in_time.replies[0].finish_reason == "length"
 
 
+def test_a_deadline_counts_in_the_queue_too(tiny_base: Base, endless: Endless) -> None:
+    engine = Engine(tiny_base, precision="float32", max_rows=1)
+    engine.start()
+    running = endless(engine)
+    until(lambda: running.queue_position == 0)
+    late = done(engine.submit(HELLO, sampling=GREEDY, deadline=0.1))
+    assert (late.replies[0].finish_reason, late.replies[0].tokens) == ("cancelled", 0)
+    assert not running.is_done and engine.load_now == (1, 0)
+    engine.close()
+
+
 def test_each_token_comes_with_its_log_probability(engine: Engine) -> None:
     generation = done(engine.submit(HELLO, seeds=[4], sampling=Sampling(max_new_tokens=20)))
     [reply] = generation.replies

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from chatbot import accounts, guard
 from chatbot.config import ServeConfig
+from data.api_keys import ApiKey
 from data.records import Person, PersonRole
 
 HOME = "http://127.0.0.1:7860"
@@ -21,6 +22,8 @@ def somebody(name: str, role: PersonRole) -> Person:
 
 PEOPLE = {"u": somebody("ada", "user"), "v": somebody("eve", "user"), "o": somebody("grace", "operator")}
 
+KEYS = {"ns-a": (ApiKey("1", "ada", "ns-a", "", 0.0, None, None), PEOPLE["u"])}
+
 
 async def echo(request: Request) -> Response:
     body = await request.body()
@@ -30,7 +33,9 @@ async def echo(request: Request) -> Response:
 
 def client(token: str | None = None, **headers: str) -> TestClient:
     app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST", "PUT", "DELETE"])])
-    guarded = guard.Guard(app, CONFIG, lambda cookie: PEOPLE.get(cookie or ""))
+    guarded = guard.Guard(
+        app, CONFIG, lambda cookie: PEOPLE.get(cookie or ""), lambda key: KEYS.get(key or "")
+    )
     cookies = {accounts.COOKIE: token} if token else {}
     return TestClient(
         guarded,
@@ -125,7 +130,34 @@ def test_a_page_session_belongs_to_who_opened_it() -> None:
     assert site.get("/gradio_api/heartbeat/abc", headers=as_eve).status_code == 403
 
 
-@pytest.mark.parametrize("path", ["/login", "/x", "/operate"])
+# Programs with a key
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_below_v1_a_key_stands_for_its_person_whatever_the_origin(scheme: str) -> None:
+    headers = {"authorization": f"{scheme} ns-a", "origin": "https://evil.example"}
+    assert client(**headers).post("/v1/x", content=b"abc").json() == {"person": "ada", "bytes": 3}
+
+
+@pytest.mark.parametrize("word", ["", "ns-a", "Basic ns-a", "Bearer", "Bearer ns-b", "Bearer ns-a ns-a"])
+def test_below_v1_a_cookie_opens_nothing_and_neither_does_half_a_key(word: str) -> None:
+    answer = client("o", authorization=word, accept="text/html").get("/v1/models")
+    error = answer.json()["error"]
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert (error["code"], "make one at /account/keys" in error["message"]) == ("invalid_api_key", True)
+
+
+@pytest.mark.parametrize("path", ["/", "/v10", "/v1x/models", "//v1/models", "/account/", "/operate/v1/"])
+def test_elsewhere_a_key_opens_nothing(path: str) -> None:
+    assert client(authorization="Bearer ns-a").get(path).status_code == 401
+
+
+def test_a_forged_host_is_refused_in_the_clients_shape() -> None:
+    answer = client(authorization="Bearer ns-a", host="evil.example").get("/v1/models")
+    assert (answer.status_code, "--public-url" in answer.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/login", "/x", "/operate", "/v1/models"])
 def test_every_answer_carries_the_security_headers(path: str) -> None:
     headers = client("u").get(path).headers
     assert {name: headers.get(name) for name in guard.SECURITY_HEADERS} == guard.SECURITY_HEADERS

@@ -193,7 +193,8 @@ def test_a_run_logs_what_the_night_is_judged_by(tiny_base: Base) -> None:
     logged = """score score_std disagreement judge beta total_reward kl kl_per_token start_kl entropy eos_rate
         length distinct_2 reward_length_correlation ratio_mean ratio_max approx_kl clip_fraction
         value_clip_fraction explained_variance advantage_mean advantage_std grad_norm_policy grad_norm_value
-        learning_rate policy_loss value_loss sampler_gap seconds_sampling seconds_measuring seconds_training"""
+        learning_rate policy_loss value_loss sampler_gap seconds_sampling seconds_measuring
+        seconds_training"""
     assert set(logged.split()) <= set(first)
     assert list(result.samples) == [0]
     assert set(result.samples[0][0]) == {"prompt", "reply", "score", "judge"}

@@ -19,6 +19,7 @@ EXPECTED: dict[str, set[str]] = {
     "m004_runs": {"runs", "run_rankings", "metrics"},
     "m005_versions": {"versions", "serving", "schedule"},
     "m006_reference": set(),
+    "m007_api_keys": {"api_keys"},
 }
 
 
@@ -98,6 +99,7 @@ def test_opening_again_migrates_nothing_and_makes_no_backup(db: Database, home: 
         "INSERT INTO audit (at, person, action, detail) VALUES (0, '', '', 'no json')",
         "INSERT INTO sessions VALUES ('t', 'nobody', 0, 0)",
         "UPDATE serving SET reference = 'v000099'",
+        "INSERT INTO api_keys VALUES ('1', 'nobody', hex(zeroblob(32)), 'ns-', '', 0, NULL, NULL)",
     ],
 )
 def test_the_tables_refuse_what_makes_no_sense(db: Database, statement: str) -> None:

@@ -12,7 +12,7 @@ from chatbot.engine import Engine
 from chatbot.metrics import Metrics
 from chatbot.turns import Turns
 from chatbot.web import Site, open_site
-from data import people
+from data import api_keys, people
 from data.database import Database
 from data.home import Home
 from data.records import Person
@@ -195,9 +195,12 @@ def test_an_export_has_all_of_ones_own_and_nothing_of_others(
     rank(db, ada, mine, [1, 2, 3])
     rank(db, eve, mine, [3, 2, 1])
     a_turn(db, eve, question="Her secret")
+    api_keys.add(db, ada, "0" * 64, "ns-abc", "my script")
+    api_keys.add(db, eve, "1" * 64, "ns-def", "hers")
     sign_in(browser)
     answer = browser.get("/account/export")
     data = json.loads(answer.text)
+    assert [key["label"] for key in data["api_keys"]] == ["my script"] and "0" * 64 not in answer.text
     assert "attachment" in answer.headers["content-disposition"]
     assert (len(data["conversations"]), "Her secret" in answer.text) == (1, False)
     assert [row["person_id"] for row in data["conversations"][0]["rankings"]] == [ada.id]

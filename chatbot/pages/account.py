@@ -1,12 +1,16 @@
-"""The plain HTML pages: sign in, first operator, set a password, the account, and a sentence when refused.
+"""The plain HTML pages: sign in, first operator, set a password, the account and its API keys, and a sentence
+when something is refused.
 
 Plain forms without a script, so that they work before the model and Gradio are loaded. Everything that comes
 from a person passes `escape`. The strict policy below replaces Gradio's on these pages.
 """
 
+import time
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from data.api_keys import LONGEST_LABEL, ApiKey
 from data.records import Person
 
 CONTENT_POLICY = (
@@ -113,6 +117,9 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         f"{_password_field('Present password', 'old', 'current-password')}"
         f"{_password_field('New password', 'new', 'new-password', hint='At least 8 characters.')}"
         "<button>Change it</button></form></div>"
+        '<div class="card"><h2>API keys</h2>'
+        "<p>With a key, programs that speak to OpenAI can speak to this server in your name.</p>"
+        '<div class="row"><a class="button quiet" href="/account/keys">My API keys</a></div></div>'
         '<div class="card"><h2>My data</h2><p>Every conversation and ranking of yours, as one JSON file.</p>'
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
@@ -122,6 +129,56 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         '<button class="quiet">Sign out everywhere</button></form></div></div>',
         wide=True,
     )
+
+
+def keys_page(
+    person: Person, keys: Sequence[ApiKey], address: str, *, new_key: str = "", said: str = ""
+) -> str:
+    """A person's keys; `new_key` is shown now and never again. `address` is where programs find the API."""
+    return page(
+        "API keys",
+        f'<div class="card"><h1>API keys</h1><p>With one, a program speaks for {escape(person.name)}. '
+        "Nothing it asks is stored or trained on.</p>"
+        f"{_new_key(new_key)}{_said(said)}"
+        '<form method="post" action="/account/keys"><label for="label">What is it for?</label>'
+        f'<input id="label" name="label" maxlength="{LONGEST_LABEL}" autocomplete="off" '
+        'placeholder="My editor"><button>Make a key</button></form></div>'
+        f"{''.join(_key_card(key) for key in sorted(keys, key=lambda key: key.is_revoked))}"
+        '<div class="card"><h2>How to use one</h2><p>Give your program these two, and a key:</p>'
+        f'<label for="address">Address</label><input id="address" readonly value="{escape(address)}">'
+        '<label for="model">Model</label><input id="model" readonly value="night-school"></div>'
+        '<div class="row"><a class="button quiet" href="/account/">Back to the account</a></div>',
+        wide=True,
+    )
+
+
+def _new_key(key: str) -> str:
+    if not key:
+        return ""
+    return (
+        '<div class="said good" role="status">This is the new key. Copy it now: it is not shown again.</div>'
+        f'<label for="key">New key</label><input id="key" readonly autofocus value="{escape(key)}">'
+    )
+
+
+def _key_card(key: ApiKey) -> str:
+    label = escape(key.label or "No label")
+    used = f"last used {_day(key.last_used_at)}" if key.last_used_at else "never used"
+    ends = f"revoked {_day(key.revoked_at)}" if key.revoked_at else used
+    revoke = (
+        f'<div class="row"><form method="post" action="/account/keys/{escape(key.id)}/revoke">'
+        f'<button class="quiet" aria-label="Revoke {label}">Revoke</button></form></div>'
+    )
+    return (
+        f'<div class="card"><h2>{label}</h2>'
+        f"<p>{escape(key.prefix)}… · made {_day(key.created_at)} · {ends}</p>"
+        f"{'' if key.is_revoked else revoke}</div>"
+    )
+
+
+def _day(at: float | None) -> str:
+    """The date, in UTC, as the page knows no zone."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
 
 
 def _said(sentence: str, mood: str = "bad") -> str:

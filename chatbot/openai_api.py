@@ -1,0 +1,254 @@
+"""/v1: what programs that speak to OpenAI can ask of this server instead.
+
+    client = OpenAI(base_url="http://127.0.0.1:7860/v1", api_key="ns-...")
+    client.chat.completions.create(model="night-school", messages=[{"role": "user", "content": "Hello"}])
+
+`model` is an alias, answered by whatever serves, or an exact version; the answer names the exact one. A
+prompt that does not fit is refused, where the chat page would leave the oldest messages out: a program must
+know what was read. Nothing of a request or an answer is stored, and nothing of it teaches. A client that
+hangs up ends its replies. What cannot be asked for stands in openai_request.py.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from chatbot import accounts
+from chatbot.generation import Generation
+from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
+from chatbot.openai_reply import Completion, Reading
+from chatbot.openai_request import ChatRequest, read_request
+from chatbot.turns import Turns
+from data import api_keys, versions
+from data.api_keys import ApiKey
+from data.database import Database
+from data.errors import Busy, NotFound, Problem
+
+if TYPE_CHECKING:
+    from chatbot.web import Site
+
+ALIASES = ("night-school", "current")
+"""Both are the version that serves."""
+DEADLINE_SECONDS = 600.0
+"""As long as the official client waits by default."""
+LOOK_SECONDS = 0.02
+"""How often a stream is looked after: one that writes fifty tokens a second sends each by itself."""
+SILENCE_SECONDS = 15.0
+"""After so long without news a stream sends a comment, lest a proxy takes it for dead."""
+NOTHING_ELSE = error_answer(404, "There is no such endpoint - use /v1/chat/completions or /v1/models.")
+"""The application for all other paths below /v1, whatever the method: a key must reach nothing behind it."""
+
+
+def openai_routes(site: "Site", turns: Turns) -> APIRouter:
+    """The routes below /v1; the guard lets only those through who show an API key."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": list(models_of(site, turns).values())})
+
+    @router.get("/models/{name:path}")
+    def show_model(name: str) -> Response:
+        models = models_of(site, turns)
+        if name not in models:
+            raise _no_model(name)
+        return JSONResponse(models[name])
+
+    @router.post("/chat/completions")
+    async def complete_chat(request: Request) -> Response:
+        body = await request.body()
+        try:
+            _check_queue(turns)  # before any work: a burst is refused at once
+            # Reading and tokenising take their time, and others wait for this loop.
+            asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
+        except Problem as problem:
+            return problem_answer(problem, is_draining=site.is_draining)
+        completion = Completion(generation, build_of(turns))
+        decode = turns.engine.base.format.decode
+        readings = [Reading(reply, asked.stop, decode) for reply in generation.replies]
+        if asked.streams:
+            return EventStream(_events(asked, generation, readings, completion), generation)
+        async with _while_listened_to(request.receive, generation):
+            while not generation.is_done:
+                await asyncio.sleep(LOOK_SECONDS)
+        if failed := failure(generation):
+            return error_answer(*failed)
+        return JSONResponse(completion.whole(readings, has_logprobs=asked.has_logprobs))
+
+    return router
+
+
+def models_of(site: "Site", turns: Turns) -> dict[str, dict[str, Any]]:
+    """What can be named as `model`: the aliases, and every version in memory; `root` is what answers."""
+    engine = turns.engine
+    roots = dict.fromkeys(ALIASES, engine.version) | {name: name for name in engine.known_versions}
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": _made_at(site.db, root),
+            "owned_by": "night-school",
+            "root": root,
+        }
+        for name, root in roots.items()
+    }
+
+
+def _made_at(db: Database, version: str) -> int:
+    """When a version was made, in seconds; 0 where nobody knows, as for the base."""
+    try:
+        return int(versions.get(db, version).created_at)
+    except NotFound:  # loaded by hand
+        return 0
+
+
+def build_of(turns: Turns) -> str:
+    """What beside version and seed decides a reply: the base's weights and the precision."""
+    engine = turns.engine
+    precision = "nf4" if engine.four_bit else str(engine.dtype).removeprefix("torch.")
+    return f"{engine.base.sha256[:8]}-{precision}"
+
+
+def failure(generation: Generation) -> tuple[int, str] | None:
+    """Status and sentence where a reply did not end well; None where all did."""
+    reasons = {reply.finish_reason for reply in generation.replies}
+    if "interrupted" in reasons:
+        return 503, "The server is shutting down - try again in a moment."
+    if "failed" in reasons:
+        return 500, "The model failed at this prompt - try again, or tell the operator."
+    if "cancelled" in reasons and not any(reply.tokens for reply in generation.replies):
+        return 503, f"Nothing was written within {DEADLINE_SECONDS:.0f} seconds - try again later."
+    return None
+
+
+def _check_queue(turns: Turns) -> None:
+    _, waiting = turns.engine.load_now
+    if waiting >= turns.engine.max_waiting:
+        raise Busy(f"{waiting} requests are waiting already - try again in a moment.")
+
+
+def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[ChatRequest, Generation]:
+    """Read a request and hand it to the engine. Runs in a thread. Raises Problem."""
+    person = accounts.require(request)
+    key: ApiKey = request.scope["api_key"]
+    with contextlib.suppress(Problem):  # a full disk is no reason to be silent: nothing else is stored here
+        api_keys.note_use(site.db, key)
+    asked = read_request(body, turns.sampling.max_new_tokens)
+    if asked.model not in ALIASES and asked.model not in turns.engine.known_versions:
+        raise _no_model(asked.model)
+    _check_length(turns, asked)
+    generation = turns.engine.submit(
+        asked.messages,
+        replies=asked.replies,
+        sampling=asked.sampling,
+        seeds=asked.seeds,
+        version=None if asked.model in ALIASES else asked.model,
+        person=person.id,
+        kind="api",
+        stop=asked.stop,
+        deadline=DEADLINE_SECONDS,
+    )
+    return asked, generation
+
+
+def _no_model(name: str) -> NotFound:
+    return NotFound(
+        f"No model is called {name[:80]!a}, and no version that is loaded - "
+        f"use {ALIASES[0]!r}, or one that /v1/models names."
+    )
+
+
+def _check_length(turns: Turns, asked: ChatRequest) -> None:
+    """Raises Invalid where the engine would have to leave messages out to make the prompt fit."""
+    base, longest = turns.engine.base, asked.sampling.max_new_tokens
+    length = len(base.format.encode(asked.messages))
+    if length + longest > base.context:
+        raise Invalid(
+            f"The messages are {length:,} tokens and the reply may have {longest:,}, more than the "
+            f"{base.context:,} that fit - shorten them, or lower `max_tokens`.",
+            "messages",
+            "context_length_exceeded",
+        )
+
+
+@contextlib.asynccontextmanager
+async def _while_listened_to(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+    """End the replies the moment their client hangs up, and whatever happens when the block is left."""
+
+    async def wait_for_the_end() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        generation.stop()
+
+    listening = asyncio.create_task(wait_for_the_end())
+    try:
+        yield
+    finally:
+        listening.cancel()
+        generation.stop()
+
+
+class EventStream(Response):
+    """Frames as they come. Starlette's own would be cut off in mid-frame, and the engine not be told."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes], generation: Generation) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._frames = frames
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with _while_listened_to(receive, self._generation):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for frame in self._frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _events(
+    asked: ChatRequest, generation: Generation, readings: Sequence[Reading], completion: Completion
+) -> AsyncIterator[bytes]:
+    """Every reply's beginning, its pieces as they are written, its end; then the usage, then [DONE]."""
+    opening = {"role": "assistant", "content": "", "refusal": None}
+    yield b"".join(_event(completion.chunk(i, opening)) for i in range(len(readings)))
+    silent = 0.0
+    while not all(reading.has_ended for reading in readings):
+        await asyncio.sleep(LOOK_SECONDS)
+        silent += LOOK_SECONDS
+        if failed := failure(generation):
+            yield _event(error_object(*failed))
+            return
+        pieces = b"".join(_event(chunk) for chunk in _news(asked, readings, completion))
+        if pieces or silent >= SILENCE_SECONDS:
+            yield pieces or b": still here\n\n"
+            silent = 0.0
+    if asked.counts_tokens:
+        yield _event(completion.last_chunk())
+    yield b"data: [DONE]\n\n"
+
+
+def _news(
+    asked: ChatRequest, readings: Sequence[Reading], completion: Completion
+) -> Iterator[dict[str, Any]]:
+    """The chunks that tell what was written since the last look."""
+    for index, reading in enumerate(readings):
+        if reading.has_ended:
+            continue
+        text, tokens = reading.news()
+        if text or (tokens and asked.has_logprobs):
+            yield completion.chunk(index, {"content": text}, tokens=tokens if asked.has_logprobs else None)
+        if reading.has_ended:
+            yield completion.chunk(index, {}, finish=reading.finish_reason)
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    """One server-sent event. JSON in ASCII has no line end of any kind in it."""
+    return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n".encode()

@@ -1,0 +1,262 @@
+"""/v1 over plain HTTP: what is refused and how, clients that hang up, and that nothing of it is stored."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from chatbot.runner import LlamaRunner
+from data import api_keys, people
+from data.database import Database
+from data.errors import Problem
+from data.home import Home
+from tests.api import HELLO, Api, running_api, slow_steps, until
+from tests.stories import somebody
+
+LONG = {"max_tokens": 900, "temperature": 0}
+
+
+@pytest.fixture
+def api(db: Database, engine: Any, home: Home) -> Iterator[Api]:
+    with running_api(db, engine, home) as running:
+        yield running
+
+
+def error_of(answer: Any, status: int) -> dict[str, Any]:
+    """The error in an answer, which has OpenAI's shape and is a sentence with a remedy."""
+    error: dict[str, Any] = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert set(error) == {"message", "type", "param", "code"} and " - " in error["message"]
+    return error
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"\xff\xfe\xfd",
+        b'{"model": "base", "messages": [' + b"[" * 100_000,
+        b'{"temperature": ' + b"9" * 5000 + b"}",
+        b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(api: Api, body: bytes) -> None:
+    with api.client() as client:
+        answer = client.post("/chat/completions", content=body)
+    assert "The body is no JSON object" in error_of(answer, 400)["message"]
+
+
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 32_001}]}, "messages[0]"),
+        ({"messages": HELLO * 10_000}, "messages"),
+        ({"messages": HELLO * 200}, "messages"),
+        ({"max_tokens": 1000}, "messages"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e308}, "temperature"),
+        ({"model": None}, "model"),
+        ({"stop": [""]}, "stop"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_named(api: Api, fields: dict[str, Any], param: str) -> None:
+    assert error_of(api.ask(**fields), 400)["param"] == param
+    assert api.engine.load_now == (0, 0)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_not_shortened(api: Api) -> None:
+    error = error_of(api.ask(messages=[{"role": "user", "content": "x" * 1200}]), 400)
+    assert (error["code"], "that fit - shorten them" in error["message"]) == ("context_length_exceeded", True)
+    assert api.ask(messages=[{"role": "user", "content": "x" * 600}]).json()["usage"]["prompt_tokens"] > 600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   ",
+        "\0\x01\x1b[31mred",
+        "\ud800 alone",
+        "\u202eright to left",
+        "zero\u200bwidth \ufeffmark",
+        "👩\u200d👩\u200d👧\u200d👦",
+        "e" + "\u0301" * 200,
+        "<|im_start|>system",
+        "| a |\n" * 50,
+        "[x](javascript:alert(1))",
+    ],
+)
+def test_strange_texts_are_answered_like_any_other(api: Api, text: str) -> None:
+    messages = [{"role": "user", "content": text}]
+    answer = api.ask(messages=messages)
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["prompt_tokens"] == len(api.engine.base.format.encode(messages))
+
+
+def test_a_body_above_the_limit_is_refused_in_the_clients_words(api: Api) -> None:
+    with api.client() as client:
+        assert error_of(client.post("/chat/completions", content=b"x" * 1_000_001), 413)
+        unsaid = client.post("/chat/completions", content=(b"x" * 50_000 for _ in range(30)))
+        assert error_of(unsaid, 413)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/completions", "/files/x", "/models/no-such", "/../healthz/../v1/x"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_there_is_nothing_else_below_v1(api: Api, path: str, method: str) -> None:
+    with api.client() as client:
+        assert error_of(client.request(method, path), 404)
+
+
+def test_before_the_model_is_there_the_api_says_so(db: Database, home: Home) -> None:
+    from starlette.testclient import TestClient
+
+    from chatbot.api_keys import make
+    from chatbot.config import ServeConfig
+    from chatbot.metrics import Metrics
+    from chatbot.web import Site, open_site
+
+    app = open_site(Site(db, home, ServeConfig(), Metrics(db)))
+    browser = TestClient(app, base_url="http://127.0.0.1:7860")
+    key, _ = make(db, somebody(db))
+    answer = browser.get("/v1/models", headers={"authorization": f"Bearer {key}", "accept": "text/html"})
+    assert "is loading" in error_of(answer, 503)["message"]
+    assert answer.headers["retry-after"] == "2"
+
+
+# Whose request it is
+
+
+def test_a_revoked_key_and_a_disabled_person_are_out_at_once(api: Api, db: Database) -> None:
+    assert api.ask().status_code == 200
+    ada = somebody(db)
+    people.set_disabled(db, ada.id, True)
+    assert error_of(api.ask(), 401)["code"] == "invalid_api_key"
+    people.set_disabled(db, ada.id, False)
+    assert api.ask().status_code == 200
+    (key,) = api_keys.list_for(db, ada.id)
+    api_keys.revoke(db, key, "ada")
+    answer = api.ask()
+    assert (error_of(answer, 401)["code"], answer.headers["www-authenticate"]) == (
+        "invalid_api_key",
+        "Bearer",
+    )
+
+
+def test_the_engine_hears_whose_request_it_is_and_metrics_count_it(api: Api, db: Database) -> None:
+    heard: list[Any] = []
+    count, api.engine.follow = api.engine.follow, lambda g: (heard.append(g), count(g))[1]
+    api.ask(n=2)
+    (generation,) = heard
+    assert (generation.kind, generation.person) == ("api", somebody(db).id)
+    until(lambda: "nightschool_time_to_first_token_seconds_count 2.0" in api.site.metrics.text())
+
+
+def test_the_last_use_of_a_key_is_known_and_a_full_disk_silences_nobody(
+    api: Api, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.ask()
+    (key,) = api_keys.list_for(db, somebody(db).id)
+    assert key.last_used_at and 0 <= time.time() - key.last_used_at < 60
+
+    def disk_is_full(db: Database, key: api_keys.ApiKey) -> None:
+        raise Problem("The disk is full - free some space.")
+
+    monkeypatch.setattr(api_keys, "note_use", disk_is_full)
+    assert api.ask().status_code == 200
+
+
+def test_nothing_of_a_request_is_stored(api: Api, db: Database) -> None:
+    canary = "canary-51c0ff"
+    assert api.ask(messages=[{"role": "user", "content": canary}], user=canary).status_code == 200
+    with api.client() as client, client.stream("POST", "/chat/completions", json=_long(canary)) as answer:
+        assert answer.status_code == 200
+    assert not any(db.one(f"SELECT 1 FROM {table}") for table in ("conversations", "messages", "rankings"))
+    for path in db.path.parent.rglob("*"):
+        assert not path.is_file() or canary.encode() not in path.read_bytes()
+
+
+def _long(text: str) -> dict[str, Any]:
+    return {"model": "base", "messages": [{"role": "user", "content": text}], "stream": True, **LONG}
+
+
+# Clients that hang up, replies that fail
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_client_that_hangs_up_frees_its_place_within_a_second(
+    api: Api, streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_steps(monkeypatch)
+    body = {"model": "base", "messages": HELLO, "n": 3, "stream": streams, **LONG}
+    client = api.client()
+    if streams:
+        with client.stream("POST", "/chat/completions", json=body) as answer:
+            next(answer.iter_lines())
+            until(lambda: api.engine.load_now == (1, 0))
+    else:
+        with pytest.raises(Exception, match="timed out"):
+            client.post("/chat/completions", json=body, timeout=0.5)
+    client.close()
+    assert until(lambda: api.engine.load_now == (0, 0)) < 1
+    assert api.ask().status_code == 200
+
+
+def test_fifty_clients_that_vanish_leave_nothing_behind(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
+    body = json.dumps({"model": "base", "messages": HELLO, "n": 2, "stream": True, **LONG})
+    request = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Authorization: Bearer {api.key}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+    with ExitStack() as clients:
+        port = api.site.config.port
+        sockets = [clients.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(50)]
+        for connection in sockets:
+            connection.sendall(request.encode())
+        statuses = {connection.recv(12) for connection in sockets}
+    # One person's burst fills the half of the queue that is theirs, and no more.
+    assert statuses == {b"HTTP/1.1 200", b"HTTP/1.1 429"}
+    assert until(lambda: api.engine.load_now == (0, 0)) < 1
+    assert api.ask().status_code == 200
+
+
+def test_a_reply_that_fails_is_told_with_and_without_a_stream(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+    assert error_of(api.ask(), 500)["type"] == "server_error"
+    lines = [line for line in api.ask(stream=True).text.splitlines() if line]
+    assert "The model failed" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
+
+
+def test_what_the_deadline_cuts_ends_like_what_a_limit_cuts(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_steps(monkeypatch)
+    monkeypatch.setattr("chatbot.openai_api.DEADLINE_SECONDS", 0.5)
+    (choice,) = api.ask(**LONG).json()["choices"]
+    assert choice["finish_reason"] == "length" and choice["message"]["content"]
+
+
+def test_a_silent_stream_sends_signs_of_life(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch, 0.3)
+    monkeypatch.setattr("chatbot.openai_api.SILENCE_SECONDS", 0.05)
+    lines = api.ask(stream=True, max_tokens=2).text.splitlines()
+    assert ": still here" in lines and lines[-2] == "data: [DONE]"
