@@ -6,8 +6,8 @@
 
 A cell is a taste, a seed, a share of flipped rankings and a night. Each night runs the same commands that a
 person would (`trainer simulate`, `refresh`, `measure`) with their defaults, in a state directory of the
-row's own; its figures are one line of `--out`. A cell that has its line is not run again, so a stopped
-benchmark goes on where it was.
+row's own; its figures are one line of `--out`. A cell that has its line is not run again, rankings that are
+there are not made again, and an interrupted night is resumed: a stopped benchmark goes on where it was.
 
 200 of the practice prompts are kept from raters, reward models and PPO: on these the version of each night is
 held against the base, and that of the second night against the first. A taste that ties often is also held
@@ -91,10 +91,14 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
     practice, unseen = part_prompts(home)
     taste = ("--taste", row.taste)
     day = ("simulate", *taste, f"--turns={TURNS}", f"--replies={REPLIES}", f"--prompts={practice}")
-    simulated, _ = trainer(*day, f"--seed={10 * row.seed + night}", f"--flip={row.flipped}")
+    simulated = 0.0
+    if rankings(home) < TURNS * night:
+        simulated, _ = trainer(*day, f"--seed={10 * row.seed + night}", f"--flip={row.flipped}")
     before = trainer("versions")[1]["serving"]["current"]
-    settings = (f"--seed={row.seed}", f"--practice={practice}", *["--quick"] * row.quick)
-    refreshed, run = trainer("refresh", *settings)
+    settings = [f"--seed={row.seed}", f"--practice={practice}", *["--quick"] * row.quick]
+    killed = ("running", "interrupted")
+    interrupted = [run["id"] for run in trainer("runs")[1] if run["state"] in killed]
+    refreshed, run = trainer("refresh", *([f"--resume={interrupted[0]}"] if interrupted else settings))
     now = trainer("versions")[1]["serving"]["current"]
     folder = home / "runs" / run["id"]
     report = json.loads((folder / "report.json").read_text())
@@ -102,6 +106,7 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
     models = ("accuracy", "accuracy_interval", "always_longest")
     return {
         "state": run["state"],
+        "was_interrupted": bool(interrupted),
         "reason": run["reason"],
         "serves": now,
         "simulate_seconds": round(simulated),
@@ -116,6 +121,20 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
         "curve": [{k: m[k] for k in ("score", "judge", "kl", "length")} for m in curve],
         "commit": commit(),
     }
+
+
+def rankings(home: Path) -> int:
+    """How many there are in a state directory."""
+    if not (home / "nightschool.db").is_file():
+        return 0
+    done = subprocess.run(
+        [sys.executable, "-m", "data", "stats", "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(json.loads(done.stdout)["rankings"])
 
 
 def part_prompts(home: Path) -> tuple[Path, Path]:
