@@ -25,10 +25,13 @@ test: $(INSTALLED) ## ruff, mypy, and every test that needs no GPU and no patien
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm" $(ARGS)
 
 slow: $(INSTALLED) ## full-size runs on the embedded model
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+vllm-check: $(INSTALLED) ## two real vLLM servers, started with the python of VLLM_PYTHON
+	$(BIN)/python -m pytest -m vllm $(ARGS)
 
 gpu-check: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

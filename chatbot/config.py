@@ -26,6 +26,9 @@ class ServeConfig:
     four_bit: Annotated[bool, "Load the model in 4 bits (NF4, bitsandbytes): a quarter of the memory."] = (
         False
     )
+    engine: Annotated[
+        str, "vLLM servers that answer instead of this process, e.g. http://gpu1:8000,http://gpu2:8000."
+    ] = ""
     precision: Annotated[
         str, "float32, bfloat16, int8 (CPUs only), or auto: what a short measurement finds to be the fastest."
     ] = "auto"
@@ -48,6 +51,9 @@ class ServeConfig:
             raise Refused(f"Precision {self.precision!r} is unknown - use one of {', '.join(PRECISIONS)}.")
         if self.four_bit and self.precision == "int8":
             raise Refused("--four-bit and --precision int8 are two ways to one end - choose one.")
+        for engine in self.engines:
+            if urlsplit(engine).scheme not in ("http", "https") or not urlsplit(engine).hostname:
+                raise Refused(f"{engine!r} is not the address of a server - give one like http://gpu1:8000.")
         if not 1 <= self.replies <= 9:
             raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
         if self.max_new_tokens < 0 or self.threads < 0:
@@ -59,6 +65,11 @@ class ServeConfig:
                     f"{self.public_url!r} is not the address of a site - "
                     "give scheme and host without a path, like https://chat.example.org."
                 )
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The vLLM servers to use; none is the engine in this process."""
+        return tuple(one.strip() for one in self.engine.split(",") if one.strip())
 
     @property
     def url(self) -> str:

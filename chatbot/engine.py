@@ -9,7 +9,6 @@ let go.
 """
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 
 from chatbot.basemodel import Base
 from chatbot.chatformat import Messages
-from chatbot.generation import Generation, Kind
+from chatbot.generation import Asked, Generation, Kind
 from chatbot.kernels import Format
 from chatbot.llama import Llama
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
@@ -32,8 +31,6 @@ from data.records import BASE_VERSION, Sampling
 
 log = logging.getLogger(__name__)
 
-MAX_REPLIES = 9
-_LEAST_ROOM_FOR_PROMPT = 64
 _KEPT_BYTES = 256 * 2**20
 """Of keys and values that each version remembers for the next turns of conversations."""
 
@@ -123,37 +120,24 @@ class Engine:
         deadline: float | None = None,
     ) -> Generation:
         """Queue `messages` for `replies` replies and return at once: see interface.py."""
-        sampling = sampling or Sampling()
-        if not 1 <= replies <= MAX_REPLIES:
-            raise Refused(f"{replies!r} replies were asked for - use 1 to {MAX_REPLIES}.")
-        seeds = list(seeds) if seeds is not None else [random.getrandbits(31) for _ in range(replies)]
-        assert len(seeds) == replies, "one seed a reply"
-        room = self.base.context - sampling.max_new_tokens
-        if room < _LEAST_ROOM_FOR_PROMPT:
-            raise Refused(
-                f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in a context of "
-                f"{self.base.context} tokens - use fewer."
-            )
-        fitted = self.base.format.fit(messages, room)
+        asked = Asked.of(
+            self.base,
+            messages,
+            replies=replies,
+            sampling=sampling,
+            seeds=seeds,
+            person=person,
+            kind=kind,
+            stop=stop,
+            deadline=deadline,
+        )
         with self._lock:
             if self._closing:
                 raise Busy("The server is shutting down - try again in a moment.")
             name = version or self._serving
             if name not in self._versions:
                 raise NotFound(f"Version {name!r} is not loaded here - load it first.")
-            generation = Generation(
-                self.base.format,
-                self.position_of,
-                fitted.ids,
-                fitted.dropped,
-                name,
-                sampling,
-                seeds,
-                person=person,
-                kind=kind,
-                stop=stop,
-                deadline=deadline,
-            )
+            generation = Generation(self.base.format, self.position_of, asked, name)
             self._scheduler.add(generation)
             self._versions[name].users += 1
             self._lock.notify_all()

@@ -3,14 +3,21 @@
 Made by the engine, which fills the rows from its own thread; read and stopped from any other.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from chatbot.chatformat import ChatFormat
+from chatbot.basemodel import Base
+from chatbot.chatformat import ChatFormat, FittedPrompt, Messages
 from chatbot.sampling import Row
+from data.errors import Refused
 from data.records import FinishReason, Sampling
+
+MAX_REPLIES = 9
+_LEAST_ROOM_FOR_PROMPT = 64
 
 Kind = Literal["chat", "api", "review", "rollout"]
 """What a request is for, the most urgent first."""
@@ -57,38 +64,68 @@ class ReplyStream:
         self._generation.finish(self._row, "cancelled")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request that can be answered, whoever does it."""
+
+    prompt: FittedPrompt
+    sampling: Sampling
+    seeds: Sequence[int]
+    """One a reply."""
+    person: str | None = None
+    kind: Kind = "chat"
+    stop: Sequence[str] = ()
+    deadline: float | None = None
+    """Seconds."""
+
+    @staticmethod
+    def of(
+        base: Base,
+        messages: Messages,
+        *,
+        replies: int,
+        sampling: Sampling | None,
+        seeds: Sequence[int] | None,
+        person: str | None,
+        kind: Kind,
+        stop: Sequence[str],
+        deadline: float | None,
+    ) -> "Asked":
+        """Checked and fitted to the context of `base`; what is left open is chosen. Raises Refused."""
+        sampling = sampling or Sampling()
+        if not 1 <= replies <= MAX_REPLIES:
+            raise Refused(f"{replies!r} replies were asked for - use 1 to {MAX_REPLIES}.")
+        seeds = list(seeds) if seeds is not None else [random.getrandbits(31) for _ in range(replies)]
+        assert len(seeds) == replies, "one seed a reply"
+        room = base.context - sampling.max_new_tokens
+        if room < _LEAST_ROOM_FOR_PROMPT:
+            raise Refused(
+                f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in a context of "
+                f"{base.context} tokens - use fewer."
+            )
+        return Asked(base.format.fit(messages, room), sampling, seeds, person, kind, stop, deadline)
+
+
 class Generation:
     """One request: a prompt, the version that answers it, and its K replies."""
 
     def __init__(
-        self,
-        chat: ChatFormat,
-        position_of: Callable[["Generation"], int],
-        prompt: list[int],
-        dropped: int,
-        version: str,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        *,
-        person: str | None = None,
-        kind: Kind = "chat",
-        stop: Sequence[str] = (),
-        deadline: float | None = None,
+        self, chat: ChatFormat, position_of: Callable[["Generation"], int], asked: Asked, version: str
     ) -> None:
         self._chat = chat
         self._position_of = position_of
         self._changed = threading.Condition()
-        self.prompt = prompt
-        self.dropped = dropped
+        self.prompt = asked.prompt.ids
+        self.dropped = asked.prompt.dropped
         """How many of the oldest messages were left out to fit the context."""
         self.version = version
-        self.sampling = sampling
-        self.person = person
-        self.kind: Kind = kind
-        self._stop = stop
+        self.sampling = asked.sampling
+        self.person = asked.person
+        self.kind: Kind = asked.kind
+        self._stop = asked.stop
         self.submitted_at = time.monotonic()
-        self._deadline = None if deadline is None else self.submitted_at + deadline
-        self.rows = [Row(seed) for seed in seeds]
+        self._deadline = None if asked.deadline is None else self.submitted_at + asked.deadline
+        self.rows = [Row(seed) for seed in asked.seeds]
         self.replies = tuple(ReplyStream(self, row) for row in self.rows)
 
     @property

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 
-from chatbot.basemodel import load_base
+from chatbot.basemodel import Base, load_base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.following import Follower
+from chatbot.interface import AnyEngine
 from chatbot.metrics import Metrics
 from chatbot.precision import choose
+from chatbot.remote import RemoteEngine
 from chatbot.sharing import Sharing
 from chatbot.turns import Turns
 from data.database import Database
@@ -32,15 +34,13 @@ class Serving:
 
     def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:
         """Load the model and begin to answer. Raises Problem where the model cannot be had."""
-        base = load_base(config.model, home)
-        is_open = config.precision == "auto" and not config.four_bit
-        precision = choose(base, home) if is_open else config.precision
-        self.engine = Engine(base, precision=precision, four_bit=config.four_bit)
+        self.engine = engine_for(load_base(config.model, home), home, config)
         self.engine.follow = metrics.follow
         self.engine.start()
-        self.sharing = Sharing(db, self.engine, config.threads)
-        self.sharing.share_once()
-        self.sharing.start()
+        self.sharing = Sharing(db, self.engine, config.threads) if isinstance(self.engine, Engine) else None
+        if self.sharing:
+            self.sharing.share_once()
+            self.sharing.start()
         self.turns = Turns(db, self.engine, max_new_tokens=config.max_new_tokens or None)
         self.follower = Follower(db, home, self.engine)
         self.follower.follow_once()  # the first answer already comes from the version that serves
@@ -54,9 +54,19 @@ class Serving:
         self.engine.close()
         self.turns.close()
         self.follower.close()
-        self.sharing.close()
+        if self.sharing:
+            self.sharing.close()
         if self.trainer:
             self.trainer.close()
+
+
+def engine_for(base: Base, home: Home, config: ServeConfig) -> AnyEngine:
+    """The engine of this process, or one over vLLM servers; not started."""
+    if config.engines:
+        return RemoteEngine(base, config.engines, home.adapters, four_bit=config.four_bit)
+    is_open = config.precision == "auto" and not config.four_bit
+    precision = choose(base, home) if is_open else config.precision
+    return Engine(base, precision=precision, four_bit=config.four_bit)
 
 
 class Trainer:

@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 
 from chatbot.chatformat import MAX_CHARACTERS
-from chatbot.engine import MAX_REPLIES
-from chatbot.generation import Generation, ReplyStream
+from chatbot.generation import MAX_REPLIES, Generation, ReplyStream
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
 from data.database import Database

@@ -16,7 +16,9 @@ from data.home import Home, open_home
 if TYPE_CHECKING:
     from chatbot.basemodel import Base
     from chatbot.engine import Engine
+    from chatbot.remote import RemoteEngine
     from data.database import Database
+    from tests.fake_vllm import FakeVllm
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +92,33 @@ def ranked(home: Home, ranked_database: Path) -> Iterator["Database"]:
     database = open_database(home)
     yield database
     database.close()
+
+
+@pytest.fixture
+def adapter(tiny_base: "Base", tmp_path: Path) -> Path:
+    """The directory of an adapter that makes the tiny model say something else."""
+    from tests.adapter_files import write_adapter
+
+    return write_adapter(tmp_path / "adapter", tiny_base.config, size=0.5)
+
+
+@pytest.fixture
+def servers(tiny_base: "Base", monkeypatch: pytest.MonkeyPatch) -> Iterator[list["FakeVllm"]]:
+    """Two servers of the tiny model behind vLLM's routes, looked after often and asked little."""
+    from chatbot import replicas
+    from tests.fake_vllm import two_servers
+
+    monkeypatch.setattr(replicas, "PROBE_TOKENS", 4)
+    monkeypatch.setattr(replicas, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(replicas, "REFUSED_SECONDS", 0.02)
+    with two_servers(tiny_base) as made:
+        yield made
+
+
+@pytest.fixture
+def remote(tiny_base: "Base", servers: list["FakeVllm"], home: Home) -> Iterator["RemoteEngine"]:
+    """An engine on both servers."""
+    from tests.fake_vllm import engine_on
+
+    with engine_on(tiny_base, servers, home.adapters) as engine:
+        yield engine

@@ -25,6 +25,7 @@ def test_the_defaults_serve_this_machine_alone() -> None:
         ({"threads": -1}, "cannot be negative"),
         ({"precision": "int4"}, "Precision 'int4' is unknown - use one of auto, float32, bfloat16, int8"),
         ({"precision": "int8", "four_bit": True}, "two ways to one end"),
+        ({"engine": "http://gpu1:8000,gpu2:8000"}, "'gpu2:8000' is not the address of a server"),
         ({"public_url": "chat.example.org"}, "is not the address of a site"),
         ({"public_url": "https://example.org/path"}, "is not the address of a site"),
     ],

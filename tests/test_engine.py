@@ -13,7 +13,6 @@ from chatbot.generation import Generation
 from chatbot.runner import LlamaRunner
 from data.errors import Busy, NotFound, Refused
 from data.records import Sampling
-from tests.adapter_files import write_adapter
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
@@ -46,11 +45,6 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
 
     monkeypatch.setattr(LlamaRunner, "step", slow_step)
     return lambda engine: engine.submit(HELLO, sampling=LONG)
-
-
-@pytest.fixture
-def adapter(tiny_base: Base, tmp_path: Path) -> Path:
-    return write_adapter(tmp_path / "adapter", tiny_base.config, size=0.5)
 
 
 @pytest.mark.parametrize("replies", range(1, 10))

@@ -34,6 +34,7 @@ OWNERS = {
     "bitsandbytes": {"chatbot/fourbit.py"},
     "gguf": {"chatbot/basemodel.py"},
     "gradio": {"chatbot/pages/", "chatbot/web.py", "chatbot/server.py"},
+    "httpx": {"chatbot/vllm.py"},
     "markdown_it": {"chatbot/pages/markdown.py"},
     "pandas": {"chatbot/pages/operate_learning.py"},
     "peft": {"chatbot/policy.py"},

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from chatbot.chatformat import ChatFormat
-from chatbot.generation import Generation, ReplyStream
+from chatbot.chatformat import ChatFormat, FittedPrompt
+from chatbot.generation import Asked, Generation, ReplyStream
 from chatbot.openai_reply import Reading, Token, safe_length
 from data.records import Sampling
 from tests.tiny import byte_tokenizer
@@ -23,7 +23,7 @@ def read_while_written(
     chat: ChatFormat, ids: Sequence[int], stop: Sequence[str], dice: random.Random
 ) -> tuple[ReplyStream, list[str], list[Token]]:
     """The reply at its end, and what was told of it by looking now and then while it was written."""
-    generation = Generation(chat, lambda g: 0, [], 0, "base", Sampling(), [1], stop=stop)
+    generation = Generation(chat, lambda g: 0, Asked(FittedPrompt([], 0), Sampling(), [1], stop=stop), "base")
     (row,), (reply,) = generation.rows, generation.replies
     reading, told, tokens = Reading(reply, stop, chat.decode), [], []
     for token in ids:
@@ -87,7 +87,7 @@ def test_reading_a_long_reply_decodes_a_window_not_all_of_it(chat: ChatFormat) -
         longest = max(longest, len(ids))
         return chat.decode(ids)
 
-    generation = Generation(chat, lambda g: 0, [], 0, "base", Sampling(), [1])
+    generation = Generation(chat, lambda g: 0, Asked(FittedPrompt([], 0), Sampling(), [1]), "base")
     (row,), (reply,) = generation.rows, generation.replies
     row.token_ids += (ids := chat.encode_text(TEXT * 5))
     row.logprobs += [-1.0] * len(ids)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from chatbot.basemodel import Base
-from chatbot.generation import Generation, Kind
+from chatbot.chatformat import FittedPrompt
+from chatbot.generation import Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
 from data.errors import Busy
 from data.records import Sampling
@@ -18,10 +19,8 @@ def ask(tiny_base: Base) -> Ask:
     """A request of a person."""
 
     def make(person: str | None = None, kind: Kind = "chat", replies: int = 1) -> Generation:
-        seeds = range(replies)
-        return Generation(
-            tiny_base.format, lambda _: 0, [1], 0, "base", Sampling(), seeds, person=person, kind=kind
-        )
+        asked = Asked(FittedPrompt([1], 0), Sampling(), range(replies), person=person, kind=kind)
+        return Generation(tiny_base.format, lambda _: 0, asked, "base")
 
     return make
 

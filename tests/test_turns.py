@@ -114,7 +114,8 @@ def test_the_model_sees_what_was_said_before(turns: Turns, db: Database, ada: Pe
     )
     said = turns.engine.base.format.decode(done(live)._generation.prompt)
     assert said.count("<|im_start|>") == 4
-    assert "One." in said and f"assistant\n{parent.text}" in said and "Two." in said
+    stored = conversations.message(db, parent.message_id).content
+    assert "One." in said and f"assistant\n{stored}" in said and "Two." in said
 
 
 def test_replies_stand_in_the_order_shown_to_their_person(turns: Turns, db: Database, ada: Person) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.engine import MAX_REPLIES, Engine
+from chatbot.engine import Engine
 from chatbot.flags import table
 from chatbot.following import load_verified
-from chatbot.generation import Generation
+from chatbot.generation import MAX_REPLIES, Generation
 from chatbot.models import merged_model
 from data import versions
 from data.database import Database

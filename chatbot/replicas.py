@@ -1,0 +1,250 @@
+"""Several vLLM servers that serve one base model in the same versions.
+
+A server is up when it has shown, by what it computes, that it holds what the others hold: the same base, and
+every version with the log-probabilities of its manifest. Only those are asked. One that stops answering is
+taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
+
+A version is loaded under a name that contains a hash of its files, so that a name never means two things:
+vLLM answers an adapter that was replaced under its old name from the old one's prefix cache, and after a
+restart of ours what is found on a server under the name is what the name says.
+
+The base is one of these adapters (null_adapter.py).
+
+All of this runs in one event loop, that of remote.py. Versions come and go one after the other.
+"""
+
+import asyncio
+import copy
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from chatbot.adapters import hash_files
+from chatbot.basemodel import Base
+from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
+from chatbot.manifest import MANIFEST, Canary, read_manifest
+from chatbot.null_adapter import null_adapter
+from chatbot.vllm import Gone, Server
+from data.errors import Busy, Problem, Refused
+from data.records import BASE_VERSION
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at a server, up or down."""
+REFUSED_SECONDS = 10.0
+"""The same for one that is there but does not fit."""
+PROBE = (
+    "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
+    "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
+)
+"""What every server is asked of the base: all must find its end as likely."""
+PROBE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A version as the servers hold it."""
+
+    version: str
+    tag: str
+    """What it is called there."""
+    directory: Path
+    canary: Sequence[Canary]
+
+    @staticmethod
+    def of(version: str, directory: Path) -> "Edition":
+        """From an adapter directory; one without a manifest was made by hand and has no canaries."""
+        digest = hashlib.sha256("".join(hash_files(directory).values()).encode()).hexdigest()
+        has_manifest = (directory / MANIFEST).is_file()
+        canary = read_manifest(directory).canary if has_manifest else []
+        return Edition(version, f"{version}-{digest[:12]}", directory, canary)
+
+
+@dataclass(eq=False)
+class Replica:
+    """One of the servers."""
+
+    server: Server
+    is_up: bool = False
+    rows: int = 0
+    """Replies being written there."""
+    problem: str | None = None
+    """Why it is not up, as a sentence."""
+
+
+class Replicas:
+    """The servers, and the versions they hold. Belongs to one event loop."""
+
+    def __init__(
+        self, urls: Sequence[str], base: Base, shared: Path, *, dtype: torch.dtype, four_bit: bool
+    ) -> None:
+        """`shared` is a directory that the servers see; `dtype` and `four_bit` say how they compute."""
+        self.all = [Replica(Server(url)) for url in urls]
+        self.context = base.context
+        """The longest sequence that every server takes."""
+        self._base = base
+        self._dtype = dtype
+        self._four_bit = four_bit
+        self._probe = base.format.encode([{"role": "user", "content": PROBE}])
+        self._base_logprob: float | None = None
+        self._editions = {BASE_VERSION: Edition.of(BASE_VERSION, null_adapter(base, shared))}
+        self._changes = asyncio.Lock()
+
+    @property
+    def base(self) -> Base:
+        """The base, with the context of the servers where that is shorter than the model's own."""
+        if self.context == self._base.context:
+            return self._base
+        config = copy.deepcopy(self._base.config)
+        config.max_position_embeddings = self.context
+        return replace(self._base, config=config)
+
+    @property
+    def up(self) -> list[Replica]:
+        return [replica for replica in self.all if replica.is_up]
+
+    def pick(self) -> Replica | None:
+        """The server that writes the fewest replies; the first among equals, whose cache is the fullest."""
+        return min(self.up, key=lambda replica: replica.rows, default=None)
+
+    def tag_of(self, version: str) -> str:
+        """What `version` is called by the servers."""
+        return self._editions[version].tag
+
+    async def start(self, patience: float) -> None:
+        """Wait, `patience` seconds long, until a server is up. Raises Problem where none is or none fits."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while True:
+            told = await asyncio.gather(*(r.server.context() for r in self.all), return_exceptions=True)
+            self.context = min([self.context, *(context for context in told if isinstance(context, int))])
+            await asyncio.gather(*(self._look_after(replica) for replica in self.all))
+            errors = [error for error in told if isinstance(error, Problem)]
+            if self.up:
+                return
+            if not any(isinstance(error, Gone) for error in errors) or loop.time() > deadline:
+                reasons = " ".join(replica.problem or "" for replica in self.all)
+                raise Problem(f"No engine can be used - start one, or leave --engine out. {reasons}")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def watch(self, replica: Replica) -> None:
+        """Look after one server for ever."""
+        while True:
+            is_refused = await self._look_after(replica)
+            await asyncio.sleep(REFUSED_SECONDS if is_refused else LOOK_SECONDS)
+
+    async def close(self) -> None:
+        for replica in self.all:
+            replica.is_up = False
+            await replica.server.close()
+
+    async def load(self, version: str, directory: Path) -> None:
+        """Load a version on every server that is up; Refused, and nowhere loaded, where one refuses it."""
+        edition = Edition.of(version, directory)
+        async with self._changes:
+            asked = self.up
+            done = await asyncio.gather(*(self._equip(r, edition) for r in asked), return_exceptions=True)
+            for replica, error in zip(asked, done, strict=True):
+                if isinstance(error, Gone):
+                    self.take_out(replica, error)
+            refusals = [e for e in done if isinstance(e, BaseException) and not isinstance(e, Gone)]
+            if not refusals and self.up:
+                self._editions[version] = edition
+                return
+            await self._discard(edition)
+        raise refusals[0] if refusals else Busy("No engine answers - try again in a moment.")
+
+    async def unload(self, version: str) -> None:
+        """Let a version go everywhere; nobody may be using it."""
+        async with self._changes:
+            if edition := self._editions.pop(version, None):
+                await self._discard(edition)
+
+    async def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
+        """As one of the servers computes it: all have shown that they agree."""
+        while replica := self.pick():
+            try:
+                return await replica.server.mean_logprob(self.tag_of(version), ids, reply_start)
+            except Gone as error:
+                self.take_out(replica, error)
+        raise Busy("No engine answers - try again in a moment.")
+
+    def take_out(self, replica: Replica, error: Exception) -> None:
+        """Ask it no more until it has shown again what it holds. Said once in the log."""
+        problem = str(error)
+        is_other = not isinstance(error, Gone) and problem != replica.problem
+        if replica.is_up or replica.problem is None or is_other:
+            log.error("Without an engine: %s", problem)
+        replica.is_up, replica.problem = False, problem
+
+    async def _look_after(self, replica: Replica) -> bool:
+        """Check one that is up, take in one that is back; True where it answers but does not fit."""
+        try:
+            await (replica.server.check() if replica.is_up else self._take_in(replica))
+        except Problem as error:
+            self.take_out(replica, error)
+            return not isinstance(error, Gone)
+        except Exception as error:  # such as an answer of another shape: it must not end the watch
+            log.exception("Looking after %s failed.", replica.server.url)
+            self.take_out(replica, error)
+            return True
+        return False
+
+    async def _take_in(self, replica: Replica) -> None:
+        """Bring a server to what the others hold, and see it confirm that. Raises Problem."""
+        context = await replica.server.context()
+        if context < self.context:
+            raise Refused(
+                f"{replica.server.url} takes {context:,} tokens where {self.context:,} are promised - "
+                f"start it with --max-model-len {self.context}, or start Night School again."
+            )
+        async with self._changes:
+            for edition in self._editions.values():
+                await self._equip(replica, edition)
+            await self._confirm_base(replica)
+            replica.is_up = True
+        if replica.problem:
+            log.warning("%s is up.", replica.server.url)
+        replica.problem = None
+
+    async def _confirm_base(self, replica: Replica) -> None:
+        """Raises Refused where it computes something else than the first server did."""
+        start = max(1, len(self._probe) - PROBE_TOKENS)
+        logprob = await replica.server.mean_logprob(self.tag_of(BASE_VERSION), self._probe, start)
+        if self._base_logprob is None:
+            self._base_logprob = logprob
+        if not abs(logprob - self._base_logprob) <= 2 * CANARY_TOLERANCE[self._dtype]:  # each may be off
+            raise Refused(
+                f"{replica.server.url} computes something else than the other engines "
+                f"({logprob - self._base_logprob:+.4f} nats a token) - start it with the same model."
+            )
+
+    async def _equip(self, replica: Replica, edition: Edition) -> None:
+        """Load a version on one server and see it compute what the manifest says. Raises Problem."""
+        server = replica.server
+        await server.load(edition.tag, edition.directory)
+        if not edition.canary:
+            return
+        logprobs = [
+            await server.mean_logprob(edition.tag, one["ids"], one["reply_start"]) for one in edition.canary
+        ]
+        off = nats_off(edition.canary, logprobs)
+        may_be = tolerance(edition.canary, self._dtype, four_bit=self._four_bit)
+        if not off <= may_be:  # nor for a nan
+            await server.unload(edition.tag)
+            raise Refused(
+                f"{server.url} computes other log-probabilities of {edition.version!r} than where it was "
+                f"trained ({off:.4f} nats a token off; {may_be} may be) - start it with the same base model."
+            )
+
+    async def _discard(self, edition: Edition) -> None:
+        for replica in self.up:
+            try:
+                await replica.server.unload(edition.tag)
+            except Gone as error:
+                self.take_out(replica, error)

@@ -1,0 +1,125 @@
+"""The replies under way at the servers, one task each, and what becomes of one whose server goes away.
+
+All replies to a prompt go to one server, so that they share its prefill; each is a request of its own there,
+with its own seed, and can be ended by itself. A reply whose server is taken out is gone on with by another
+server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
+would have given.
+
+Runs in the event loop of remote.py.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from chatbot.generation import Generation
+from chatbot.replicas import Replica, Replicas
+from chatbot.sampling import Row
+from chatbot.vllm import Gone
+from data.errors import Refused
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
+"""Servers that a reply may lose. After so many the fault may be its own."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A reply that is being read from a server, and the timeout that ends the wait for its next token."""
+
+    row: Row
+    replica: Replica
+    limit: asyncio.Timeout
+
+    def leave_if_over(self) -> None:
+        """Wait no more where the reply has ended or its server is out."""
+        is_over = self.row.finish_reason is not None or not self.replica.is_up
+        if is_over and not self.limit.expired():
+            self.limit.reschedule(0)
+
+
+class Writing:
+    """Every reply that servers write at the moment. Belongs to one event loop."""
+
+    def __init__(self, replicas: Replicas, end_of_turn: int, ended: Callable[[], object]) -> None:
+        """`ended` is called whenever a reply has ended."""
+        self._replicas = replicas
+        self._end_of_turn = end_of_turn
+        self._ended = ended
+        self._readings: set[_Reading] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, request: Generation) -> None:
+        """Let a server that is up write all replies of `request`."""
+        replica = self._replicas.pick()
+        assert replica is not None, "nothing is let in while no server is up"
+        for row in request.rows:
+            replica.rows += 1  # at once: the next request is to see it
+            task = asyncio.create_task(self._write(request, row, replica))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def leave_what_is_over(self) -> None:
+        """End the reading of replies that were stopped, and of those whose server is out."""
+        for reading in self._readings:
+            reading.leave_if_over()
+
+    async def close(self) -> None:
+        """End all reading."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _write(self, request: Generation, row: Row, replica: Replica) -> None:
+        """One reply, on one server after the other until it has ended."""
+        for _ in range(_TRIES):
+            try:
+                await self._read(request, row, replica)
+                break
+            except Gone as error:
+                self._replicas.take_out(replica, error)
+            except Exception as error:  # what one request brings about must not end the others
+                log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
+                break
+            finally:
+                replica.rows -= 1
+            if (other := self._replicas.pick()) is None:
+                break
+            replica = other
+            replica.rows += 1
+        request.finish(row, "failed")  # where it has not ended otherwise
+        self._ended()
+
+    async def _read(self, request: Generation, row: Row, replica: Replica) -> None:
+        """Fill the row from one server until it has ended. Raises Gone where the server breaks off."""
+        if row.finish_reason is not None:  # stopped before it was begun
+            return
+        written, sampling = len(row.token_ids), request.sampling
+        pieces = replica.server.write(
+            self._replicas.tag_of(request.version),
+            request.prompt + row.token_ids,
+            replace(sampling, max_new_tokens=sampling.max_new_tokens - written),
+            row.seed + written,
+            self._end_of_turn,
+        )
+        # The timeout runs into TimeoutError only where `leave_if_over` lets it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit, contextlib.aclosing(pieces):
+                reading = _Reading(row, replica, limit)
+                self._readings.add(reading)
+                try:
+                    async for piece in pieces:
+                        if row.finish_reason is not None:  # stopped from outside during this step
+                            return
+                        row.logprobs += piece.logprobs
+                        row.token_ids += piece.token_ids
+                        if piece.finish_reason is not None:
+                            request.finish(row, piece.finish_reason)
+                        request.notice()
+                finally:
+                    self._readings.discard(reading)
+        if row.finish_reason is None:
+            raise Gone(f"{replica.server.url} broke a reply off.")

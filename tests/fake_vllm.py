@@ -1,0 +1,251 @@
+"""A vLLM server as Night School sees one, small enough for a test: the tiny real model behind vLLM's routes.
+
+It answers with what the model says, adapters merged; for its base with what was loaded last, as vLLM does on
+a CPU where others use that; and it can be told to misbehave. `die` cuts every
+connection; a server made at the same port afterwards is one that came back with nothing loaded.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.llama import Llama
+from chatbot.models import merged_model
+from chatbot.remote import RemoteEngine
+from chatbot.runner import prepare, runner_for
+from chatbot.sampling import Row
+from data.records import Sampling
+from tests.jobs import a_job
+
+NAME = "the-base"
+_MODEL = threading.Lock()
+"""Transformers cannot load two models at once."""
+_LOADED: dict[tuple[Path, Path | None], Llama] = {}
+
+
+def _weights(base: Base, directory: Path | None) -> Llama:
+    """The tiny model with an adapter, loaded once."""
+    with _MODEL:
+        if (base.directory, directory) not in _LOADED:
+            model = merged_model(base, directory, device=torch.device("cpu"), dtype=torch.float32)
+            weights = prepare(model, "float32")
+            assert isinstance(weights, Llama)
+            _LOADED[base.directory, directory] = weights
+        return _LOADED[base.directory, directory]
+
+
+class FakeVllm:
+    """Serves from its construction until `die`."""
+
+    def __init__(self, base: Base, *, port: int = 0, context: int = 1024, pause: float = 0.0) -> None:
+        """`pause`: seconds between two tokens."""
+        self.base = base
+        self.context = context
+        self.pause = pause
+        self.adapters: dict[str, Path] = {}
+        self.asked: list[dict[str, Any]] = []
+        """The bodies of all requests for replies, in order."""
+        self.loaded: list[str] = []
+        """What was ever loaded, in order."""
+        self.is_foreign = False
+        """Be another web server."""
+        self.refuses: str | None = None
+        """Why it loads no adapter."""
+        self.can_load = True
+        """Whether runtime loading was enabled at its start."""
+        self.ignores_adapters = False
+        """Answer with the base whatever adapter is asked for: what a stale cache does."""
+        self.is_hung = False
+        """Take connections and never answer."""
+        self.breaks_after: int | None = None
+        """Cut the connection after so many tokens of a reply."""
+        self.fails_with: int | None = None
+        """The status of every request for a reply."""
+        self.writing = 0
+        self._connections: set[socket.socket] = set()
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.owner = self
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def versions(self) -> list[str]:
+        """The adapters that are loaded, but for the one that changes nothing."""
+        return [name for name in self.adapters if not name.startswith("base-")]
+
+    def die(self) -> None:
+        """Cut every connection and listen no more. Twice is harmless."""
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def weights(self, model: str) -> Llama | None:
+        """What answers for `model`; None where it is not loaded."""
+        if model != NAME and model not in self.adapters:
+            return None
+        if self.ignores_adapters:
+            return _weights(self.base, None)
+        return _weights(self.base, self.adapters.get(model) or next(reversed(self.adapters.values()), None))
+
+    def tokens(self, weights: Llama, body: dict[str, Any]) -> Iterator[Row]:
+        """The row of a reply after each of its tokens."""
+        runner = runner_for(weights, body["stop_token_ids"][0])
+        sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"])
+        job = a_job(body["prompt"], [body["seed"]], sampling)
+        runner.add(job)
+        while not runner.is_idle:
+            time.sleep(self.pause)
+            with _MODEL:
+                runner.step()
+            yield job.rows[0]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits until it holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def slowed(servers: list[FakeVllm]) -> None:
+    """Replies take a while from now on."""
+    for server in servers:
+        server.pause = 0.005
+
+
+@contextmanager
+def two_servers(base: Base) -> Iterator[list[FakeVllm]]:
+    """Two servers of `base`; more may be added to the list. All die in the end."""
+    made = [FakeVllm(base) for _ in range(2)]
+    yield made
+    for server in made:
+        server.die()
+
+
+@contextmanager
+def engine_on(base: Base, servers: list[FakeVllm], shared: Path) -> Iterator[RemoteEngine]:
+    """An engine with all of `servers` up."""
+    urls = [server.url for server in servers]
+    engine = RemoteEngine(base, urls, shared, dtype=torch.float32, patience=30)
+    engine.start()
+    until(lambda: len(engine._replicas.up) == len(servers))
+    yield engine
+    engine.close()
+
+
+class _Server(ThreadingHTTPServer):
+    owner: FakeVllm
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that is cut is what these tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.owner._connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.owner._connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not into the tests' output."""
+
+    def do_GET(self) -> None:
+        owner = self._awake()
+        if owner.is_foreign:
+            return self._send(404, {"detail": "Not Found"})
+        if self.path == "/health":
+            return self._send(200, None)
+        cards = [{"id": NAME, "parent": None, "max_model_len": owner.context}]
+        cards += [{"id": name, "parent": NAME, "max_model_len": None} for name in owner.adapters]
+        self._send(200, {"object": "list", "data": cards})
+
+    def do_POST(self) -> None:
+        owner = self._awake()
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/completions":
+            self._complete(owner, body)
+        elif not owner.can_load:
+            self._send(404, {"detail": "Not Found"})
+        elif self.path == "/v1/unload_lora_adapter":
+            gone = owner.adapters.pop(body["lora_name"], None)
+            self._send(200, None) if gone else self._refuse(404, "cannot be found.")
+        elif owner.refuses:
+            self._refuse(500, owner.refuses)
+        elif body["lora_name"] in owner.adapters:
+            self._refuse(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+        else:
+            owner.loaded.append(body["lora_name"])
+            owner.adapters[body["lora_name"]] = Path(body["lora_path"])
+            self._send(200, None)
+
+    def _complete(self, owner: FakeVllm, body: dict[str, Any]) -> None:
+        weights = owner.weights(body["model"])
+        if weights is None:
+            return self._refuse(404, f"The model `{body['model']}` does not exist.")
+        if not body.get("stream"):
+            return self._score(weights, body)
+        owner.asked.append(body)
+        if owner.fails_with:
+            return self._refuse(owner.fails_with, "that is how it is")
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        owner.writing += 1
+        try:
+            for row in owner.tokens(weights, body):
+                if len(row.token_ids) - 1 == owner.breaks_after:
+                    return self.connection.shutdown(socket.SHUT_RDWR)
+                logprobs = {"token_logprobs": row.logprobs[-1:]}
+                choice = {"token_ids": row.token_ids[-1:], "logprobs": logprobs}
+                choice["finish_reason"] = row.finish_reason
+                self._chunk(f"data: {json.dumps({'choices': [choice]})}\n\n")
+            self._chunk("data: [DONE]\n\n")
+            self._chunk("")
+        finally:
+            owner.writing -= 1
+
+    def _score(self, weights: Llama, body: dict[str, Any]) -> None:
+        """The one token that may come."""
+        ids = [*body["prompt"], *body["allowed_token_ids"]]
+        logprobs = {"token_logprobs": weights.logprobs(ids, len(ids) - 1).tolist()}
+        self._send(200, {"choices": [{"logprobs": logprobs}]})
+
+    def _awake(self) -> FakeVllm:
+        while self.server.owner.is_hung:
+            time.sleep(0.02)
+        return self.server.owner
+
+    def _chunk(self, text: str) -> None:
+        self.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
+        self.wfile.flush()
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._send(status, {"error": {"message": message, "type": "Error", "code": status}})
+
+    def _send(self, status: int, body: object) -> None:
+        content = b"" if body is None else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)

@@ -1,0 +1,194 @@
+"""Several servers, one set of versions: who confirms by what it computes is asked, nobody else."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from chatbot.basemodel import Base, load_base
+from chatbot.following import Follower, load_verified
+from chatbot.remote import RemoteEngine
+from data import versions
+from data.database import Database
+from data.errors import Problem, Refused
+from data.home import Home
+from data.records import Sampling
+from tests.adapter_files import make_version, write_adapter
+from tests.fake_vllm import FakeVllm, engine_on, until
+from tests.test_engine import done
+from tests.test_following import with_canary
+from tests.tiny import make_tiny_model
+
+HELLO = [{"role": "user", "content": "Hello there."}]
+GREEDY = Sampling(temperature=0, max_new_tokens=8)
+
+
+def back(server: FakeVllm) -> FakeVllm:
+    """The same server after a restart: nothing is loaded."""
+    server.die()
+    return FakeVllm(server.base, port=server.port, context=server.context)
+
+
+def problem(remote: RemoteEngine, place: int) -> str:
+    """Why a server is not up, once that is known."""
+    replica = remote._replicas.all[place]
+    until(lambda: replica.problem)
+    return replica.problem or ""
+
+
+def test_a_published_version_is_followed_on_every_server(
+    db: Database, home: Home, tiny_base: Base, remote: RemoteEngine, servers: list[FakeVllm]
+) -> None:
+    follower = Follower(db, home, remote)
+    version = make_version(db, home, tiny_base)
+    versions.publish(db, version.name, actor="test", reason="a test")
+    assert follower.follow_once() and follower.problem is None
+    assert done(remote.submit(HELLO, sampling=GREEDY)).version == remote.version == version.name
+    names = [server.versions for server in servers]
+    assert names[0] == names[1] and names[0][0].startswith(f"{version.name}-")
+    assert servers[0].adapters[names[0][0]] == home.adapters / version.path
+
+
+def test_other_files_are_never_loaded_under_a_name_that_was_used(
+    remote: RemoteEngine, servers: list[FakeVllm], tiny_base: Base, tmp_path: Path
+) -> None:
+    """A name that meant something else would be answered from its old prefix cache."""
+    for seed in (1, 2, 1):
+        directory = write_adapter(tmp_path / f"{time.monotonic()}", tiny_base.config, seed=seed)
+        remote.load("v000001", directory)
+        remote.unload("v000001")
+        until(lambda: not any(server.versions for server in servers))
+    tags = [name for name in servers[0].loaded if name.startswith("v")]
+    assert len(tags) == 3 and len(set(tags)) == 2 and tags[0] == tags[2]
+
+
+def test_a_version_that_one_server_cannot_load_serves_nowhere(
+    remote: RemoteEngine, servers: list[FakeVllm], adapter: Path
+) -> None:
+    servers[1].refuses = "LoRA rank 64 is greater than max_lora_rank 16."
+    with pytest.raises(Refused, match=rf"{servers[1].url} could not load .* \(LoRA rank 64 is greater"):
+        remote.load("v000001", adapter)
+    assert remote.known_versions == ["base"]
+    assert not any(server.versions for server in servers)
+    assert done(remote.submit(HELLO, sampling=GREEDY)).version == "base"
+
+
+def test_a_server_that_was_not_started_for_adapters_is_named(
+    remote: RemoteEngine, servers: list[FakeVllm], adapter: Path
+) -> None:
+    servers[0].can_load = False
+    with pytest.raises(Refused, match="loads no adapters - start it with --enable-lora"):
+        remote.load("v000001", adapter)
+
+
+def test_a_server_that_says_it_loaded_and_did_not_is_found_out(
+    db: Database, home: Home, tiny_base: Base, remote: RemoteEngine, servers: list[FakeVllm]
+) -> None:
+    """The other server is right, and the pointer stays where it was all the same."""
+    version = with_canary(db, home, tiny_base, 0.0)
+    servers[1].ignores_adapters = True
+    with pytest.raises(Refused, match=f"{servers[1].url} computes other log-probabilities of 'v000001'"):
+        load_verified(db, home, remote, version.name)
+    assert remote.known_versions == ["base"]
+    assert not any(server.versions for server in servers)
+
+
+def test_a_version_that_computes_what_its_manifest_says_is_loaded(
+    db: Database, home: Home, tiny_base: Base, remote: RemoteEngine
+) -> None:
+    load_verified(db, home, remote, with_canary(db, home, tiny_base, 0.0005).name)
+    assert remote.known_versions == ["base", "v000001"]
+
+
+def test_a_server_that_dies_is_taken_out_and_gets_what_it_missed_before_it_serves(
+    remote: RemoteEngine, servers: list[FakeVllm], adapter: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers[0].die()
+    assert "does not answer" in problem(remote, 0)
+    remote.load("v000001", adapter)
+    remote.serve("v000001")
+    here = done(remote.submit(HELLO, sampling=GREEDY)).replies[0].token_ids
+    with caplog.at_level(logging.WARNING):
+        servers.append(back(servers[0]))
+        until(lambda: len(remote._replicas.up) == 2)
+    assert servers[2].versions == servers[1].versions != []
+    servers[1].die()
+    assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].token_ids == here
+    assert f"{servers[0].url} is up." in caplog.text
+
+
+def test_a_server_that_was_started_anew_between_two_looks_is_found_out_by_its_answer(
+    remote: RemoteEngine, servers: list[FakeVllm], adapter: Path
+) -> None:
+    remote.load("v000001", adapter)
+    remote.serve("v000001")
+    for server in servers:
+        server.adapters.clear()
+    asked = [remote.submit(HELLO, sampling=GREEDY) for _ in range(2)]
+    ends = {done(generation).replies[0].finish_reason for generation in asked}
+    assert ends <= {"length", "failed"}  # both at once is more than a reply can outlive
+    until(lambda: len(remote._replicas.up) == 2)
+    assert [len(server.versions) for server in servers] == [1, 1]
+    assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
+
+
+def test_a_server_that_comes_back_with_another_model_stays_out(
+    remote: RemoteEngine, servers: list[FakeVllm], home: Home, tmp_path: Path
+) -> None:
+    other = load_base(str(make_tiny_model(tmp_path / "other", seed=5)), home, lambda text: None)
+    servers[0].die()
+    problem(remote, 0)
+    servers.append(FakeVllm(other, port=servers[0].port))
+    until(lambda: "computes something else than the other engines" in problem(remote, 0))
+    assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
+    assert [replica.is_up for replica in remote._replicas.all] == [False, True]
+
+
+def test_a_server_that_comes_back_with_a_shorter_context_stays_out(
+    remote: RemoteEngine, servers: list[FakeVllm], tiny_base: Base
+) -> None:
+    servers[0].die()
+    problem(remote, 0)
+    servers.append(FakeVllm(tiny_base, port=servers[0].port, context=256))
+    until(lambda: "takes 256 tokens where 1,024 are promised" in problem(remote, 0))
+
+
+def test_a_version_loads_where_it_can_while_a_server_is_down(
+    remote: RemoteEngine, servers: list[FakeVllm], adapter: Path
+) -> None:
+    servers[0].die()  # not noticed yet, or just so
+    remote.load("v000001", adapter)
+    assert remote.known_versions == ["base", "v000001"]
+    assert len(servers[1].versions) == 1
+
+
+def test_what_is_loaded_already_is_taken_as_it_is(
+    tiny_base: Base, servers: list[FakeVllm], adapter: Path, home: Home
+) -> None:
+    """A server of ours that was killed leaves its versions on the engines."""
+    for _ in range(2):
+        with engine_on(tiny_base, servers, home.adapters) as engine:
+            engine.load("v000001", adapter)
+    assert [len(server.versions) for server in servers] == [1, 1]
+
+
+def test_an_address_without_vllm_is_told_at_once(
+    tiny_base: Base, servers: list[FakeVllm], home: Home
+) -> None:
+    servers[0].is_foreign = True
+    engine = RemoteEngine(tiny_base, [servers[0].url], home.adapters, patience=60)
+    with pytest.raises(Problem, match=f"No engine can be used.* {servers[0].url} is no vLLM server"):
+        engine.start()
+    engine.close()
+
+
+def test_a_damaged_version_never_reaches_a_server(
+    db: Database, home: Home, tiny_base: Base, remote: RemoteEngine, servers: list[FakeVllm]
+) -> None:
+    version = make_version(db, home, tiny_base)
+    shutil.rmtree(home.adapters / version.path)
+    with pytest.raises(Refused, match="it is not a directory"):
+        load_verified(db, home, remote, version.name)
+    assert not any(name.startswith("v") for server in servers for name in server.loaded)
