@@ -66,7 +66,8 @@ class Engine:
         if precision == "int8" and self.device.type != "cpu":
             raise Refused("int8 is a format of CPUs - use bfloat16 on this device.")
         self.dtype = pick_dtype("bfloat16" if precision == "int8" else precision, self.device)
-        self.form: Format = "int8" if precision == "int8" else _FORMATS[self.dtype]
+        self._format: Format = "int8" if precision == "int8" else _FORMATS[self.dtype]
+        self.form: str = "nf4" if four_bit else self._format
         self.follow: Callable[[Generation], None] = lambda generation: None
         """Hears of every request that was accepted."""
         self.threads = torch.get_num_threads()
@@ -180,7 +181,7 @@ class Engine:
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
-            weights = prepare(model, self.form)
+            weights = prepare(model, self._format)
         with self._lock:
             self._versions.setdefault(name, _Loaded(weights, self._runner(weights)))
 

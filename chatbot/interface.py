@@ -19,6 +19,8 @@ class AnyEngine(Protocol):
     """Hears of every request that was accepted."""
     base: Base
     four_bit: bool
+    form: str
+    """In what format its weights are: that of kernels.py, or `nf4`."""
     device: torch.device
     dtype: torch.dtype
 

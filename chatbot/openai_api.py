@@ -109,10 +109,8 @@ def _made_at(db: Database, version: str) -> int:
 
 
 def build_of(turns: Turns) -> str:
-    """What beside version and seed decides a reply: the base's weights and the precision."""
-    engine = turns.engine
-    precision = "nf4" if engine.four_bit else str(engine.dtype).removeprefix("torch.")
-    return f"{engine.base.sha256[:8]}-{precision}"
+    """What beside version and seed decides a reply: the base's weights and their format."""
+    return f"{turns.engine.base.sha256[:8]}-{turns.engine.form}"
 
 
 def failure(generation: Generation) -> tuple[int, str] | None:

@@ -59,6 +59,7 @@ class RemoteEngine:
         self.base = base
         self.four_bit = four_bit
         self.dtype = dtype
+        self.form = "nf4" if four_bit else str(dtype).removeprefix("torch.")
         self.device = torch.device("cpu")  # no tensor of ours is anywhere else
         self.follow: Callable[[Generation], None] = lambda generation: None
         """Hears of every request that was accepted."""
