@@ -4,19 +4,20 @@
 
 Each figure is the median of a dozen steps after a prompt of 64 tokens, without sampling. The second table
 holds every format against float32 on the fixed text of the gate: perplexity, the mean KL of the next token's
-distribution, and how often the likeliest token is the same.
+distribution, and how often the likeliest token is the same. `int8 kernel` is the int8 format with its own
+kernel for any number of rows, where the format itself takes that of bfloat16 for many (kernels.INT8_ROWS).
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import torch
-from peers import figure, table
+from peers import figure, parser_for, table
 from transformers import DynamicCache, PreTrainedModel
 
+from chatbot import kernels
 from chatbot.basemodel import Base, load_base
 from chatbot.kernels import Format
 from chatbot.llama import Llama, Piece
@@ -25,7 +26,7 @@ from chatbot.precision import FORMATS
 from data.home import open_home
 from data.prompts import passage
 
-ROWS = (1, 4, 8, 16, 32, 64)
+ROWS = (1, 4, 6, 8, 16, 32, 64)
 PROMPT, STEPS, TEXT = 64, 12, 900
 CPU = torch.device("cpu")
 EXACT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,21 +34,19 @@ EXACT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main() -> None:
     """Measure, and print both tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a directory or a hub id; the embedded default if left out")
-    base = load_base(parser.parse_args().model, open_home(), tell=lambda line: print(line, file=sys.stderr))
+    model = parser_for(__doc__).parse_args().model
+    base = load_base(model, open_home(), tell=lambda line: print(line, file=sys.stderr))
     models = {name: merged_model(base, None, device=CPU, dtype=dtype) for name, dtype in EXACT.items()}
     ours = {form: Llama(models["float32" if form == "float32" else "bfloat16"], form) for form in FORMATS}
     lines = []
     for rows in ROWS:
         times = [time_ours(llama, rows) for llama in ours.values()]
+        times.append(time_int8_kernel(ours["int8"], rows))
         times += [time_transformers(model, rows) for model in models.values()]
         lines.append([str(rows), *(figure(milliseconds) for milliseconds in times)])
     peers = [f"transformers, {name}" for name in models]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; milliseconds a step\n")
-    print(table(["rows", *(f"ours, {form}" for form in ours), *peers], lines))
+    print(table(["rows", *(f"ours, {form}" for form in ours), "ours, int8 kernel", *peers], lines))
     print(
         table(
             ["format", "perplexity", "KL to float32, nats a token", "same likeliest token"],
@@ -56,10 +55,10 @@ def main() -> None:
     )
 
 
-def median_milliseconds(step: Callable[[], object]) -> float:
-    """Of a dozen calls after two."""
+def median_milliseconds(step: Callable[[], object], steps: int = STEPS) -> float:
+    """Of so many calls after two."""
     seconds = []
-    for _ in range(STEPS + 2):
+    for _ in range(steps + 2):
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)
@@ -73,6 +72,15 @@ def time_ours(llama: Llama, rows: int) -> float:
     llama.forward(shelves, {}, [Piece(place, [5] * PROMPT)])
     places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
     return median_milliseconds(lambda: llama.forward(shelves, dict.fromkeys(places, 5), []))
+
+
+def time_int8_kernel(llama: Llama, rows: int) -> float:
+    """The same by the kernel of few rows, however many there are."""
+    usual, kernels.INT8_ROWS = kernels.INT8_ROWS, rows
+    try:
+        return time_ours(llama, rows)
+    finally:
+        kernels.INT8_ROWS = usual
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
-"""Measurements of reward.py and ppo.py: each in a process of its own, one after the other, and remembered.
+"""Measurements of ours and of peers: each in a process of its own, one after the other, and remembered.
 
 A peer needs other libraries than we do, and a peak of memory belongs to one process; so a measurement is a
 command that prints a line of JSON. Its result is kept under a name in a JSON file, and a second start goes on
-where the first one ended.
+where the first one ended. This file needs nothing but Python, since the processes of peers import it too.
 """
 
 import argparse
@@ -11,21 +11,28 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
+Answer = Callable[[list[Any], str], tuple[dict[str, float], list[list[int]]] | None]
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """The options that both benchmarks have."""
+def parser_for(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that every benchmark has."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--model", help="base model: a directory or a hub id; the embedded default if left out"
     )
+    return parser
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options of the benchmarks beside TRL."""
+    parser = parser_for(description)
     parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
     parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
     return parser
@@ -51,6 +58,28 @@ def measured(cache: Path, name: str, command: Sequence[str]) -> Result:
     part = cache.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({**read(cache), name: result}, indent=1))
     part.rename(cache)
+    return result
+
+
+def answered(work: Sequence[dict[str, Any]], answer: Answer) -> Result:
+    """What the scenes of every round took but for the first round, which warms up; the tokens of the last.
+
+    `work` is what workload.py makes. `answer` gets a scene's requests and a name that no other scene has. It
+    returns figures and the tokens of each request's first reply, or None for a scene that is not its own.
+    """
+    result: Result = {}
+    for number, scenes in enumerate(work):
+        for name, requests in scenes.items():
+            if (done := answer(requests, f"{number} {name}")) is None:
+                continue
+            figures, tokens = done
+            assert [len(ids) for ids in tokens] == [one["new"] for one in requests], "a reply ended early"
+            if number:
+                told = result.setdefault(name, {key: [] for key in figures})
+                for key, value in figures.items():
+                    told[key].append(value)
+                if len(requests) > 1:
+                    result["tokens"] = tokens
     return result
 
 

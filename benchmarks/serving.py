@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peers import Result, figure, measured, ratio, table
+from peers import Result, answered, figure, measured, parser_for, ratio, table
 from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone, make_rounds
 
 from chatbot.basemodel import Base, load_base
@@ -73,12 +73,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", help="base model: a directory or a hub id; the embedded default if left out"
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--vllm", type=Path, help="python of the venv that has vLLM")
     parser.add_argument("--vllm-eager", action="store_true", help="vLLM without torch.compile: starts sooner")
     parser.add_argument("--sides", default=",".join(SIDES), help="which sides to measure")
@@ -123,22 +118,14 @@ def run_ours(base: Base, precision: str, work: Sequence[Round]) -> Result:
     engine = Engine(base, precision=precision)
     engine.start()
     result: Result = {"start_seconds": time.monotonic() - started}
-    for number, scenes in enumerate(work):
-        for name, requests in scenes.items():
-            seconds, first, tokens = answer(engine, requests)
-            if number:
-                told = result.setdefault(name, {"seconds": [], "first": []})
-                told["seconds"].append(seconds)
-                told["first"].append(first)
-                if name == MIXED:
-                    result["tokens"] = tokens
+    result |= answered(work, lambda requests, name: answer(engine, requests))
     engine.close()
     gpu = torch.cuda.max_memory_allocated() / 2**30 if engine.device.type == "cuda" else 0.0
     result["peak_memory_gib"] = gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return result
 
 
-def answer(engine: Engine, requests: Sequence[Request]) -> tuple[float, float, list[list[int]]]:
+def answer(engine: Engine, requests: Sequence[Request]) -> tuple[dict[str, float], list[list[int]]]:
     """Seconds to the last token, median seconds to a first token, and the tokens of each first reply."""
     started = time.monotonic()
     running = [
@@ -157,7 +144,8 @@ def answer(engine: Engine, requests: Sequence[Request]) -> tuple[float, float, l
         assert generation.prompt == one["ids"], "the peers read other prompts"
         assert [reply.tokens for reply in generation.replies] == [one["new"]] * one["replies"]
     first = [reply.first_token_at - started for g in running for reply in g.replies if reply.first_token_at]
-    return seconds, statistics.median(first), [g.replies[0].token_ids for g in running]
+    figures = {"seconds": seconds, "first": statistics.median(first)}
+    return figures, [g.replies[0].token_ids for g in running]
 
 
 # The tables

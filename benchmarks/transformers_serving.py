@@ -11,7 +11,6 @@ Continuous batching has a cache of its own, by default most of the free memory; 
 work needs, which makes it faster. Its start and stop are told beside the time, not in it.
 """
 
-import argparse
 import json
 import logging
 import resource
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import Result, answered, parser_for
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -33,10 +33,7 @@ NO_TOKEN = -1
 
 def main() -> None:
     """Do the work, print what it took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="directory of the base model")
+    parser = parser_for(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="rounds of scenes, from serving.py")
     parser.add_argument("--method", choices=["sequential", "static", "continuous"], required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
@@ -46,19 +43,13 @@ def main() -> None:
     run = {"sequential": one_after_the_other, "static": static_batch, "continuous": continuous_batching}
     started = time.monotonic()
     model = load(arguments.model, arguments.precision)
-    result: dict[str, Any] = {"start_seconds": time.monotonic() - started}
-    for number, scenes in enumerate(json.loads(arguments.work.read_text())):
-        for name, requests in scenes.items():
-            if len(requests) == 1 and arguments.method != "sequential":
-                continue  # one request alone is no batch
-            times, tokens = run[arguments.method](model, requests)
-            assert [len(ids) for ids in tokens] == [one["new"] for one in requests], "a reply ended early"
-            if number:
-                told = result.setdefault(name, {key: [] for key in times})
-                for key, value in times.items():
-                    told[key].append(value)
-                if len(requests) > 1:
-                    result["tokens"] = tokens
+    result: Result = {"start_seconds": time.monotonic() - started}
+
+    def answer(requests: list[Request], name: str) -> tuple[Times, list[list[int]]] | None:
+        is_batch = len(requests) > 1 or arguments.method == "sequential"
+        return run[arguments.method](model, requests) if is_batch else None
+
+    result |= answered(json.loads(arguments.work.read_text()), answer)
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     result["peak_memory_gib"] = gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))

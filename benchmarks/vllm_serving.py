@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers import Result, answered, parser_for
+
 Request = dict[str, Any]
 CORES = sorted(os.sched_getaffinity(0))[: int(os.environ.get("OMP_NUM_THREADS") or 1024)]
 DEFAULTS = {
@@ -36,10 +38,7 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 def main() -> None:
     """Do the work, print what it took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="directory of the base model")
+    parser = parser_for(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="rounds of scenes, from serving.py")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="do not compile")
@@ -48,17 +47,8 @@ def main() -> None:
     longest = max(len(one["ids"]) + one["new"] for scenes in work for some in scenes.values() for one in some)
     started = time.monotonic()
     engine = start(arguments, longest)
-    result: dict[str, Any] = {"start_seconds": time.monotonic() - started}
-    for number, scenes in enumerate(work):
-        for name, requests in scenes.items():
-            times, tokens = answer(engine, requests, f"{number} {name}")
-            assert [len(ids) for ids in tokens] == [one["new"] for one in requests], "a reply ended early"
-            if number:
-                told = result.setdefault(name, {key: [] for key in times})
-                for key, value in times.items():
-                    told[key].append(value)
-                if len(requests) > 1:
-                    result["tokens"] = tokens
+    result: Result = {"start_seconds": time.monotonic() - started}
+    result |= answered(work, lambda requests, name: answer(engine, requests, name))
     result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))
 

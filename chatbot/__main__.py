@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -74,63 +74,68 @@ def _add_chat(commands: Any) -> None:
     chat.set_defaults(run=_chat)
 
 
-def _add_person(commands: Any) -> None:
-    says = "Make, list, disable people, or reset a password."
-    actions = commands.add_parser("person", help=says, description=says).add_subparsers(
+def _add_actions(
+    commands: Any, name: str, says: str, does: dict[str, tuple[Callable[[argparse.Namespace], int], str]]
+) -> dict[str, argparse.ArgumentParser]:
+    """The command `name` with its actions; their parsers, to which flags can be added."""
+    actions = commands.add_parser(name, help=says, description=says).add_subparsers(
         required=True, metavar="ACTION"
     )
-    does = {
-        "add": (_add, "Make a person; prints a one-time link with which they set their password."),
-        "list": (_list, "List everybody."),
-        "disable": (_disable, "Shut a person out, and end their sessions."),
-        "reset": (_reset, "Print a new one-time link to set a password; lets a disabled person in again."),
-    }
+    made = {}
     for action, (function, sentence) in does.items():
-        command = actions.add_parser(action, help=sentence, description=sentence)
-        if action != "list":
-            command.add_argument("name", help="The name they sign in with.")
-        if action == "add":
-            command.add_argument(
-                "--role",
-                choices=get_args(PersonRole),
-                default="user",
-                help="What they may do. (default: user)",
-            )
-        if action in ("add", "reset"):
-            command.add_argument(
-                "--password-stdin", action="store_true", help="Read the password from standard input instead."
-            )
-            command.add_argument(
-                "--url",
-                default=ServeConfig().url,
-                metavar="URL",
-                help="Where the server is. (default: %(default)s)",
-            )
-        command.add_argument("--json", action="store_true", help="Print JSON.")
-        command.set_defaults(run=function)
+        made[action] = actions.add_parser(action, help=sentence, description=sentence)
+        made[action].add_argument("--json", action="store_true", help="Print JSON.")
+        made[action].set_defaults(run=function)
+    return made
+
+
+def _add_person(commands: Any) -> None:
+    actions = _add_actions(
+        commands,
+        "person",
+        "Make, list, disable people, or reset a password.",
+        {
+            "add": (_add, "Make a person; prints a one-time link with which they set their password."),
+            "list": (_list, "List everybody."),
+            "disable": (_disable, "Shut a person out, and end their sessions."),
+            "reset": (
+                _reset,
+                "Print a new one-time link to set a password; lets a disabled person in again.",
+            ),
+        },
+    )
+    for action in ("add", "disable", "reset"):
+        actions[action].add_argument("name", help="The name they sign in with.")
+    actions["add"].add_argument(
+        "--role", choices=get_args(PersonRole), default="user", help="What they may do. (default: user)"
+    )
+    for action in ("add", "reset"):
+        actions[action].add_argument(
+            "--password-stdin", action="store_true", help="Read the password from standard input instead."
+        )
+        actions[action].add_argument(
+            "--url",
+            default=ServeConfig().url,
+            metavar="URL",
+            help="Where the server is. (default: %(default)s)",
+        )
 
 
 def _add_key(commands: Any) -> None:
-    says = "Make, list, revoke API keys, with which programs speak for people at /v1."
-    actions = commands.add_parser("key", help=says, description=says).add_subparsers(
-        required=True, metavar="ACTION"
+    actions = _add_actions(
+        commands,
+        "key",
+        "Make, list, revoke API keys, with which programs speak for people at /v1.",
+        {
+            "add": (_add_a_key, "Make a key and print it, this once."),
+            "list": (_list_keys, "List a person's keys, or everybody's."),
+            "revoke": (_revoke_key, "Make a key open nothing any more."),
+        },
     )
-    does = {
-        "add": (_add_a_key, "Make a key and print it, this once."),
-        "list": (_list_keys, "List a person's keys, or everybody's."),
-        "revoke": (_revoke_key, "Make a key open nothing any more."),
-    }
-    for action, (function, sentence) in does.items():
-        command = actions.add_parser(action, help=sentence, description=sentence)
-        if action == "revoke":
-            command.add_argument("id", help="The key's id, as `chatbot key list` prints it.")
-        else:
-            optional = "?" if action == "list" else None
-            command.add_argument("name", nargs=optional, help="The person for whom it speaks.")
-        if action == "add":
-            command.add_argument("--label", default="", metavar="TEXT", help="What it is for.")
-        command.add_argument("--json", action="store_true", help="Print JSON.")
-        command.set_defaults(run=function)
+    for action, optional in (("add", None), ("list", "?")):
+        actions[action].add_argument("name", nargs=optional, help="The person for whom it speaks.")
+    actions["add"].add_argument("--label", default="", metavar="TEXT", help="What it is for.")
+    actions["revoke"].add_argument("id", help="The key's id, as `chatbot key list` prints it.")
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ move the pointer. If any of them fails, what serves stays, the failure is logged
 """
 
 import logging
-import threading
 import time
 
 from chatbot import adapters
 from chatbot.canary import nats_off, tolerance
 from chatbot.interface import AnyEngine
+from chatbot.looking import Looking
 from chatbot.manifest import MANIFEST, Manifest, hash_file
 from data import versions
 from data.database import Database
@@ -32,21 +32,17 @@ class Follower:
         self._db = db
         self._home = home
         self._engine = engine
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="following", daemon=True)
+        self._looking = Looking(self.follow_once, interval, "following")
         self._failed: str | None = None
         self._retry_at = 0.0
         self.problem: str | None = None
         """Why the version that should serve does not, as a sentence; None when it does."""
 
     def start(self) -> None:
-        self._thread.start()
+        self._looking.start()
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._looking.close()
 
     def follow_once(self) -> bool:
         """Look, and change over if needed; True when the engine serves what the database says."""
@@ -76,13 +72,6 @@ class Follower:
             log.error(problem, exc_info=None if isinstance(error, Problem) else error)
         self.problem, self._failed = problem, wanted
         self._retry_at = time.monotonic() + RETRY_SECONDS
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self._interval):
-            try:
-                self.follow_once()
-            except Exception:
-                log.exception("Looking for a new version failed; trying again.")
 
 
 def load_verified(db: Database, home: Home, engine: AnyEngine, name: str) -> None:

@@ -123,9 +123,12 @@ class Generation:
         self.person = asked.person
         self.kind: Kind = asked.kind
         self._stop = asked.stop
+        # A token is a byte at least; a few more, since the first ones of a window may lose a space.
+        self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
         self.submitted_at = time.monotonic()
         self._deadline = None if asked.deadline is None else self.submitted_at + asked.deadline
         self.rows = [Row(seed) for seed in asked.seeds]
+        self._looked_at = [0] * len(self.rows)  # tokens of each row that were searched for stop texts
         self.replies = tuple(ReplyStream(self, row) for row in self.rows)
 
     @property
@@ -176,10 +179,16 @@ class Generation:
         for reply in self.replies:
             if reply.first_token_at is None and reply.tokens:
                 reply.first_token_at = now
-        for row in self.rows if self._stop else ():
-            text = self._chat.decode(list(row.token_ids))
-            if row.finish_reason is None and any(stop in text for stop in self._stop):
+        for number, row in enumerate(self.rows if self._stop else ()):
+            if row.finish_reason is None and self._met_a_stop(number):
                 self.finish(row, "stop")
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()
+
+    def _met_a_stop(self, number: int) -> bool:
+        """Whether a stop text ends in the tokens that this row got since the last look."""
+        tokens = self.rows[number].token_ids
+        seen, self._looked_at[number] = self._looked_at[number], len(tokens)
+        text = self._chat.decode(tokens[max(0, seen - self._longest_stop) :])
+        return any(stop in text for stop in self._stop)

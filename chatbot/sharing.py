@@ -4,15 +4,10 @@ Two pools of threads on the same cores wait for each other at every layer and sl
 two that have cores of their own do not. By day the engine has the whole machine.
 """
 
-import logging
-import os
-import threading
-
 from chatbot.engine import Engine
+from chatbot.looking import Looking
 from data import runs
 from data.database import Database
-
-log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
 
@@ -21,30 +16,20 @@ class Sharing:
     """Tells the engine how many threads it may use, as runs begin and end."""
 
     def __init__(self, db: Database, engine: Engine, threads: int = 0) -> None:
-        """`threads` are those of a server that has the machine to itself; 0 is every core."""
+        """`threads` are those of a server that has the machine to itself; 0 is what the engine began with."""
         self._db = db
         self._engine = engine
-        self._all = threads or len(os.sched_getaffinity(0))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="sharing", daemon=True)
+        self._all = threads or engine.threads
+        self._looking = Looking(self.share_once, INTERVAL_SECONDS, "sharing")
 
     def start(self) -> None:
-        self._thread.start()
+        self._looking.start()
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._looking.close()
 
     def share_once(self) -> None:
         """Look, and tell the engine."""
         latest = runs.latest(self._db)
         is_learning = latest is not None and latest.state == "running"
         self._engine.threads = max(1, self._all // 2) if is_learning else self._all
-
-    def _loop(self) -> None:
-        while not self._stop.wait(INTERVAL_SECONDS):
-            try:
-                self.share_once()
-            except Exception:
-                log.exception("Looking whether a refresh runs failed; trying again.")

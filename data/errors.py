@@ -4,6 +4,8 @@ Programming errors are assertions; these are for what a person can mend. The com
 sentence and exits with `exit_code`; the web pages show it.
 """
 
+from pathlib import Path
+
 
 class Problem(Exception):
     """Something a person can mend."""
@@ -13,6 +15,11 @@ class Problem(Exception):
 
 class NotFound(Problem):
     """What was named does not exist."""
+
+
+def no_file(path: Path) -> NotFound:
+    """What to raise where a file that a person named is not there."""
+    return NotFound(f"There is no file {str(path)!r} - check the path.")
 
 
 class Refused(Problem):

@@ -16,7 +16,7 @@ from typing import IO, Any
 from data import conversations, people, rankings
 from data.comparisons import prompt_of, stream_turns
 from data.database import Database
-from data.errors import NotFound, Refused
+from data.errors import Refused, no_file
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
 
@@ -78,7 +78,7 @@ def read_rows(path: Path) -> Iterator[Any]:
                 except ValueError:
                     yield ""
     except FileNotFoundError:
-        raise NotFound(f"There is no file {str(path)!r} - check the path.") from None
+        raise no_file(path) from None
     except OSError as error:
         raise Refused(f"{str(path)!r} cannot be read ({error.strerror}) - give a JSONL file.") from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data.database import clean
-from data.errors import NotFound, Refused
+from data.errors import Refused, no_file
 from data.records import MessageRole, Prompt
 
 
@@ -83,7 +83,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"There is no file {str(path)!r} - check the path.") from None
+        raise no_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
             f"The file {str(path)!r} cannot be read ({error}) - give a JSONL file in UTF-8."

@@ -179,7 +179,7 @@ def test_a_request_stopped_in_the_queue_is_never_begun(tiny_base: Base, endless:
     running.stop()
     until(lambda: engine.load_now == (0, 0))
     assert (waiting.is_done, waiting.replies[0].tokens) == (True, 0)
-    assert engine._versions["base"].users == 0
+    assert engine.users_of("base") == 0
     engine.close()
 
 
@@ -204,7 +204,7 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
         failed = done(engine.submit(HELLO, replies=2))
     assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
-    assert engine.is_ready and engine._versions["base"].users == 0
+    assert engine.is_ready and engine.users_of("base") == 0
 
 
 def test_the_time_of_the_first_token_is_noted(engine: Engine) -> None:
@@ -223,7 +223,7 @@ def test_a_stop_text_ends_a_reply_before_it(engine: Engine) -> None:
 
 
 def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) -> None:
-    generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=0.3)
+    generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=2)
     done(generation)
     assert [reply.finish_reason for reply in generation.replies] == ["cancelled"] * 2
     assert 0 < generation.replies[0].tokens < 900

@@ -212,7 +212,7 @@ def test_a_packed_copy_says_what_an_unpacked_one_says(wide_base: Base) -> None:
 
 def the_model(engine: Engine, version: str) -> PreTrainedModel:
     """What decodes it: transformers itself, since nothing can be merged into four bits."""
-    weights = engine._versions[version].weights
+    weights = engine._loaded[version].weights
     assert isinstance(weights, AnyModel)
     return weights.model
 

@@ -78,8 +78,8 @@ def test_a_stop_text_and_a_deadline_end_a_reply(remote: RemoteEngine, servers: l
     ended = done(remote.submit(HELLO, sampling=LONG, stop=[stop])).replies[0]
     assert (ended.text, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
     slowed(servers)
-    late = done(remote.submit(HELLO, sampling=LONG, deadline=0.2)).replies[0]
-    assert late.finish_reason == "cancelled" and 0 < late.tokens < 400
+    late = done(remote.submit(HELLO, sampling=LONG, deadline=1)).replies[0]
+    assert late.finish_reason == "cancelled" and 0 < late.tokens < LONG.max_new_tokens
 
 
 def test_beyond_the_queue_it_is_busy_and_people_who_chat_come_first(

@@ -153,6 +153,8 @@ def test_a_server_that_comes_back_with_a_shorter_context_stays_out(
     problem(remote, 0)
     servers.append(FakeVllm(tiny_base, port=servers[0].port, context=256))
     until(lambda: "takes 256 tokens where 1,024 are promised" in problem(remote, 0))
+    assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
+    assert [replica.is_up for replica in remote._replicas.all] == [False, True]
 
 
 def test_a_version_loads_where_it_can_while_a_server_is_down(

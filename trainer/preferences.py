@@ -22,7 +22,7 @@ from typing import Any
 
 from data.comparisons import RankedTurn
 from data.database import clean
-from data.errors import NotFound, Refused
+from data.errors import Refused, no_file
 from data.prompts import chat_messages
 
 
@@ -57,7 +57,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     yield (place := f"Line {number} of {str(path)!r}"), _object(line, place)
     except FileNotFoundError:
-        raise NotFound(f"There is no file {str(path)!r} - check the path.") from None
+        raise no_file(path) from None
     except (OSError, EOFError, zlib.error) as error:
         raise Refused(f"{str(path)!r} cannot be read ({error}) - give JSONL, plain or as .gz.") from error
 

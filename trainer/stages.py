@@ -7,8 +7,9 @@ wrong flags are answered at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from chatbot.flags import show
 from data import runs, versions
 from data.database import Database, new_id
-from data.errors import Busy, Refused
+from data.errors import Busy, Refused, no_file
 from data.home import Home
 from data.records import Run
 from trainer.commands import asked
@@ -58,6 +59,7 @@ def reward(home: Home, db: Database, arguments: argparse.Namespace) -> int:
         if arguments.evaluate:
             raise Refused("--evaluate needs something to train on - add --data FILE.")
         return _begin(home, db, arguments, "reward", "reward")
+    _check_there([*arguments.data, *(arguments.evaluate or [])])
     from trainer.scoring import as_lines, train_and_evaluate
 
     bar = _bar("steps")
@@ -74,6 +76,7 @@ def reward(home: Home, db: Database, arguments: argparse.Namespace) -> int:
 
 def score(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Scores replies by the reward models that a version was made with."""
+    _check_there([arguments.data])
     from trainer.scoring import reward_folders, score_file
 
     version = versions.get(db, arguments.version)
@@ -82,6 +85,13 @@ def score(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     rows = score_file(base, reward_folders(home, version, base), arguments.data, config)
     lines = [f"{row['id']}  " + "  ".join(f"{value:+.3f}" for value in row["scores"]) for row in rows]
     show(rows, lines, as_json=arguments.json)
+
+
+def _check_there(files: Sequence[Path]) -> None:
+    """Raises NotFound before anything slow is begun."""
+    for path in files:
+        if not path.exists():
+            raise no_file(path)
 
 
 def sft(home: Home, db: Database, arguments: argparse.Namespace) -> int:
