@@ -18,9 +18,10 @@ from peers import figure, parser_for, table
 from transformers import DynamicCache, PreTrainedModel
 
 from chatbot import kernels
+from chatbot.attention import Piece
 from chatbot.basemodel import Base, load_base
 from chatbot.kernels import Format
-from chatbot.llama import Llama, Piece
+from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.precision import FORMATS
 from data.home import open_home
@@ -68,9 +69,8 @@ def median_milliseconds(step: Callable[[], object], steps: int = STEPS) -> float
 def time_ours(llama: Llama, rows: int) -> float:
     """A step of so many rows."""
     shelves = llama.shelves()
-    place = shelves.take(PROMPT + STEPS + 2)
-    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT)])
-    places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
+    places = [shelves.take(PROMPT + STEPS + 2) for _ in range(rows)]
+    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT) for place in places])
     return median_milliseconds(lambda: llama.forward(shelves, dict.fromkeys(places, 5), []))
 
 

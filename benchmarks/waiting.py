@@ -19,8 +19,9 @@ import torch
 from formats import median_milliseconds
 from peers import figure, parser_for, table
 
+from chatbot.attention import Piece
 from chatbot.basemodel import Base, load_base
-from chatbot.llama import Llama, Piece
+from chatbot.llama import Llama
 from chatbot.models import merged_model
 from data.home import open_home
 
@@ -78,9 +79,8 @@ def step_milliseconds(base: Base, scene: str) -> float:
     device = torch.device("cpu")
     llama = Llama(merged_model(base, None, device=device, dtype=torch.bfloat16), "bfloat16")
     shelves = llama.shelves()
-    place = shelves.take(PROMPT + STEPS + 2)
-    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT)])
-    places = [place, *(shelves.fork(place) for _ in range(ROWS - 1))]
+    places = [shelves.take(PROMPT + STEPS + 2) for _ in range(ROWS)]
+    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT) for place in places])
     return median_milliseconds(lambda: llama.forward(shelves, dict.fromkeys(places, 5), []), STEPS)
 
 

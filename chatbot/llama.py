@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatbot.attention import NextTokens, Piece, PieceTokens, Span
 from chatbot.kernels import Format, Linear, linear
-from chatbot.shelves import Place, Shape, Shelf, Shelves
+from chatbot.shelves import Place, Shape, Shelves
 
 _TYPES = ("llama", "qwen2", "mistral")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -43,14 +44,6 @@ def can_run(model: PreTrainedModel) -> bool:
         and config.hidden_act == "silu"
         and all(type(m) is torch.nn.Linear for m in linears)  # four bits are not merged into
     )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Tokens of one row that are computed in one pass; `place.length` others stand before them."""
-
-    place: Place
-    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -132,15 +125,15 @@ class Llama:
         self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
     ) -> tuple[Tensor, list[int]]:
         """Hidden states of all tokens of a pass, (N, d), and where those lie that are asked for."""
-        spans: list[_ShelfSpan | _PieceSpan] = []
+        spans: list[Span] = []
         ids: list[int] = []
         for shelf in shelves.occupied():
             if places := [place for place in shelf.places if place in tokens]:
-                spans.append(_ShelfSpan.of(shelf, places, len(ids)))
+                spans.append(NextTokens.of(shelf, places, len(ids), self._heads // self._kv_heads))
                 ids += [tokens[place] for place in places]
         ends = list(range(len(ids)))
         for piece in pieces:
-            spans.append(_PieceSpan.of(piece, len(ids), self.device))
+            spans.append(PieceTokens.of(piece, len(ids), self.device))
             ids += piece.token_ids
             ends.append(len(ids) - 1)
         positions = torch.cat([span.positions for span in spans])
@@ -155,7 +148,7 @@ class Llama:
         return self._normed(hidden, self._norm), ends
 
     def _attention(
-        self, number: int, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Any]
+        self, number: int, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Span]
     ) -> Tensor:
         """(N, heads * D). Keys and values of all tokens are put on their shelves first."""
         qkv = layer.qkv(self._normed(hidden, layer.norm)).unflatten(-1, (-1, self._dim))
@@ -168,86 +161,6 @@ class Llama:
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self._eps)
-
-
-@dataclass(frozen=True)
-class _ShelfSpan:
-    """Rows of one shelf that decode one token each."""
-
-    shelf: Shelf
-    places: list[Place]
-    rows: slice
-    at: Tensor  # (R,) indices on the shelf
-    positions: Tensor  # (R,) of the new tokens
-    longest: int
-    bias: Tensor | None  # (R, 1, 1, T): minus infinity where a row has no token
-
-    @staticmethod
-    def of(shelf: Shelf, places: list[Place], first: int) -> "_ShelfSpan":
-        device, dtype = shelf.keys.device, shelf.keys.dtype
-        lengths = [place.length for place in places]
-        positions, longest = torch.tensor(lengths, device=device), max(lengths) + 1
-        bias = None
-        if min(lengths) + 1 < longest:
-            is_behind = torch.arange(longest, device=device) > positions[:, None]
-            bias = torch.zeros(is_behind.shape, dtype=dtype, device=device)
-            bias = bias.masked_fill(is_behind, float("-inf"))[:, None, None]
-        at = torch.tensor([place.index for place in places], device=device)
-        return _ShelfSpan(shelf, places, slice(first, first + len(places)), at, positions, longest, bias)
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, D) each -> (R, H, D). The heads that share a key stand as a sequence before it."""
-        held_keys, held_values = self.shelf.keys[layer], self.shelf.values[layer]
-        held_keys[self.at, :, self.positions] = keys
-        held_values[self.at, :, self.positions] = values
-        whole = len(self.places) == len(self.shelf.places)
-        at = slice(0, len(self.places)) if whole else self.at
-        grouped = queries.unflatten(1, (keys.shape[1], -1))  # (R, H_kv, H / H_kv, D)
-        out = F.scaled_dot_product_attention(
-            grouped, held_keys[at, :, : self.longest], held_values[at, :, : self.longest], self.bias
-        )
-        return out.flatten(1, 2)
-
-    def lengthen(self) -> None:
-        for place in self.places:
-            place.length += 1
-
-
-@dataclass(frozen=True)
-class _PieceSpan:
-    """A piece of one row."""
-
-    piece: Piece
-    rows: slice
-    positions: Tensor
-    mask: Tensor | None  # (T, start + T): what each token sees; None where the piece begins the row
-
-    @staticmethod
-    def of(piece: Piece, first: int, device: torch.device) -> "_PieceSpan":
-        start, count = piece.place.length, len(piece.token_ids)
-        positions = torch.arange(start, start + count, device=device)
-        mask = torch.arange(start + count, device=device) <= positions[:, None] if start else None
-        return _PieceSpan(piece, slice(first, first + count), positions, mask)
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(T, H, D) each -> (T, H, D)."""
-        place = self.piece.place
-        held_keys, held_values = (held[layer, place.index] for held in (place.shelf.keys, place.shelf.values))
-        end = place.length + len(queries)
-        held_keys[:, place.length : end] = keys.transpose(0, 1)
-        held_values[:, place.length : end] = values.transpose(0, 1)
-        out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            held_keys[None, :, :end],
-            held_values[None, :, :end],
-            self.mask,
-            is_causal=self.mask is None,
-            enable_gqa=True,
-        )
-        return out[0].transpose(0, 1)
-
-    def lengthen(self) -> None:
-        self.piece.place.length += len(self.piece.token_ids)
 
 
 def _joined(parts: Sequence[torch.nn.Linear], form: Format) -> Linear:

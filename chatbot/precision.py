@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import torch
 
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
 from chatbot.kernels import Format
-from chatbot.llama import Llama, Piece, can_run
+from chatbot.llama import Llama, can_run
 from chatbot.models import load_model, pick_device, pick_dtype
 from data.files import write_json
 from data.home import Home
@@ -65,11 +66,12 @@ def _time(llama: Llama) -> float:
     total = 0.0
     for rows in _ROWS:
         shelves = llama.shelves()
-        place = shelves.take(_PROMPT + _STEPS)
+        place = shelves.take(_PROMPT, rows=rows)
         llama.forward(shelves, {}, [Piece(place, [0] * _PROMPT)])
         places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
         seconds = []
         for _ in range(_STEPS):
+            shelves.make_room(places)
             started = time.perf_counter()
             llama.forward(shelves, dict.fromkeys(places, 0), [])
             seconds.append(time.perf_counter() - started)

@@ -45,12 +45,12 @@ class Prefixes:
             return
         entry = self._prompts.get(key)
         if entry is None:
-            entry = self._prompts[key] = _copy(key, place, 0)
+            entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)))
             self._held += entry.size
         self._prompts.move_to_end(key)
         said = tuple(reply[: place.length - len(prompt)])
         if said and said not in entry.replies:
-            entry.replies[said] = _copy(said, place, len(prompt))
+            entry.replies[said] = _Kept(said, *place.copy(len(prompt)))
             self._held += entry.replies[said].size
         while self._held > self._most and self._prompts:
             self._held -= self._prompts.popitem(last=False)[1].size
@@ -77,22 +77,10 @@ class Prefixes:
         entry, reply = chosen
         self._prompts.move_to_end(entry.token_ids)
         first = min(best, len(entry.token_ids))
-        _put(entry, place, 0, first)
+        place.put(entry.keys[:, :, :first], entry.values[:, :, :first])
         if reply is not None and best > first:
-            _put(reply, place, first, best)
-        place.length = best
+            place.put(reply.keys[:, :, : best - first], reply.values[:, :, : best - first])
         return best
-
-
-def _copy(token_ids: tuple[int, ...], place: Place, start: int) -> _Kept:
-    end = start + len(token_ids)
-    keys, values = (held[:, place.index, :, start:end] for held in (place.shelf.keys, place.shelf.values))
-    return _Kept(token_ids, keys.clone(), values.clone())
-
-
-def _put(kept: _Kept, place: Place, start: int, end: int) -> None:
-    place.shelf.keys[:, place.index, :, start:end] = kept.keys[:, :, : end - start]
-    place.shelf.values[:, place.index, :, start:end] = kept.values[:, :, : end - start]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

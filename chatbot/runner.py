@@ -2,7 +2,7 @@
 
 A step is one pass through the weights. In it every row that is under way gets its next token, and prompts
 that came meanwhile are read, a piece of them at a time, so that a long prompt never holds up those who are
-reading along. When the last piece is read, the prompt's place on the shelf is copied for each further reply.
+reading along. Its replies go on from the same keys and values (shelves.py).
 
 What a finished reply leaves behind can be kept (prefixes.py): the next turn of a conversation begins with it.
 """
@@ -13,8 +13,9 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
+from chatbot.attention import Piece
 from chatbot.kernels import Format
-from chatbot.llama import Llama, Piece, can_run
+from chatbot.llama import Llama, can_run
 from chatbot.padded import AnyModel, PaddedRunner
 from chatbot.prefixes import Prefixes
 from chatbot.sampling import Job, Row, draw
@@ -90,7 +91,7 @@ class LlamaRunner:
 
     def add(self, job: Job) -> None:
         """Take a job; its prompt and its longest reply fit the context together."""
-        place = self._shelves.take(len(job.prompt))
+        place = self._shelves.take(len(job.prompt), rows=len(job.rows))
         if self._kept:
             self._kept.recall(job.prompt, place)
         self._reading.append(_Reading(job, place))
@@ -100,8 +101,7 @@ class LlamaRunner:
         self._drop_ended()
         if self.is_idle:
             return
-        for place in list(self._writing):
-            self._shelves.make_room(place, place.length + 1)
+        self._shelves.make_room(self._writing)
         pieces = self._next_pieces()
         places = [place for shelf in self._shelves.occupied() for place in shelf.places]
         writing = [self._writing[place] for place in places if place in self._writing]

@@ -1,65 +1,179 @@
 """Where keys and values of rows in the making stand.
 
-A shelf holds rows of up to so many tokens side by side, without gaps: what attends to them all is a slice,
-never a gather. A row that outgrows its shelf moves to the next, twice as long, so within one shelf at most
-half of what attention reads is padding. A row that leaves is replaced by the last one of its shelf.
+The K replies to a prompt stand together: its keys and values are there once, and behind them the tokens that
+each reply adds, as they come. Every column belongs to one of the rows or to all; a mask keeps the rows apart.
+So one pass over the prompt serves the queries of all K, and a further reply costs no copy.
+
+A shelf holds such families side by side, without gaps: what attends to them all is a slice, never a gather. A
+family that outgrows its shelf moves to the next, twice as long, so at most half of what attention reads is
+padding. A family that leaves is replaced by the last one of its shelf. Rows whose family has become mostly
+what others said are parted: each then stands alone.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 SHORTEST = 128
-"""Tokens of the shortest shelf."""
+"""Columns of the shortest shelf."""
 _AT_FIRST = 512
-"""Tokens of all rows together that a shelf has room for at first, or one row; it doubles when it is full."""
+"""Columns of all families together that a shelf has room for at first; it doubles when it is full."""
+_WORTH_SHARING = 0.6
+"""A family is parted where reading all of its columns once is more than this part of reading every row alone:
+queries that read together also go through what is masked for them."""
+_ALL, _NOBODY = -1, -2
+"""Owners of a column that are no row's number."""
+
+
+@dataclass(eq=False)
+class Family:
+    """Rows that begin alike, and where they stand."""
+
+    shelf: "Shelf"
+    index: int
+    columns: int = 0
+    """Those filled."""
+    rows: "list[Place]" = field(default_factory=list)
+    is_shared: bool = False
+    """Whether it was forked: columns have owners. Until then its only row has all of them."""
+    common: int = 0
+    """Tokens that all rows of a forked family have."""
+    numbered: int = 0
+    """Rows there have ever been."""
+
+    def add(self, length: int) -> "Place":
+        """One more row."""
+        place = Place(self, self.numbered, length)
+        self.numbered += 1
+        self.rows.append(place)
+        return place
+
+    def give_all(self, columns: int) -> None:
+        """The first `columns` belong to every row, the others to none."""
+        self.shelf.owners[self.index] = _NOBODY
+        self.shelf.owners[self.index, :columns] = _ALL
 
 
 @dataclass(eq=False)
 class Place:
     """Where one row stands."""
 
-    shelf: "Shelf"
-    index: int
-    length: int = 0
-    """Tokens whose keys and values are there."""
+    family: Family
+    number: int
+    length: int
+    """Tokens of the row whose keys and values are there."""
+
+    @property
+    def shelf(self) -> "Shelf":
+        return self.family.shelf
+
+    @property
+    def index(self) -> int:
+        return self.family.index
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """Append what tokens left behind, (L, H, T, D) each, to the only row of a family."""
+        end = self.length + keys.shape[2]
+        self.shelf.keys[:, self.index, :, self.length : end] = keys
+        self.shelf.values[:, self.index, :, self.length : end] = values
+        self.grow(keys.shape[2])
+
+    def grow(self, tokens: int) -> None:
+        """So many more are there, of the only row of a family."""
+        assert not self.family.is_shared, "rows that share a prompt grow by decoding"
+        self.length += tokens
+        self.family.columns += tokens
+
+    def copy(self, start: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of its tokens from `start` to `end`, (L, H, end - start, D) each."""
+        at = torch.arange(self.length, device=self.shelf.owners.device)
+        if self.family.is_shared:
+            owners = self.shelf.owners[self.index, : self.family.columns]
+            at = ((owners == _ALL) | (owners == self.number)).nonzero()[:, 0]
+        at = at[start:end]
+        return (
+            self.shelf.keys[:, self.index].index_select(2, at),
+            self.shelf.values[:, self.index].index_select(2, at),
+        )
 
 
 class Shelf:
-    """Rows of at most `room` tokens: keys and values (L, rows, H, room, D)."""
+    """Families of at most `room` columns: keys and values (L, F, H, room, D), owners of columns (F, room)."""
 
     def __init__(self, shape: "Shape", room: int) -> None:
         self.room = room
-        self.places: list[Place] = []
-        self._shape = shape
-        self.keys, self.values = (shape.zeros(max(1, _AT_FIRST // room), room) for _ in range(2))
+        self.families: list[Family] = []
+        count = max(1, _AT_FIRST // room)
+        self.keys, self.values = (shape.zeros(count, room) for _ in range(2))
+        self.owners = torch.full((count, room), _NOBODY, dtype=torch.int16, device=shape.device)
 
-    def take(self) -> Place:
-        """The place behind the last one."""
-        if len(self.places) == self.keys.shape[1]:
+    @property
+    def places(self) -> list[Place]:
+        """All rows in their order."""
+        return [place for family in self.families for place in family.rows]
+
+    def take(self) -> Family:
+        """A family behind the last one, still without a row."""
+        if len(self.families) == len(self.owners):
             self.keys, self.values = (
                 torch.cat([old, torch.zeros_like(old)], dim=1) for old in (self.keys, self.values)
             )
-        place = Place(self, len(self.places))
-        self.places.append(place)
-        return place
+            self.owners = self.owners.repeat(2, 1)
+        family = Family(self, len(self.families))
+        self.families.append(family)
+        return family
 
-    def leave(self, place: Place) -> None:
-        """Close the gap with the last row."""
-        last = self.places.pop()
-        if last is not place:
-            self.copy(last, place)
-            self.places[place.index] = last
-            last.index = place.index
+    def leave(self, family: Family) -> None:
+        """Close the gap with the last family."""
+        last = self.families.pop()
+        if last is not family:
+            self.copy(last, self, family.index)
+            self.families[family.index] = last
+            last.index = family.index
 
     @staticmethod
-    def copy(source: Place, target: Place) -> None:
-        """The tokens of `source` to the index of `target`."""
-        for name in ("keys", "values"):
-            held: Tensor = getattr(source.shelf, name)
-            part = held[:, source.index, :, : source.length]
-            getattr(target.shelf, name)[:, target.index, :, : source.length] = part
+    def copy(family: Family, shelf: "Shelf", index: int) -> None:
+        """The columns of a family to another shelf or index."""
+        count, source = family.columns, family.shelf
+        shelf.keys[:, index, :, :count] = source.keys[:, family.index, :, :count]
+        shelf.values[:, index, :, :count] = source.values[:, family.index, :, :count]
+        shelf.owners[index] = _NOBODY
+        shelf.owners[index, :count] = source.owners[family.index, :count]
+
+    def next_columns(self, places: Sequence[Place]) -> list[int]:
+        """Where the next token of each row goes: behind its family's columns, one after the other."""
+        used = [family.columns for family in self.families]
+        columns = []
+        for place in places:
+            columns.append(used[place.index])
+            used[place.index] += 1
+        return columns
+
+    def own(self, places: Sequence[Place], columns: Tensor) -> None:
+        """From now on each of these columns, (R,), is that of its row."""
+        for family in self.families:
+            if not family.is_shared:
+                family.give_all(family.columns + 1)
+        families, owners = torch.tensor(
+            [
+                [place.index for place in places],
+                [place.number if place.family.is_shared else _ALL for place in places],
+            ],
+            device=self.owners.device,
+        )
+        self.owners[families, columns] = owners.to(self.owners.dtype)
+
+    def seen(self, places: Sequence[Place], slots: Tensor, width: int, columns: int) -> Tensor:
+        """(F, width, T): which of the first T columns each row sees that stands at one of the slots, (R,).
+
+        A slot where no row stands sees the columns of all.
+        """
+        numbers = self.owners.new_full((len(self.families) * width,), _ALL)
+        numbers[slots] = torch.tensor([place.number for place in places]).to(numbers)
+        owners = self.owners[: len(self.families), None, :columns]
+        return (owners == _ALL) | (owners == numbers.view(-1, width, 1))
 
 
 @dataclass(frozen=True)
@@ -81,49 +195,84 @@ class Shape:
 
 @dataclass
 class Shelves:
-    """All shelves of one version, shortest first."""
+    """All shelves of one version."""
 
     shape: Shape
     context: int
     """Tokens of the longest possible row."""
-    _shelves: dict[int, Shelf] = field(default_factory=dict)
+    _shelves: dict[tuple[bool, int], Shelf] = field(default_factory=dict)  # (for families?, room) -> shelf
 
     def occupied(self) -> list[Shelf]:
         """The shelves on which something stands."""
-        return [shelf for _, shelf in sorted(self._shelves.items()) if shelf.places]
+        return [shelf for _, shelf in sorted(self._shelves.items()) if shelf.families]
 
-    def take(self, tokens: int) -> Place:
-        """A place with room for so many tokens."""
-        return self._shelf_for(tokens).take()
+    def take(self, tokens: int, *, rows: int = 1) -> Place:
+        """An empty place with room for so many tokens. Where `rows` will be many, lone ones stand apart."""
+        assert tokens <= self.context, f"{tokens} tokens do not fit a context of {self.context}"
+        return self._shelf_for(tokens, rows > 1).take().add(0)
 
-    def make_room(self, place: Place, tokens: int) -> None:
-        """Move a row that is about to have more tokens than its shelf is long."""
-        if tokens > place.shelf.room:
-            new = self.take(tokens)
-            Shelf.copy(place, new)
-            self.leave(place)
-            new.shelf.places[new.index] = place
-            place.shelf, place.index = new.shelf, new.index
+    def make_room(self, places: Collection[Place]) -> None:
+        """For one more token of each of these rows: what outgrows its shelf moves, what reads worse together
+        is parted."""
+        more: dict[Family, int] = {}
+        for place in places:
+            more[place.family] = more.get(place.family, 0) + 1
+        for family, count in more.items():
+            alone = sum(place.length for place in family.rows)
+            is_alone = len(family.rows) == 1
+            if family.is_shared and (is_alone or family.columns > _WORTH_SHARING * alone):
+                for place in list(family.rows):
+                    self._part(place, place.length + 1)
+            elif family.columns + count > family.shelf.room:
+                self._move(family, family.columns + count)
 
     def fork(self, place: Place) -> Place:
-        """A second row with the same tokens, beside the first."""
-        new = place.shelf.take()
-        Shelf.copy(place, new)
-        new.length = place.length
-        return new
+        """A second row with the same tokens, in the same family."""
+        family = place.family
+        if not family.is_shared:
+            family.is_shared, family.common = True, family.columns
+            family.give_all(family.columns)
+        elif place.length > family.common:
+            self._part(place, place.length)
+            return self.fork(place)
+        return family.add(place.length)
 
     def leave(self, place: Place) -> None:
         """The row has ended. A shelf that nobody stands on gives its memory back."""
-        place.shelf.leave(place)
-        if not place.shelf.places:
-            del self._shelves[place.shelf.room]
+        family = place.family
+        family.rows.remove(place)
+        if not family.rows:
+            self._leave(family)
 
-    def _shelf_for(self, tokens: int) -> Shelf:
-        assert tokens <= self.context, f"{tokens} tokens do not fit a context of {self.context}"
+    def _leave(self, family: Family) -> None:
+        family.shelf.leave(family)
+        if not family.shelf.families:
+            self._shelves = {key: shelf for key, shelf in self._shelves.items() if shelf.families}
+
+    def _move(self, family: Family, columns: int) -> None:
+        """To a longer shelf."""
+        shelf = self._shelf_for(columns, family.is_shared)
+        new = shelf.take()
+        Shelf.copy(family, shelf, new.index)
+        self._leave(family)
+        shelf.families[new.index] = family
+        family.shelf, family.index = shelf, new.index
+
+    def _part(self, place: Place, tokens: int) -> None:
+        """Give a row a family of its own with room for so many tokens."""
+        alone = self.take(tokens)
+        alone.put(*place.copy())
+        self.leave(place)
+        place.family, place.number = alone.family, alone.number
+        place.family.rows = [place]
+
+    def _shelf_for(self, columns: int, is_family: bool) -> Shelf:
         room = SHORTEST
-        while room < tokens:
+        while room < columns:
             room *= 2
-        room = min(room, self.context)
-        if room not in self._shelves:
-            self._shelves[room] = Shelf(self.shape, room)
-        return self._shelves[room]
+        if columns <= self.context:
+            room = min(room, self.context)
+        key = (is_family, room)
+        if key not in self._shelves:
+            self._shelves[key] = Shelf(self.shape, room)
+        return self._shelves[key]

@@ -14,7 +14,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from chatbot.llama import Llama, Piece, can_run
+from chatbot.attention import Piece
+from chatbot.llama import Llama, can_run
 from chatbot.padded import AnyModel
 from chatbot.runner import prepare
 
@@ -98,6 +99,36 @@ def test_rows_of_different_length_and_pieces_of_prompts_share_a_pass() -> None:
     for found, text in zip(logits, texts, strict=True):  # taken in the order of the shelves
         torch.testing.assert_close(found, logits_of(model, text)[-1], atol=2e-3, rtol=1e-3)
     assert [place.length for place in places] == [9, 60, 200, 33]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replies_that_share_their_prompt_have_the_logits_of_each_alone(kind: str) -> None:
+    """Beside them a prompt is read on their shelf, another reply ends, and one of another prompt goes on."""
+    model = a_model(KINDS[kind])
+    llama = Llama(model, "float32")
+    shelves = llama.shelves()
+    prompts = [[3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 40), (7, 25), (11, 60))]
+    first, second, late = (shelves.take(len(prompt), rows=4) for prompt in prompts)
+    llama.forward(shelves, {}, [Piece(first, prompts[0]), Piece(second, prompts[1])])
+    texts = {place: list(prompts[0]) for place in [first, *(shelves.fork(first) for _ in range(3))]}
+    texts |= {place: list(prompts[1]) for place in [second, shelves.fork(second)]}
+    for step in range(16):
+        pieces = [Piece(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
+        if step == 7:
+            ended = list(texts)[1]
+            shelves.leave(ended)
+            del texts[ended]
+        for number, text in enumerate(texts.values()):
+            text.append(4 + (step * 31 + number * 17) % 90)
+        shelves.make_room(texts)
+        rows = [place for shelf in shelves.occupied() for place in shelf.places if place in texts]
+        logits = llama.forward(shelves, {place: text[-1] for place, text in texts.items()}, pieces)
+        for found, place in zip(logits, rows, strict=False):
+            torch.testing.assert_close(found, logits_of(model, texts[place])[-1], atol=2e-3, rtol=1e-3)
+    assert late.length == 60 and first.family.is_shared and not second.family.is_shared
+    torch.testing.assert_close(
+        llama.forward(shelves, {late: 5}, [])[0], logits_of(model, [*prompts[2], 5])[-1], atol=2e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
-from chatbot.llama import Llama, Piece
+from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.prefixes import Prefixes
 from chatbot.runner import LlamaRunner

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
-from chatbot.llama import Llama, Piece
+from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
