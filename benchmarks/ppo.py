@@ -33,6 +33,7 @@ from data.prompts import practice_prompts
 from data.records import Sampling
 from trainer.config import RefreshConfig
 from trainer.ppo import train_ppo
+from trainer.sampler import MergedSampler
 
 ROOT = Path(__file__).parent.parent
 REPLIES, MINIBATCH, EPOCHS, TOKENS, TEMPERATURE = 16, 8, 4, 48, 0.8
@@ -118,7 +119,7 @@ def run_ours(base: Base, prompts: list[list[int]], updates: int, precision: str)
     times = [time.monotonic()]
     result = train_ppo(
         policy,
-        merged,
+        MergedSampler(merged),
         prompts,
         config,
         sampling=Sampling(temperature=TEMPERATURE, max_new_tokens=TOKENS),

@@ -46,6 +46,7 @@ from trainer.guards import Guards
 from trainer.measure import compare
 from trainer.ppo import PPOResult, train_ppo
 from trainer.reward import winners_direction
+from trainer.sampler import MergedSampler
 from trainer.sft import train_sft
 from trainer.tastes import Taste, load_taste
 
@@ -139,7 +140,13 @@ class Bench:
 
         if row == "bestofk":
             train_best_of_k(
-                policy, merged, self.prompts, config, sampling=SAMPLING, reference=None, tell=tell
+                policy,
+                MergedSampler(merged),
+                self.prompts,
+                config,
+                sampling=SAMPLING,
+                reference=None,
+                tell=tell,
             )
             return []
         unguarded = row == "unguarded"
@@ -147,7 +154,7 @@ class Bench:
         with self._true_taste(curve):
             result: PPOResult = train_ppo(
                 policy,
-                merged,
+                MergedSampler(merged),
                 self.prompts,
                 replace(config, **UNGUARDED) if unguarded else config,
                 sampling=SAMPLING,

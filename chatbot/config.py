@@ -51,9 +51,7 @@ class ServeConfig:
             raise Refused(f"Precision {self.precision!r} is unknown - use one of {', '.join(PRECISIONS)}.")
         if self.four_bit and self.precision == "int8":
             raise Refused("--four-bit and --precision int8 are two ways to one end - choose one.")
-        for engine in self.engines:
-            if urlsplit(engine).scheme not in ("http", "https") or not urlsplit(engine).hostname:
-                raise Refused(f"{engine!r} is not the address of a server - give one like http://gpu1:8000.")
+        server_urls(self.engine)
         if not 1 <= self.replies <= 9:
             raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
         if self.max_new_tokens < 0 or self.threads < 0:
@@ -69,7 +67,7 @@ class ServeConfig:
     @property
     def engines(self) -> tuple[str, ...]:
         """The vLLM servers to use; none is the engine in this process."""
-        return tuple(one.strip() for one in self.engine.split(",") if one.strip())
+        return server_urls(self.engine)
 
     @property
     def url(self) -> str:
@@ -88,3 +86,12 @@ class ServeConfig:
         """The origins whose scripts may talk to this server."""
         named = (f"http://127.0.0.1:{self.port}", f"http://localhost:{self.port}", self.url)
         return tuple(dict.fromkeys((*named, *([self.public_url.rstrip("/")] if self.public_url else []))))
+
+
+def server_urls(text: str) -> tuple[str, ...]:
+    """The addresses in `URL,URL`. Raises Refused for what is none."""
+    urls = tuple(one.strip() for one in text.split(",") if one.strip())
+    for url in urls:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise Refused(f"{url!r} is not the address of a server - give one like http://gpu1:8000.")
+    return urls

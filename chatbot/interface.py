@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.chatformat import Messages
+from chatbot.chatformat import FittedPrompt, Messages
 from chatbot.generation import Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
 from data.errors import Busy, NotFound
@@ -137,6 +137,21 @@ class AnyEngine(ABC):
             stop=stop,
             deadline=deadline,
         )
+        return self._accept(asked, version)
+
+    def submit_tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        version: str | None = None,
+        kind: Kind = "rollout",
+    ) -> Generation:
+        """The same for a prompt in token ids that fits, with a reply for each seed."""
+        return self._accept(Asked(FittedPrompt(list(prompt), 0), sampling, seeds, kind=kind), version)
+
+    def _accept(self, asked: Asked, version: str | None) -> Generation:
         with self._lock:
             self._check_open()
             name = version or self._serving

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
 """Between two looks at what was stopped, timed out or lost its server."""
+GOODBYE_SECONDS = 2.0
+"""How long the end waits for servers that are letting versions go."""
 PATIENCE_SECONDS = 300.0
 """How long the start waits for a server: one of vLLM's own takes minutes to load and compile a model."""
 
@@ -68,6 +70,7 @@ class RemoteEngine(AnyEngine):
         self._writing = Writing(self._replicas, base.format.end_of_turn, self._awake.set)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: futures.Future[None] = futures.Future()
+        self._leaving: set[futures.Future[None]] = set()  # versions that the servers are just letting go
 
     def start(self) -> None:
         """Wait for the first server and begin to serve the base. Raises Problem where there is none."""
@@ -92,7 +95,9 @@ class RemoteEngine(AnyEngine):
 
     def _drop(self, name: str) -> None:
         if self._loop and not self._closing:
-            asyncio.run_coroutine_threadsafe(self._replicas.unload(name), self._loop)
+            leaving = asyncio.run_coroutine_threadsafe(self._replicas.unload(name), self._loop)
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     def _check_open(self) -> None:
         super()._check_open()
@@ -150,6 +155,8 @@ class RemoteEngine(AnyEngine):
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
             await self._writing.close()
+            if leaving := [asyncio.wrap_future(future) for future in list(self._leaving)]:
+                await asyncio.wait(leaving, timeout=GOODBYE_SECONDS)
 
     def _round(self) -> None:
         """Leave what is over, let in who is next."""

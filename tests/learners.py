@@ -14,6 +14,7 @@ from data.records import RankingKind, Sampling
 from trainer.config import RefreshConfig
 from trainer.ppo import PPOResult, train_ppo
 from trainer.rollout import Reply
+from trainer.sampler import MergedSampler
 
 CPU = torch.device("cpu")
 END = 2
@@ -104,4 +105,4 @@ def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any
         "starts_at_reference": True,
         "reference_finish_rate": 0.0,
     }
-    return train_ppo(policy, merged, PROMPTS, config, **(usual | more))
+    return train_ppo(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))

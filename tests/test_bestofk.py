@@ -14,11 +14,12 @@ from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
-from trainer import bestofk, ensemble
+from trainer import bestofk, ensemble, sampler
 from trainer.bestofk import kl_bound, train_best_of_k
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, sample_replies
 from trainer.ppo import PPOResult
+from trainer.sampler import MergedSampler
 
 SAMPLING = Sampling(0.8, 1.0, 4)
 
@@ -32,7 +33,7 @@ def config_of(**changes: Any) -> RefreshConfig:
 def a_run(policy: Policy, config: RefreshConfig, **more: Any) -> PPOResult:
     merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
     usual: dict[str, Any] = {"sampling": SAMPLING, "reference": None}
-    return train_best_of_k(policy, merged, PROMPTS, config, **(usual | more))
+    return train_best_of_k(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
 
 
 def fresh_score(policy: Policy, config: RefreshConfig) -> float:
@@ -84,13 +85,13 @@ def heard_favourites(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Reply],
 def all_replies(monkeypatch: pytest.MonkeyPatch) -> list[list[Reply]]:
     """What is sampled from now on, batch by batch."""
     heard: list[list[Reply]] = []
-    really = bestofk.sample_replies
+    really = sampler.sample_replies
 
     def listening(*rest: Any, **more: Any) -> list[Reply]:
         heard.append(really(*rest, **more))
         return heard[-1]
 
-    monkeypatch.setattr(bestofk, "sample_replies", listening)
+    monkeypatch.setattr(sampler, "sample_replies", listening)
     return heard
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import trainer.rollout
+import trainer.sampler
 from chatbot.basemodel import Base, load_base
 from chatbot.policy import Policy
 from data.home import Home
 from tests.learners import END, a_config, a_learner, a_run
 from trainer.config import RefreshConfig
+from trainer.forward import sample_replies
 from trainer.ppo import PPOResult
-from trainer.rollout import Reply, sample_replies
+from trainer.rollout import Reply
 
 SOUND_LR = 5e-4
 
@@ -114,7 +115,7 @@ def endless_from(call: int) -> Callable[..., list[Reply]]:
 def test_endless_replies_stop_within_five_updates(
     a_base_that_ends: Base, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(trainer.rollout, "sample_replies", endless_from(batch))
+    monkeypatch.setattr(trainer.sampler, "sample_replies", endless_from(batch))
     result = a_run(a_learner(a_base_that_ends, size=0.0), a_sound_config(), tokens=24)
     assert result.stopped is not None and "of replies end by themselves" in result.stopped
     assert batch < result.updates < batch + 5

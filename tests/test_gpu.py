@@ -14,6 +14,7 @@ from data.records import Sampling
 from tests.jobs import a_job
 from trainer.config import RefreshConfig
 from trainer.ppo import train_ppo
+from trainer.sampler import MergedSampler
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,7 +87,7 @@ def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
 
     result = train_ppo(
         policy,
-        merged,
+        MergedSampler(merged),
         PROMPTS,
         config,
         sampling=Sampling(config.temperature, 1.0, 16),

@@ -43,13 +43,14 @@ from trainer.ppo import (
     whiten,
 )
 from trainer.rollout import Batch, Reply, Roles, Rollout, Task, measure_replies
+from trainer.sampler import MergedSampler
 
 
 def a_task(policy: Policy, config: RefreshConfig, **more: Any) -> Task:
     """What a run would be given, without a model to sample from."""
     merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
     roles = Roles(("reward-0", "reward-1"), more.pop("reference", None), more.pop("start", None))
-    return Task(merged, [[1]], config, Sampling(config.temperature), roles, **more)
+    return Task(MergedSampler(merged), [[1]], config, Sampling(config.temperature), roles, **more)
 
 
 def begun(policy: Policy, **changes: Any) -> tuple[RunState, Task]:

@@ -28,6 +28,7 @@ from trainer.rollout import (
     sampler_gap,
     some_samples,
 )
+from trainer.sampler import MergedSampler
 
 REPLIES = some_replies()
 MEMBERS = ("reward-0", "reward-1")
@@ -130,7 +131,7 @@ def test_each_update_rolls_out_on_the_next_prompts_and_begins_again_at_the_end(t
     merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
     config = RefreshConfig(prompts_per_update=2, minibatch=2)
     prompts = [[1, 80 + i] for i in range(3)]
-    task = Task(merged, prompts, config, Sampling(max_new_tokens=3), Roles(MEMBERS))
+    task = Task(MergedSampler(merged), prompts, config, Sampling(max_new_tokens=3), Roles(MEMBERS))
     batches = [roll_out(policy, task, update)[0].replies for update in range(3)]
     seen = [[r.prompt[1] - 80 for r in replies] for replies in batches]
     assert seen == [[0, 1], [2, 0], [1, 2]]
@@ -141,7 +142,9 @@ def test_rollouts_come_from_the_policy_as_it_is_now(tiny_base: Base) -> None:
     policy.copy("reward-0", "value")
     merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
     config = RefreshConfig(prompts_per_update=8, minibatch=2)
-    roll_out(policy, Task(merged, [[1, 80]], config, Sampling(max_new_tokens=3), Roles(MEMBERS)), 0)
+    roll_out(
+        policy, Task(MergedSampler(merged), [[1, 80]], config, Sampling(max_new_tokens=3), Roles(MEMBERS)), 0
+    )
     weights = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
     policy.write_merged("policy", merged)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in merged.state_dict().items())

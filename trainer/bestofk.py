@@ -28,9 +28,10 @@ from data.records import Sampling
 from trainer import ensemble
 from trainer.checkpoint import fingerprint_of
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, Sampler, hash_seed, sample_replies
+from trainer.forward import Reply, hash_seed
 from trainer.ppo import PPOResult
 from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_samples
+from trainer.sampler import Sampler
 from trainer.sft import train_sft
 from trainer.team import SOLO, Team
 
@@ -48,7 +49,7 @@ def kl_bound(k: int) -> float:
 
 def train_best_of_k(
     policy: Policy,
-    merged: Sampler,
+    sampler: Sampler,
     prompts: Sequence[list[int]],
     config: RefreshConfig,
     *,
@@ -62,8 +63,8 @@ def train_best_of_k(
 ) -> PPOResult:
     """Improve the adapter `policy` by imitating its own favourites; leaves behind what PPO would.
 
-    `policy` must wear `policy`, `reward-0`.., `judge` and, where it is named, `reference`; `merged` is
-    overwritten to sample from. The history has two rows, fresh samples before and after; where the judge
+    `policy` must wear `policy`, `reward-0`.., `judge` and, where it is named, `reference`. The history has
+    two rows, fresh samples before and after; where the judge
     does not like those after better, the policy is put back and `best_update` is 0.
     ptx: demonstrations to imitate beside the favourites, where `config.ptx` is not 0.
     checkpoints: a folder for the favourites; a run that was killed need not sample them again.
@@ -72,7 +73,7 @@ def train_best_of_k(
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
     asked = list(islice(cycle(prompts), count + _MEASURED * config.prompts_per_update))
-    student = Student(policy, merged, config, sampling, _prepare_roles(policy, reference), team)
+    student = Student(policy, sampler, config, sampling, _prepare_roles(policy, reference), team)
     start, result = policy.keep("policy"), PPOResult(best_update=1, updates=1)
 
     # 1) What the policy says now.
@@ -122,7 +123,7 @@ class Student:
     """The policy that is taught, with what it takes to let it write and to read what it wrote."""
 
     policy: Policy
-    merged: Sampler
+    sampler: Sampler
     config: RefreshConfig
     sampling: Sampling
     roles: Roles
@@ -132,12 +133,10 @@ class Student:
         self, prompts: Sequence[list[int]], seed: int, tell: Callable[[float], None] = lambda done: None
     ) -> list[Reply]:
         """A reply to each prompt by the policy as it is now."""
-        self.policy.write_merged("policy", self.merged)
-        return sample_replies(
-            self.merged,
+        return self.sampler.write(
+            self.policy,
             prompts,
             sampling=self.sampling,
-            end_of_turn=self.policy.base.format.end_of_turn,
             seed=hash_seed(self.config.seed, seed),
             tell=tell,
             team=self.team,
@@ -193,7 +192,7 @@ def _favourites(
 
 def _fingerprint(student: Student, prompts: Sequence[list[int]], score_sign: float) -> str:
     task = Task(
-        student.merged, prompts, student.config, student.sampling, student.roles, score_sign=score_sign
+        student.sampler, prompts, student.config, student.sampling, student.roles, score_sign=score_sign
     )
     return fingerprint_of(student.policy, task)
 

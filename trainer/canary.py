@@ -13,7 +13,8 @@ from chatbot.basemodel import Base
 from chatbot.manifest import Canary
 from chatbot.models import merged_model
 from data.records import Prompt, Sampling
-from trainer.rollout import logprobs_of, sample_replies
+from trainer.forward import sample_replies
+from trainer.rollout import logprobs_of
 
 _COUNT = 8
 _TOKENS = 24

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from chatbot.config import server_urls
 from data.errors import Refused
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -77,6 +78,9 @@ class RefreshConfig:
     best_of: Annotated[
         int, "With bestofk: replies sampled for each prompt, of which the favourite is kept."
     ] = 8
+    engine: Annotated[
+        str, "vLLM servers that write the replies to learn from, e.g. http://gpu1:8000,http://gpu2:8000."
+    ] = ""
     updates: Annotated[int, "PPO updates, each on a fresh batch of rollouts."] = 12
     prompts_per_update: Annotated[int, "Prompts, one reply each, in a batch of rollouts."] = 16
     inner_epochs: Annotated[int, "Passes over each batch of rollouts."] = 2
@@ -107,6 +111,7 @@ class RefreshConfig:
     margin: Annotated[float, "How far below one half the lower bound of the win rate may lie."] = 0.03
 
     def __post_init__(self) -> None:
+        server_urls(self.engine)
         for names, is_right, remedy in _RULES:
             for name in names.split():
                 if not is_right(getattr(self, name)):

@@ -25,10 +25,11 @@ from data.files import replace_durably, write_json
 from data.prompts import paraphrases
 from trainer import ensemble
 from trainer.examine import examine
+from trainer.forward import sample_replies
 from trainer.night import Night
 from trainer.practice import reference_prompts
 from trainer.reward import can_teach
-from trainer.rollout import Reply, hash_seed, sample_replies
+from trainer.rollout import Reply, hash_seed
 
 SNAPSHOT = "snapshot.jsonl"
 _REFERENCE = "reference.json"

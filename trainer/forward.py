@@ -28,9 +28,6 @@ INVALID = 0.0
 STEP_TOKENS = 4096
 """In one forward and backward pass of an optimiser step; what is more is accumulated."""
 
-Sampler = PreTrainedModel
-"""A plain model with the policy merged in, to sample from."""
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -49,7 +46,7 @@ class Reply:
 
 
 def sample_replies(
-    model: Sampler,
+    model: PreTrainedModel,
     prompts: Sequence[list[int]],
     *,
     sampling: Sampling,

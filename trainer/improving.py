@@ -5,11 +5,16 @@ reference, and the checkpoint that the judge likes best is the candidate.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from chatbot.config import server_urls
 from chatbot.policy import Policy
+from chatbot.remote import RemoteEngine
 from data import versions
 from data.comparisons import Snapshot
 from data.files import write_json
@@ -20,6 +25,7 @@ from trainer.ppo import PPOResult, train_ppo
 from trainer.practice import practice, ptx_examples
 from trainer.reward import winners_direction
 from trainer.rollout import Reply
+from trainer.sampler import WAITING, MergedSampler, Sampler, ServerSampler
 
 REFERENCE = "reference"
 """The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
@@ -56,36 +62,51 @@ def improve_policy(
     night.progress.enter("ppo", f"Improving the policy with {name}.")
     prompts, shown = _practise_on(night, snapshot)
     anchor = REFERENCE if night.reference is not None else None
-    if config.algorithm == "bestofk":
-        return train_best_of_k(
+    common: dict[str, Any] = {
+        "sampling": night.sampling,
+        "reference": anchor,
+        "ptx": shown,
+        "checkpoints": night.folder / config.algorithm,
+        "team": night.team,
+        "tell": tell,
+        "score_sign": score_sign,
+    }
+    with _sampler(night, merged) as sampler:
+        if config.algorithm == "bestofk":
+            return train_best_of_k(policy, sampler, prompts, config, **common)
+        return train_ppo(
             policy,
-            merged,
+            sampler,
             prompts,
             config,
-            sampling=night.sampling,
-            reference=anchor,
-            ptx=shown,
-            checkpoints=night.folder / "bestofk",
-            team=night.team,
-            tell=tell,
-            score_sign=score_sign,
+            starts_at_reference=night.parent in (BASE_VERSION, night.reference),
+            reference_finish_rate=sum(r.finished for r in reference) / len(reference),
+            winners_direction=winners_direction(snapshot.turns),
+            **common,
         )
-    return train_ppo(
-        policy,
-        merged,
-        prompts,
-        config,
-        sampling=night.sampling,
-        reference=anchor,
-        starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-        reference_finish_rate=sum(r.finished for r in reference) / len(reference),
-        winners_direction=winners_direction(snapshot.turns),
-        ptx=shown,
-        checkpoints=night.folder / "ppo",
-        team=night.team,
-        tell=tell,
-        score_sign=score_sign,
+
+
+@contextmanager
+def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
+    """The one that `--engine` asks for. Raises Problem where none of its servers can be used."""
+    urls = server_urls(night.config.engine)
+    if not urls:
+        yield MergedSampler(merged)
+        return
+    engine = RemoteEngine(
+        night.base,
+        urls,
+        night.home.adapters,
+        four_bit=night.config.four_bit,
+        dtype=merged.dtype,
+        max_waiting=WAITING,
     )
+    try:
+        if night.team.is_chief:
+            engine.start()
+        yield ServerSampler(engine, night.home.adapters)
+    finally:
+        engine.close()
 
 
 def _practise_on(night: Night, snapshot: Snapshot) -> tuple[list[list[int]], list[Reply]]:

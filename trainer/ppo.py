@@ -32,13 +32,13 @@ from trainer.ptx import add_ptx, pick_examples, sum_up
 from trainer.rollout import (
     Batch,
     Roles,
-    Sampler,
     Task,
     roll_out,
     rollout_metrics,
     some_samples,
     value_metrics,
 )
+from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
 
 # The equations
@@ -140,7 +140,7 @@ def adapt_beta(beta: float, kl: float, target: float, replies: int, horizon: int
 
 def train_ppo(
     policy: Policy,
-    merged: Sampler,
+    sampler: Sampler,
     prompts: Sequence[list[int]],
     config: RefreshConfig,
     *,
@@ -157,7 +157,7 @@ def train_ppo(
 ) -> PPOResult:
     """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
 
-    merged: a plain model, which is overwritten to sample from.
+    sampler: writes the replies.
     prompts: token ids, used in order, over and over.
     reference: the adapter that anchors the KL; None is the bare base.
     starts_at_reference: the adapter `policy` says what `reference` says.
@@ -169,7 +169,7 @@ def train_ppo(
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
     roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
-    task = Task(merged, prompts, config, sampling, roles, reference_finish_rate, ptx, score_sign, team)
+    task = Task(sampler, prompts, config, sampling, roles, reference_finish_rate, ptx, score_sign, team)
     store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
     state = begin(policy, task, winners_direction)
     store.go_on(state)

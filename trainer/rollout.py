@@ -1,7 +1,7 @@
 """What the policy says, with every number PPO needs.
 
-Replies are sampled from a merged copy by the same code that serves them; everything that enters a loss is
-then recomputed by the training copy in one forward pass a role, so that the first inner step has ratio 1.
+Replies are sampled by the same code that serves them (sampler.py); everything that enters a loss is then
+recomputed by the training copy in one forward pass a role, so that the first inner step has ratio 1.
 A team of processes shares out the sampling and the reading; every member ends with the same whole rollout.
 """
 
@@ -22,15 +22,14 @@ from trainer.forward import (
     INVALID,
     Reply,
     ReplyForward,
-    Sampler,
     forward_replies,
     hash_seed,
     logprobs_of,
     micro_batches,
     reply_entropy,
     reply_logprobs,
-    sample_replies,
 )
+from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
 
 SAMPLE_EVERY = 5
@@ -42,7 +41,6 @@ __all__ = [
     "Reply",
     "Roles",
     "Rollout",
-    "Sampler",
     "Task",
     "distinct_2",
     "hash_seed",
@@ -51,7 +49,6 @@ __all__ = [
     "micro_batches",
     "roll_out",
     "rollout_metrics",
-    "sample_replies",
     "some_samples",
     "value_metrics",
 ]
@@ -73,7 +70,7 @@ class Roles:
 class Task:
     """What a run is given and never changes."""
 
-    merged: Sampler
+    sampler: Sampler
     prompts: Sequence[list[int]]
     config: RefreshConfig
     sampling: Sampling
@@ -122,13 +119,11 @@ def roll_out(policy: Policy, task: Task, update: int) -> tuple[Rollout, dict[str
     The place among the prompts follows from `update`, and so do the seeds.
     """
     started, config = time.monotonic(), task.config
-    policy.write_merged("policy", task.merged)
     first = update * config.prompts_per_update
-    replies = sample_replies(
-        task.merged,
+    replies = task.sampler.write(
+        policy,
         [task.prompts[(first + i) % len(task.prompts)] for i in range(config.prompts_per_update)],
         sampling=task.sampling,
-        end_of_turn=policy.base.format.end_of_turn,
         seed=hash_seed(config.seed, update),
         team=task.team,
     )

@@ -1,0 +1,99 @@
+"""Who writes rollouts: servers write what the merged copy here writes, of the policy as it is just then."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbot.basemodel import Base
+from chatbot.engine import Engine
+from chatbot.models import load_model
+from chatbot.policy import Policy
+from chatbot.remote import RemoteEngine
+from data import runs
+from data.database import Database
+from data.errors import Problem
+from data.home import Home
+from data.records import Sampling
+from tests.fake_vllm import FakeVllm, until
+from tests.learners import CPU, PROMPTS, a_learner, shake
+from tests.nights import a_night, rank_by_taste
+from trainer import sampler
+from trainer.forward import Reply
+from trainer.sampler import MergedSampler, Sampler, ServerSampler
+
+SAMPLING = Sampling(0.8, 1.0, 12)
+
+
+def merged(policy: Policy) -> MergedSampler:
+    return MergedSampler(load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa"))
+
+
+def write(writer: Sampler, policy: Policy, seed: int = 4) -> list[Reply]:
+    return writer.write(policy, PROMPTS * 2, sampling=SAMPLING, seed=seed)
+
+
+def test_servers_write_what_is_written_here_of_the_policy_as_it_is_now(
+    tiny_base: Base, remote: RemoteEngine, servers: list[FakeVllm], home: Home
+) -> None:
+    policy = a_learner(tiny_base)
+    here, there = merged(policy), ServerSampler(remote, home.adapters)
+    before = set(home.adapters.iterdir())
+    written = []
+    for seed in (1, 2):
+        shake(policy, "policy", 0.4, seed=seed)
+        mine, theirs = (write(writer, policy) for writer in (here, there))
+        assert theirs == mine
+        for one, other in zip(mine, theirs, strict=True):
+            assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+        written.append(theirs)
+    assert written[0] != written[1] and {len(server.asked) for server in servers} == {8}
+    until(lambda: not any(server.versions for server in servers))
+    assert set(home.adapters.iterdir()) == before and remote.known_versions == ["base"]
+
+
+def test_more_prompts_than_may_wait_are_all_answered(
+    tiny_base: Base, servers: list[FakeVllm], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "WAITING", 2)
+    policy = a_learner(tiny_base)
+    engine = RemoteEngine(
+        tiny_base, [servers[0].url], home.adapters, dtype=torch.float32, max_waiting=2, rows_per_server=1
+    )
+    engine.start()
+    told: list[float] = []
+    replies = ServerSampler(engine, home.adapters).write(
+        policy, PROMPTS, sampling=SAMPLING, seed=4, tell=told.append
+    )
+    engine.close()
+    assert replies == merged(policy).write(policy, PROMPTS, sampling=SAMPLING, seed=4)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_reply_that_servers_lose_ends_the_batch_and_leaves_nothing(
+    tiny_base: Base, remote: RemoteEngine, servers: list[FakeVllm], home: Home
+) -> None:
+    before = set(home.adapters.iterdir())
+    for server in servers:
+        server.fails_with = 400
+    with pytest.raises(Problem, match="left a reply unfinished - look after them, then resume"):
+        write(ServerSampler(remote, home.adapters), a_learner(tiny_base))
+    assert set(home.adapters.iterdir()) == before and remote.known_versions == ["base"]
+
+
+def test_a_night_whose_replies_servers_write_ends_as_any_other(
+    db: Database, home: Home, tiny_base: Base, servers: list[FakeVllm], tmp_path: Path
+) -> None:
+    engine = Engine(tiny_base)
+    engine.start()
+    rank_by_taste(db, engine, count=30)
+    engine.close()
+    urls = ",".join(server.url for server in servers)
+    short = {"updates": 2, "reward_epochs": 1, "reward_steps": 1, "gate_prompts": 8}
+    run = a_night(db, home, tiny_base, engine=urls, **short)
+    assert run.state in ("published", "refused")
+    asked = [len(server.asked) for server in servers]
+    assert sum(asked) == 3 * 32 and min(asked) > 0
+    gaps = [m.value for m in runs.metrics(db, run.id) if m.name == "sampler_gap"]
+    assert len(gaps) == 3 and max(gaps) < 1e-4
+    assert not any(server.versions for server in servers)

@@ -1,0 +1,129 @@
+"""Who writes the replies that a policy learns from: a merged copy of it in this process, or vLLM servers."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from chatbot.generation import Generation
+from chatbot.interface import AnyEngine
+from chatbot.policy import Policy
+from data.errors import Problem
+from data.records import Sampling
+from trainer.forward import Reply, hash_seed, sample_replies
+from trainer.team import SOLO, Team
+
+Tell = Callable[[float], None]
+WAITING = 256
+"""Requests that are sent ahead of the replies: enough to keep a few servers busy."""
+_ENDS = ("stop", "length")
+_PATIENCE_SECONDS = 10.0
+
+
+class Sampler(Protocol):
+    """Lets a policy write."""
+
+    def write(
+        self,
+        policy: Policy,
+        prompts: Sequence[list[int]],
+        *,
+        sampling: Sampling,
+        seed: int,
+        team: Team = SOLO,
+        tell: Tell = lambda fraction: None,
+    ) -> list[Reply]:
+        """One reply to each prompt by the adapter `policy` as it is now; every member of a team gets all."""
+
+
+@dataclass(frozen=True)
+class MergedSampler:
+    """Writes in this process, each member of a team its share."""
+
+    model: PreTrainedModel
+    """A plain copy of the base, which is overwritten."""
+
+    def write(
+        self,
+        policy: Policy,
+        prompts: Sequence[list[int]],
+        *,
+        sampling: Sampling,
+        seed: int,
+        team: Team = SOLO,
+        tell: Tell = lambda fraction: None,
+    ) -> list[Reply]:
+        policy.write_merged("policy", self.model)
+        end = policy.base.format.end_of_turn
+        return sample_replies(
+            self.model, prompts, sampling=sampling, end_of_turn=end, seed=seed, tell=tell, team=team
+        )
+
+
+@dataclass(frozen=True)
+class ServerSampler:
+    """Lets servers write: each batch is that of a version of its own, which goes when it is done.
+
+    The servers round otherwise than the trainer; rollout.py measures that, and learns from its own numbers.
+    """
+
+    engine: AnyEngine
+    """With room for `WAITING` requests."""
+    folder: Path
+    """That the servers see under the same path."""
+
+    def write(
+        self,
+        policy: Policy,
+        prompts: Sequence[list[int]],
+        *,
+        sampling: Sampling,
+        seed: int,
+        team: Team = SOLO,
+        tell: Tell = lambda fraction: None,
+    ) -> list[Reply]:
+        return team.tell(self._write(policy, prompts, sampling, seed, tell) if team.is_chief else [])
+
+    def _write(
+        self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
+    ) -> list[Reply]:
+        """Raises Problem where the servers lose a reply."""
+        directory = Path(tempfile.mkdtemp(prefix="rollout-", dir=self.folder))
+        asked: list[Generation] = []
+        try:
+            policy.save("policy", directory)
+            self.engine.load(directory.name, directory)
+            for number, prompt in enumerate(prompts):
+                if number >= WAITING:
+                    asked[number - WAITING].wait()
+                seeds = [hash_seed(seed, number)]
+                asked.append(
+                    self.engine.submit_tokens(prompt, sampling=sampling, seeds=seeds, version=directory.name)
+                )
+            for number, generation in enumerate(asked, start=1):
+                generation.wait()
+                tell(number / len(asked))
+        finally:
+            self._let_go(directory, asked)
+        replies = [generation.replies[0] for generation in asked]
+        if any(reply.finish_reason not in _ENDS for reply in replies):
+            raise Problem("The engines left a reply unfinished - look after them, then resume this run.")
+        return [
+            Reply(prompt, reply.token_ids, reply.finish_reason == "stop", reply.logprobs)
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+
+    def _let_go(self, directory: Path, asked: Sequence[Generation]) -> None:
+        """The version leaves the servers, and its files the disk."""
+        for generation in asked:
+            generation.stop()
+        self.engine.unload(directory.name)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while directory.name in self.engine.known_versions and time.monotonic() < deadline:
+            time.sleep(0.01)
+        shutil.rmtree(directory)
