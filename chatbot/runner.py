@@ -24,6 +24,8 @@ from data.records import Sampling
 
 PIECE = 64
 """Prompt tokens read in a step beside rows under way, which wait about twice as long for one token then."""
+MOST_PIECES = 4
+"""At most so many of them where more rows wait for a first token than are under way: a crowd has come."""
 ALONE = 512
 """Prompt tokens read in a step where nobody waits for a token."""
 
@@ -120,7 +122,10 @@ class LlamaRunner:
 
     def _next_pieces(self) -> list[Piece]:
         """As much of the oldest prompts as one step may read."""
-        left = PIECE if self._writing else ALONE
+        left = ALONE
+        if self._writing:
+            waiting = sum(len(reading.job.rows) for reading in self._reading)
+            left = PIECE * min(MOST_PIECES, max(1, waiting // len(self._writing)))
         pieces = []
         for reading in self._reading:
             if left <= 0:

@@ -13,8 +13,9 @@ from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
-from chatbot.runner import Runner, prepare, runner_for
+from chatbot.runner import MOST_PIECES, PIECE, Runner, prepare, runner_for
 from chatbot.sampling import Row
+from chatbot.shelves import Place, Shelves
 from data.records import Sampling
 from tests.jobs import TestJob, a_job
 
@@ -188,6 +189,27 @@ def test_a_prompt_longer_than_a_piece_is_read_beside_rows_that_go_on(
     run(runner)
     assert early.rows[0].token_ids == generated(model, PROMPTS[0])
     assert [row.token_ids for row in late.rows] == [generated(model, long)] * 2
+
+
+def test_a_crowd_that_has_just_come_is_read_faster(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    forward = Llama.forward
+
+    def noted(
+        self: Llama, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
+    ) -> torch.Tensor:
+        read.append(sum(len(piece.token_ids) for piece in pieces))
+        return forward(self, shelves, tokens, pieces)
+
+    monkeypatch.setattr(Llama, "forward", noted)
+    long = [1 + i % 250 for i in range(600)]
+    runner = runner_for(prepare(model, "float32"), END)
+    for seeds in ([], [0], [0, 1], range(9)):
+        runner.add(a_job(long if seeds else PROMPTS[0], seeds or [0], GREEDY))
+        runner.step()
+    assert read == [4, PIECE, 3 * PIECE, MOST_PIECES * PIECE]
 
 
 @pytest.mark.parametrize("seed", range(20))
