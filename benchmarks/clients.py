@@ -48,8 +48,8 @@ class Heard:
 
     @property
     def first_text(self) -> float:
-        """Seconds from asking to the first piece of text."""
-        return self.texts_at[0] - self.asked_at
+        """Seconds from asking to the first piece of text, or to the end of an answer without any."""
+        return (self.texts_at[0] if self.texts_at else self.ended_at) - self.asked_at
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,9 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     # and half of that (which "active" is for) where several threads of a process compute in parallel.
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # Two caches of oneDNN keep up to a megabyte for each of 1,024 shapes; a night and a server know few.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
     try:
         code = run(arguments) or 0
         sys.stdout.flush()

@@ -120,10 +120,10 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def slowed(servers: list[FakeVllm]) -> None:
-    """Replies take a while from now on."""
+def slowed(servers: list[FakeVllm], pause: float = 0.005) -> None:
+    """Replies take a while from now on: `pause` seconds a token at least."""
     for server in servers:
-        server.pause = 0.005
+        server.pause = pause
 
 
 @contextmanager

@@ -204,7 +204,8 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
         failed = done(engine.submit(HELLO, replies=2))
     assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
-    assert engine.is_ready and engine.users_of("base") == 0
+    until(lambda: engine.users_of("base") == 0)
+    assert engine.is_ready
 
 
 def test_the_time_of_the_first_token_is_noted(engine: Engine) -> None:

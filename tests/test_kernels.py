@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatbot.kernels import INT8_ROWS, Format, linear
+from chatbot.kernels import INT8_ROWS, Format, linear, padded_rows
 
-ROWS = [1, 4, INT8_ROWS, INT8_ROWS + 1, 40]
+ROWS = [1, 4, INT8_ROWS, INT8_ROWS + 1, 40, 67]
 
 
 def a_layer(bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -25,6 +25,12 @@ def test_every_format_computes_the_layer(form: Format, error: float, rows: int, 
     wanted = torch.nn.functional.linear(x, weight, b)
     assert y.shape == (rows, 96)
     assert float((y - wanted).abs().max()) < error * float(wanted.abs().max())
+
+
+def test_the_counts_of_rows_that_onednn_sees_are_few_and_little_larger() -> None:
+    padded = [padded_rows(rows) for rows in range(1, 1025)]
+    assert all(rows <= more <= 1.25 * rows or more - rows < 8 for rows, more in enumerate(padded, start=1))
+    assert len(set(padded)) <= 50 and padded[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 16] and padded[511] == 512
 
 
 def test_few_rows_and_many_rows_in_int8_have_the_same_weights() -> None:

