@@ -6,7 +6,12 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY data ./data
 COPY chatbot ./chatbot
 COPY trainer ./trainer
+# pip's own choice of torch is the CUDA build, of several gigabytes. For another one, its index (README.md).
+ARG TORCH_INDEX=
 RUN python -m venv /opt/night-school \
+    && if [ -n "$TORCH_INDEX" ]; then \
+        /opt/night-school/bin/pip install --no-cache-dir "$(grep ^torch== constraints.txt)" --index-url "$TORCH_INDEX"; \
+    fi \
     && /opt/night-school/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM python:3.11-slim

@@ -8,6 +8,7 @@ where the first one ended. This file needs nothing but Python, since the process
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -81,6 +82,13 @@ def answered(work: Sequence[dict[str, Any]], answer: Answer) -> Result:
                 if len(requests) > 1:
                     result["tokens"] = tokens
     return result
+
+
+def peak_memory_gib() -> float:
+    """The most that this process has held: of the GPU where it used one, else of the machine."""
+    torch = sys.modules.get("torch")  # imported by whoever computed with it
+    gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
+    return float(gpu / 2**30 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def read(cache: Path) -> dict[str, Result]:

@@ -17,13 +17,11 @@ file. `--sides trl-lora` and the like measure a part.
 import argparse
 import json
 import random
-import resource
 import sys
 import time
 from pathlib import Path
 
-import torch
-from peers import Result, figure, measured, options, ratio, table
+from peers import Result, figure, measured, options, peak_memory_gib, ratio, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model, pick_device, pick_dtype
@@ -130,13 +128,12 @@ def run_ours(base: Base, prompts: list[list[int]], updates: int, precision: str)
     )
     if result.stopped:
         sys.exit(f"A guard stopped the measurement: {result.stopped}")
-    gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     return {
         "updates": [
             {phase: metrics[f"seconds_{phase}"] for phase in PHASES} | {"seconds": end - start}
             for metrics, start, end in zip(result.history[:-1], times, times[1:], strict=False)
         ],
-        "peak_memory_gib": gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
     }
 
 

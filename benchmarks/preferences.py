@@ -3,7 +3,8 @@
     python benchmarks/preferences.py --rows 32 --members 1      # does it run? a few minutes on two cores
     python benchmarks/preferences.py                            # full sizes, the whole ensemble: hours there
 
-The rows are the normalised files of the shared data folder (`--data`, by default ../shared/data/preferences):
+The rows are files of published preferences, each as JSON lines {"id", "prompt": [messages], "replies",
+"ranking", "source"}, in the folder `--data` (by default `shared/data/preferences` beside the repository):
 
 hh-helpful   trained on the comparisons of HH helpful-online and rejection-sampled, examined on helpful-base
 hh-harmless  HH harmless-base, a fifth of its conversations held out

@@ -13,6 +13,11 @@ it faster; `--checkpointing` puts its default back.
 Accuracy (`--accuracy`): 1,024 pairs to learn from, once, and 500 to be tested on, both sides with the same
 learning rate, warm-up and batch. The difference has a 95 % interval, bootstrapped by conversation.
 
+The rows are files of published preferences: HH helpful-online, rejection-sampled and base, and the topic
+rankings of UKP's argument pairs, each as JSON lines {"id", "prompt": [messages], "replies", "ranking",
+"source"}. They lie in `shared/data/preferences` beside the repository, or where `--data`, `--test` and
+`--rankings` say.
+
 Results are kept in `--out`, so that an interrupted run goes on; other settings want another file.
 `--sides trl` measures the peer alone.
 """
@@ -20,15 +25,13 @@ Results are kept in `--out`, so that an interrupted run goes on; other settings 
 import argparse
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from peers import Result, figure, measured, options, ratio, table
+from peers import Result, figure, measured, options, peak_memory_gib, ratio, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import pick_device, pick_dtype
@@ -145,9 +148,11 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
             low, high = paired_bootstrap(groups, seed=0)
             mean = sum(a - b for group in groups for a, b in group) / sum(len(group) for group in groups)
             difference = f"**{100 * mean:+.1f}** [{100 * low:+.1f}, {100 * high:+.1f}]"
-        times = [figure(sides[side]["wall_seconds"], 0) if side in sides else "-" for side in ("ours", "trl")]
+        times = [
+            figure(sides[side]["seconds_in_all"], 0) if side in sides else "-" for side in ("ours", "trl")
+        ]
         rows.append([job.name, precision, *cells, difference, share(longest), *times])
-    head = "data,precision,ours,TRL,difference,longest wins,ours: s,TRL: s"
+    head = "data,precision,ours,TRL,difference,longest wins,ours: s of training,TRL: s of training"
     print(table(head.split(","), rows))
 
 
@@ -275,13 +280,11 @@ def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
     started = time.monotonic()
     train_reward(policy, "reward-0", turns, config, seed=0, tell=lambda *_: times.append(time.monotonic()))
     scores = iter(score_sequences(policy, "reward-0", [s for row in test for s in row["sequences"]]))
-    gpu = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     return {
         "seconds": times[-1] - times[0],
         "pairs": len(turns) - arguments.step,
         "seconds_in_all": times[-1] - started,
-        "pairs_in_all": len(turns),
-        "peak_memory_gib": gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
         "scores": [[next(scores) for _ in row["sequences"]] for row in test],
     }
 

@@ -19,15 +19,13 @@ Results are kept in `--out`, so that an interrupted run goes on; another model w
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from peers import Result, answered, figure, measured, parser_for, ratio, table
+from peers import Result, answered, figure, measured, parser_for, peak_memory_gib, ratio, table
 from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone, make_rounds
 
 from chatbot.basemodel import Base, load_base
@@ -65,6 +63,7 @@ def main() -> None:
     for process in range(processes):
         for side, precision in sides(arguments):
             name = f"{side}, {precision}, {rounds} rounds, process {process + 1}"
+            name += ", eager" if side == "vllm" and arguments.vllm_eager else ""
             command = [*command_of(side, precision, arguments)]
             command += ["--model", str(base.directory), "--work", str(work)]
             found.setdefault((side, precision), []).append(measured(arguments.out, name, command))
@@ -120,8 +119,7 @@ def run_ours(base: Base, precision: str, work: Sequence[Round]) -> Result:
     result: Result = {"start_seconds": time.monotonic() - started}
     result |= answered(work, lambda requests, name: answer(engine, requests))
     engine.close()
-    gpu = torch.cuda.max_memory_allocated() / 2**30 if engine.device.type == "cuda" else 0.0
-    result["peak_memory_gib"] = gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_memory_gib"] = peak_memory_gib()
     return result
 
 

@@ -35,7 +35,7 @@ from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn, read_snapshot
-from data.home import Home
+from data.home import open_home
 from data.prompts import practice_prompts, read_prompts
 from data.records import Prompt, Sampling
 from trainer import ppo
@@ -75,11 +75,11 @@ def main() -> None:
     parser.add_argument("--rows", default="ppo,bestofk,sft,unguarded", help="which of the ways")
     parser.add_argument("--practice", type=Path, help="the prompts the run practised on, if not ours")
     parser.add_argument("--unseen", type=Path, help="prompts to measure on (default: 200 of ours, kept away)")
-    parser.add_argument("--home", type=Path, default=Path("var"), help="where the run lies")
+    parser.add_argument("--home", type=Path, help="where the run lies, if not where `trainer` looks")
     parser.add_argument("--out", type=Path, default=Path("var/stage3.jsonl"), help="one line a row")
     parser.add_argument("--plot", type=Path, help="write the curves as an SVG file")
     arguments = parser.parse_args()
-    home = Home(arguments.home.absolute())
+    home = open_home(arguments.home)
     bench = Bench(load_base(None, home), home.runs / arguments.run, load_taste(arguments.taste))
     bench.part_prompts(arguments.practice, arguments.unseen)
     done = {line["row"] for line in read(arguments.out)}
@@ -108,10 +108,12 @@ class Bench:
     def part_prompts(self, practice: Path | None, unseen: Path | None) -> None:
         """What is practised on, and what is kept for the measurement."""
         ours = random.Random(0).sample(practice_prompts(), len(practice_prompts()))
-        self.unseen: list[Prompt] = read_prompts(unseen) if unseen else ours[:200]
-        kept = {json.dumps(prompt.messages) for prompt in self.unseen}
+        ranked = {as_key(turn.prompt) for turn in self.turns}
+        new = [prompt for prompt in ours if as_key(prompt.messages) not in ranked]
+        self.unseen: list[Prompt] = read_prompts(unseen) if unseen else new[:200]
+        kept = {as_key(prompt.messages) for prompt in self.unseen}
         asked = read_prompts(practice) if practice else ours
-        ids = [self.base.format.encode(p.messages) for p in asked if json.dumps(p.messages) not in kept]
+        ids = [self.base.format.encode(p.messages) for p in asked if as_key(p.messages) not in kept]
         self.prompts = [prompt for prompt in ids if len(prompt) <= 384]
 
     def run(self, row: str) -> dict[str, Any]:
@@ -232,6 +234,11 @@ class Bench:
                 found = logprobs_of(model, prompts, said, SAMPLING.temperature)
                 sums.append([float(values.sum()) for values in found])
         return statistics.fmean(a - b for a, b in zip(*sums, strict=True))
+
+
+def as_key(messages: Sequence[dict[str, str]]) -> str:
+    """The same for the same messages."""
+    return json.dumps(messages, sort_keys=True)
 
 
 def read(out: Path) -> list[dict[str, Any]]:

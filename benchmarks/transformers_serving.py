@@ -13,7 +13,6 @@ work needs, which makes it faster. Its start and stop are told beside the time, 
 
 import json
 import logging
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Result, answered, parser_for
+from peers import Result, answered, parser_for, peak_memory_gib
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -50,8 +49,7 @@ def main() -> None:
         return run[arguments.method](model, requests) if is_batch else None
 
     result |= answered(json.loads(arguments.work.read_text()), answer)
-    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    result["peak_memory_gib"] = gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_memory_gib"] = peak_memory_gib()
     print(json.dumps(result))
 
 

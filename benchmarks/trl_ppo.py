@@ -14,7 +14,6 @@ In bfloat16 the weights are held in it and training runs under autocast. Dropout
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peers import peak_memory_gib
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import (
     AutoModelForCausalLM,
@@ -63,10 +63,7 @@ def main() -> None:
         trainer = make_trainer(arguments, prompts, folder, clock)
         clock.start()
         trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps({"updates": clock.updates, "peak_memory_gib": peak}))
+    print(json.dumps({"updates": clock.updates, "peak_memory_gib": peak_memory_gib()}))
 
 
 class Clock(TrainerCallback):

@@ -13,7 +13,6 @@ LoRA on every linear layer, as on our side. Everything else that is not named he
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peers import peak_memory_gib
 from peft import LoraConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
@@ -67,9 +67,7 @@ def main() -> None:
         "seconds": clock.times[-1] - clock.times[0],
         "pairs": pairs - min(arguments.batch, pairs),
         "seconds_in_all": clock.times[-1] - clock.started,
-        "pairs_in_all": pairs,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
         "scores": score(trainer, data["test"]),
     }
     print(json.dumps(result))

@@ -13,7 +13,6 @@ On a CPU it gets every core it may use, or the first OMP_NUM_THREADS; VLLM_CPU_O
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import Result, answered, parser_for
+from peers import Result, answered, parser_for, peak_memory_gib
 
 Request = dict[str, Any]
 CORES = sorted(os.sched_getaffinity(0))[: int(os.environ.get("OMP_NUM_THREADS") or 1024)]
@@ -49,7 +48,7 @@ def main() -> None:
     engine = start(arguments, longest)
     result: Result = {"start_seconds": time.monotonic() - started}
     result |= answered(work, lambda requests, name: answer(engine, requests, name))
-    result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_memory_gib"] = peak_memory_gib()
     print(json.dumps(result))
 
 

@@ -18,7 +18,9 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 class ServeConfig:
     """The settings of one server process."""
 
-    host: Annotated[str, "The address to listen on; 0.0.0.0 is every interface."] = "127.0.0.1"
+    host: Annotated[
+        str, "The address to listen on; 0.0.0.0 is every interface, and wants the address in --public-url."
+    ] = "127.0.0.1"
     port: Annotated[int, "The port to listen on; 0 takes any free one."] = 7860
     model: Annotated[
         str | None, "A directory or hub id of a chat model; without it, the embedded SmolLM2-135M-Instruct."

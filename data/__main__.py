@@ -57,7 +57,12 @@ def parser() -> argparse.ArgumentParser:
     into.add_argument("source", type=Path, metavar="file", help="The JSONL file.")
     into.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
     into.add_argument("--person", default="imported", help='Who they will belong to. Default: "imported".')
-    safe = _command(commands, "backup", backup, "Copy the database while it is in use, and check the copy.")
+    for command in (out, into):
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = "\n".join(["formats:", *(f"  {name:<12}{row}" for name, row in FORMATS.items())])
+    safe = _command(
+        commands, "backup", backup, "Copy the database while it is in use; the versions are files beside it."
+    )
     safe.add_argument(
         "--output", type=Path, help="Where to; by default into the home's backups, which rotate."
     )

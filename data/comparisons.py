@@ -2,7 +2,7 @@
 
 A night learns from one immutable snapshot: every ranking that teaches, with its prompt and replies as text,
 and every edit, which beats the reply it replaced. Its file is JSONL, whose sha256 stands in the run's row.
-Weights follow LEARNING.md section 3: source, age, and no person above max(5 %, 2/n) of the night.
+A ranking weighs by its source and its age, and no person more than max(5 %, 2/n) of the night.
 """
 
 import hashlib

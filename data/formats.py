@@ -1,12 +1,5 @@
 """The formats other trainers read, as pure functions: a ranked turn to rows, a row to a judged prompt.
 
-preference  TRL: {"prompt": [...], "chosen": [reply], "rejected": [reply]}, a row a pair, ties left out
-kto         TRL unpaired: {"prompt": [...], "completion": [reply], "label": bool}: best and worst place
-sft         {"messages": [...]}, ending with a reply that a person wrote
-tiers       ours, nothing lost: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source"}
-hh          Anthropic: {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}
-normalised  {"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"}
-
 Published files have traps: empty and identical replies, dialogues that part before the last reply, one
 speaker twice in a row (joined here). What cannot be used is Refused with a clause that says why.
 """
@@ -26,7 +19,15 @@ from data.records import RankingKind
 Messages = tuple[dict[str, str], ...]
 Row = dict[str, Any]
 
-FORMATS = ("preference", "kto", "sft", "tiers", "hh", "normalised")
+FORMATS = {
+    "preference": 'TRL: {"prompt": [...], "chosen": [reply], "rejected": [reply]}, a row a pair, no ties',
+    "kto": 'TRL unpaired: {"prompt": [...], "completion": [reply], "label": bool}: best and worst place',
+    "sft": '{"messages": [...]}, ending with a reply that a person wrote',
+    "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source"}',
+    "hh": 'Anthropic: {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}',
+    "normalised": '{"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"}',
+}
+"""What a row of each looks like."""
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _NAMES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")

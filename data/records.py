@@ -27,7 +27,7 @@ BASE_VERSION = "base"
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. The defaults are the one sampling default of the project (LEARNING.md)."""
+    """How tokens are drawn. The defaults are the one sampling default of the project."""
 
     temperature: float = 0.8
     """Divides the logits; 0 is greedy."""

@@ -2,7 +2,7 @@
 
     report = examine(policy, ["reward-0", "reward-1", "reward-2"], turns, seed=0)
 
-One model or an ensemble, whose score is the mean over its members. The report holds (LEARNING.md section 3)
+One model or an ensemble, whose score is the mean over its members. The report holds
 
 - `accuracy` over decided pairs, with a 95 % interval bootstrapped by conversation, since a ranking's pairs
   are not independent; beside it what "the longest wins" and "the first shown wins" get on the same pairs;

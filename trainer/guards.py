@@ -1,4 +1,4 @@
-"""When PPO must stop: each rule a sentence, each limit from LEARNING.md.
+"""When PPO must stop: each rule a sentence.
 
 A guard never mends anything. It names what went wrong; the run goes back to the best checkpoint before it.
 Batches are small and noisy, so most rules look at a running mean, and those that compare two rates or read a

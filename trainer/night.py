@@ -60,7 +60,7 @@ def begin(
     if parent != BASE_VERSION and found.base_sha256 != base.sha256:
         raise Refused(
             f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
-            'roll back to "base" first.'
+            'run "trainer publish base" first.'
         )
     anchor = team.tell(versions.reference(db, base.sha256))
     for version in filter(None, (found, anchor)):
