@@ -1,6 +1,6 @@
 """Does it learn? Nights on the embedded model, from nothing: simulated raters, a refresh, a measurement.
 
-    python benchmarks/learning.py                     # the table of RESULTS.md: hours on two cores
+    python benchmarks/learning.py                     # the whole table: hours on two cores
     python benchmarks/learning.py --quick             # nights of at most 12 minutes, seeds 0 to 2
     python benchmarks/learning.py --only concise-0    # one row of cells
 
