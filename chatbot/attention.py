@@ -2,6 +2,10 @@
 
 A pass (llama.py) is a flat list of tokens. A span is a stretch of it that attends alike: prepared once, asked
 in every layer. It puts the keys and values of its tokens on the shelves, then lets its queries read there.
+
+They read by PyTorch's fused attention, except in bfloat16 on a CPU, where its inner products are slow: long
+reads are two plain products and a softmax there, of few different sizes (kernels.py says what a new one
+costs).
 """
 
 from collections import Counter
@@ -13,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatbot.kernels import can_pack
 from chatbot.shelves import Place, Shelf
+
+COLUMNS = 128
+"""Plain products read so many columns more at a time; a piece that ends before is read by fused attention."""
+LONG = 512
+"""Columns from which on they are the faster way for next tokens too; measured, see benchmarks/RESULTS.md."""
+_TILES = (64, 128)
+"""Queries of a piece whose scores are computed together: what lies after the last of them is skipped."""
 
 
 class Span(Protocol):
@@ -77,6 +89,8 @@ class NextTokens:
             device=shelf.keys.device,
         )
         longest, seen = max(columns) + 1, None
+        if longest >= LONG and can_pack(shelf.keys):
+            longest = _in_steps(longest, shelf.room)
         if any(place.family.is_shared for place in places):
             shelf.own(places, at)
             seen = shelf.seen(places, slots, width, longest).repeat_interleave(group, 1)[:, None]
@@ -100,9 +114,10 @@ class NextTokens:
             placed = queries.new_zeros(count * self.width, *queries.shape[1:])
             queries = placed.index_copy_(0, self.slots, queries)
         grouped = queries.view(count, self.width, heads, -1, dim).transpose(1, 2).flatten(2, 3)
-        out: Tensor = F.scaled_dot_product_attention(
-            grouped, held_keys[:, :, : self.longest], held_values[:, :, : self.longest], self.bias
-        )
+        held_keys, held_values = held_keys[:, :, : self.longest], held_values[:, :, : self.longest]
+        is_long = self.longest >= LONG and can_pack(held_keys)
+        attend = _by_products if is_long else F.scaled_dot_product_attention
+        out: Tensor = attend(grouped, held_keys, held_values, self.bias)
         out = out.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
         return out if self.in_order else out[self.slots]
 
@@ -113,6 +128,32 @@ class NextTokens:
 
 
 @dataclass(frozen=True)
+class _Tile:
+    """Queries of a piece, from `first` to `last`, of which all see what stands before `start` in the row."""
+
+    first: int
+    last: int
+    start: int
+    bias: Tensor  # (Q, 1, C): of the columns from `start` on; Q may be more than there are queries
+
+    @property
+    def columns(self) -> int:
+        return self.start + self.bias.shape[-1]
+
+    @staticmethod
+    def parts_of(count: int, start: int, held: Tensor, room: int) -> "list[_Tile]":
+        """Of a piece of so many tokens that begins at `start`; `held` has the type of the keys."""
+        tiles = []
+        for first in range(0, count, _TILES[-1]):
+            last, begins = min(first + _TILES[-1], count), start + first
+            size = next(size for size in _TILES if size >= last - first)
+            columns = _in_steps(start + last, room) - begins
+            bias = held.new_full((size, columns), float("-inf")).triu(1)[:, None]
+            tiles.append(_Tile(first, last, begins, bias))
+        return tiles
+
+
+@dataclass(frozen=True)
 class PieceTokens:
     """A piece of one row."""
 
@@ -120,14 +161,19 @@ class PieceTokens:
     rows: slice
     positions: Tensor
     mask: Tensor | None  # (T, start + T): what each token sees; None where the piece begins the row
+    tiles: list[_Tile]  # by which it is read instead; none where fused attention does it
 
     @staticmethod
     def of(piece: Piece, first: int, device: torch.device) -> "PieceTokens":
         """Of a piece that begins at `first` in the pass."""
         start, count = piece.place.length, len(piece.token_ids)
-        positions = torch.arange(start, start + count, device=device)
-        mask = torch.arange(start + count, device=device) <= positions[:, None] if start else None
-        return PieceTokens(piece, slice(first, first + count), positions, mask)
+        positions, keys = torch.arange(start, start + count, device=device), piece.place.shelf.keys
+        tiles, mask = [], None
+        if start + count >= COLUMNS and can_pack(keys):
+            tiles = _Tile.parts_of(count, start, keys, piece.place.shelf.room)
+        elif start:
+            mask = torch.arange(start + count, device=device) <= positions[:, None]
+        return PieceTokens(piece, slice(first, first + count), positions, mask, tiles)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         place = self.piece.place
@@ -135,6 +181,8 @@ class PieceTokens:
         end = place.length + len(queries)
         held_keys[:, place.length : end] = keys.transpose(0, 1)
         held_values[:, place.length : end] = values.transpose(0, 1)
+        if self.tiles:
+            return self._attend_in_tiles(queries, held_keys, held_values)
         out = F.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],
             held_keys[None, :, :end],
@@ -145,5 +193,29 @@ class PieceTokens:
         )
         return out[0].transpose(0, 1)
 
+    def _attend_in_tiles(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keys and values are (H_kv, room, D); the queries that share a key are a sequence before it."""
+        grouped = (queries * queries.shape[-1] ** -0.5).unflatten(1, (len(keys), -1)).transpose(0, 1)
+        out = []
+        for tile in self.tiles:
+            size, missing = len(tile.bias), len(tile.bias) - (tile.last - tile.first)
+            asked = F.pad(grouped[:, tile.first : tile.last], (0, 0, 0, 0, 0, missing)).flatten(1, 2)
+            scores = torch.bmm(asked, keys[:, : tile.columns].transpose(1, 2)).unflatten(1, (size, -1))
+            scores[..., tile.start :] += tile.bias
+            read = torch.bmm(scores.softmax(-1).flatten(1, 2), values[:, : tile.columns])
+            out.append(read.unflatten(1, (size, -1))[:, : size - missing])
+        return torch.cat(out, 1).transpose(0, 1).flatten(1, 2)
+
     def lengthen(self) -> None:
         self.piece.place.grow(len(self.piece.token_ids))
+
+
+def _by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """What scaled_dot_product_attention computes, (F, H_kv, Q, D) of (F, H_kv, T, D)."""
+    scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(2, 3))
+    return torch.matmul((scores if bias is None else scores + bias).softmax(-1), values)
+
+
+def _in_steps(columns: int, room: int) -> int:
+    """The next multiple of COLUMNS, or all there are."""
+    return min(-(-columns // COLUMNS) * COLUMNS, room)

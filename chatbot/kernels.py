@@ -44,7 +44,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def _bfloat16(weight: Tensor, bias: Tensor | None) -> Linear:
-    if weight.device.type != "cpu" or not _can_pack():
+    if not can_pack(weight):
         return _plain(weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
     multiply = torch.ops.mkldnn._linear_pointwise
@@ -74,5 +74,8 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
     return apply
 
 
-def _can_pack() -> bool:
+def can_pack(tensor: Tensor) -> bool:
+    """Whether oneDNN multiplies it: bfloat16 on a CPU that has instructions for that."""
+    if tensor.device.type != "cpu" or tensor.dtype is not torch.bfloat16:
+        return False
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -53,7 +53,6 @@ HEAVY = {"torch", "transformers", "gradio", "numpy", "pandas"}
 SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM", "PRAGMA ")
 
 TESTED_ELSEWHERE = {
-    "chatbot/attention.py": "test_llama.py",
     "chatbot/generation.py": "test_engine.py",
     "chatbot/interface.py": "test_engine.py",
     "chatbot/manifest.py": "test_adapters.py",
