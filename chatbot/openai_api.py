@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatbot import accounts
 from chatbot.generation import Generation
+from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
 from chatbot.openai_reply import Completion, Reading
 from chatbot.openai_request import ChatRequest, read_request
@@ -48,6 +49,7 @@ NOTHING_ELSE = error_answer(404, "There is no such endpoint - use /v1/chat/compl
 def openai_routes(site: "Site", turns: Turns) -> APIRouter:
     """The routes below /v1; the guard lets only those through who show an API key."""
     router = APIRouter(prefix="/v1")
+    door = _Door(turns.engine)
 
     @router.get("/models")
     def list_models() -> Response:
@@ -64,9 +66,9 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
     async def complete_chat(request: Request) -> Response:
         body = await request.body()
         try:
-            _check_queue(turns)  # before any work: a burst is refused at once
-            # Reading and tokenising take their time, and others wait for this loop.
-            asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
+            with door.passed():
+                # Reading and tokenising take their time, and others wait for this loop.
+                asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
         except Problem as problem:
             return problem_answer(problem, is_draining=site.is_draining)
         completion = Completion(generation, build_of(turns))
@@ -125,10 +127,27 @@ def failure(generation: Generation) -> tuple[int, str] | None:
     return None
 
 
-def _check_queue(turns: Turns) -> None:
-    _, waiting = turns.engine.load_now
-    if waiting >= turns.engine.max_waiting:
-        raise Busy(f"{waiting} requests are waiting already - try again in a moment.")
+class _Door:
+    """Lets no more requests in at a time than the engine has room for: a burst is refused before any work.
+
+    Only the event loop passes it, so it needs no lock.
+    """
+
+    def __init__(self, engine: AnyEngine) -> None:
+        self._engine = engine
+        self._passing = 0
+
+    @contextlib.contextmanager
+    def passed(self) -> Iterator[None]:
+        """Inside, a request is read and handed to the engine. Raises Busy where that would be in vain."""
+        if self._passing >= self._engine.room:
+            waiting = self._passing + self._engine.load_now[1]
+            raise Busy(f"{waiting} requests are waiting already - try again in a moment.")
+        self._passing += 1
+        try:
+            yield
+        finally:
+            self._passing -= 1
 
 
 def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[ChatRequest, Generation]:

@@ -38,6 +38,12 @@ class Scheduler:
         """What runs and what waits."""
         return [*self._running, *self._waiting]
 
+    @property
+    def room(self) -> int:
+        """How many requests of one reply each would be taken: as many as rows are free, and the queue."""
+        rows = sum(request.width for request in self._running)
+        return max(0, self._max_rows - rows) + self.max_waiting - self.waiting
+
     def add(self, request: Generation) -> None:
         """Queue it; raises Busy where the queue, or its person's half of it, is full."""
         if self.waiting >= self.max_waiting:

@@ -2,13 +2,17 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from chatbot import openai_api
+from chatbot.interface import AnyEngine
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
@@ -234,6 +238,26 @@ def test_fifty_clients_that_vanish_leave_nothing_behind(api: Api, monkeypatch: p
     # One person's burst fills the half of the queue that is theirs, and no more.
     assert statuses == {b"HTTP/1.1 200", b"HTTP/1.1 429"}
     assert until(lambda: api.engine.load_now == (0, 0)) < 5
+    assert api.ask().status_code == 200
+
+
+def test_a_crowd_is_refused_before_any_of_it_is_read(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While those that fit are being read, whoever comes on top hears at once that there is no room."""
+    monkeypatch.setattr(AnyEngine, "room", 3)
+    begin, may_begin = openai_api._begin, threading.Event()
+
+    def slow(*given: Any) -> Any:
+        assert may_begin.wait(60)
+        return begin(*given)
+
+    monkeypatch.setattr(openai_api, "_begin", slow)
+    with ThreadPoolExecutor(8) as people:
+        asked = [people.submit(api.ask) for _ in range(8)]
+        until(lambda: sum(one.done() for one in asked) == 5)
+        refused = [one.result() for one in asked if one.done()]
+        may_begin.set()
+    assert {error_of(answer, 429)["code"] for answer in refused} == {"rate_limit_exceeded"}
+    assert sum(one.result().status_code == 200 for one in asked) == 3
     assert api.ask().status_code == 200
 
 

@@ -113,3 +113,12 @@ def test_a_request_wider_than_all_rows_runs_alone(ask: Ask) -> None:
     wide.stop()
     scheduler.let_go()
     assert let_in(scheduler) == [narrow]
+
+
+def test_the_room_is_the_free_rows_and_what_may_still_queue(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=3, max_rows=8)
+    assert scheduler.room == 11
+    scheduler.add(ask(kind="chat", replies=4))
+    assert scheduler.room == 10
+    let_in(scheduler)
+    assert scheduler.room == 7
