@@ -38,6 +38,8 @@ ALIASES = ("night-school", "current")
 """Both are the version that serves."""
 DEADLINE_SECONDS = 600.0
 """As long as the official client waits by default."""
+READERS = 2
+"""Requests that are read and tokenised at the same time: more threads would only keep the loop waiting."""
 LOOK_SECONDS = 0.02
 """How often a stream is looked after: one that writes fifty tokens a second sends each by itself."""
 SILENCE_SECONDS = 15.0
@@ -66,7 +68,7 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
     async def complete_chat(request: Request) -> Response:
         body = await request.body()
         try:
-            with door.passed():
+            async with door.passed():
                 # Reading and tokenising take their time, and others wait for this loop.
                 asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
         except Problem as problem:
@@ -136,16 +138,18 @@ class _Door:
     def __init__(self, engine: AnyEngine) -> None:
         self._engine = engine
         self._passing = 0
+        self._readers = asyncio.Semaphore(READERS)
 
-    @contextlib.contextmanager
-    def passed(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def passed(self) -> AsyncIterator[None]:
         """Inside, a request is read and handed to the engine. Raises Busy where that would be in vain."""
         if self._passing >= self._engine.room:
             waiting = self._passing + self._engine.load_now[1]
             raise Busy(f"{waiting} requests are waiting already - try again in a moment.")
         self._passing += 1
         try:
-            yield
+            async with self._readers:
+                yield
         finally:
             self._passing -= 1
 
