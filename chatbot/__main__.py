@@ -100,7 +100,8 @@ def _add_person(commands: Any) -> None:
             "disable": (_disable, "Shut a person out, and end their sessions."),
             "reset": (
                 _reset,
-                "Print a new one-time link to set a password; lets a disabled person in again.",
+                "Print a new one-time link to set a password; ends sessions, revokes API keys, and lets a "
+                "disabled person in again.",
             ),
         },
     )
@@ -194,13 +195,13 @@ def _reset(arguments: argparse.Namespace) -> int:
         if hashed:
             people.set_password(db, person.id, hashed)
         people.set_disabled(db, person.id, False)
-        people.close_sessions(db, person.id)
+        accounts.sign_out_everywhere(db, person, "command line")
         people.record(db, "command line", "person reset", {"name": person.name})
     _tell(
         arguments,
         db,
         people.get(db, person.id),
-        f"{person.name} may set a new password.",
+        f"{person.name} is signed out everywhere, and their API keys are revoked.",
         needs_link=not hashed,
     )
     return 0

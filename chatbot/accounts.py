@@ -20,7 +20,7 @@ from typing import Any
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from data import people
+from data import api_keys, people
 from data.database import Database
 from data.errors import Busy, NotFound, Refused
 from data.records import Person, PersonRole
@@ -130,12 +130,23 @@ def _nobody() -> str:
     return _hasher.hash(secrets.token_urlsafe())
 
 
-def change_password(db: Database, person: Person, old: str, new: str) -> None:
-    """Replace a password by its owner; every other session ends. Raises WrongPassword or Refused."""
+def _who(name: str, address: str) -> tuple[str, str]:
+    """As whom the throttle knows somebody who types a password."""
+    return f"name:{name.lower()}", f"address:{address}"
+
+
+def change_password(
+    db: Database, throttle: Throttle, person: Person, old: str, new: str, address: str
+) -> None:
+    """Replace a password by its owner; every other session ends, API keys stay.
+
+    Raises WrongPassword, TooManyAttempts (a stolen cookie must not open the way to the password) or Refused.
+    """
     check_password(new)
-    if not is_password(people.password_hash(db, person.id), old):
-        raise WrongPassword("The present password is wrong - type it again.")
-    hashed = hash_password(new)
+    with throttle.attempt(*_who(person.name, address)):
+        if not is_password(people.password_hash(db, person.id), old):
+            raise WrongPassword("The present password is wrong - type it again.")
+        hashed = hash_password(new)
     with db.write():
         people.set_password(db, person.id, hashed)
         people.close_sessions(db, person.id)
@@ -167,12 +178,20 @@ def person_of(db: Database, token: str | None) -> Person | None:
 def sign_in(db: Database, throttle: Throttle, name: str, password: str, address: str) -> str:
     """The cookie token of a new session. Raises WrongPassword or TooManyAttempts."""
     name = unicodedata.normalize("NFC", name).strip()[:64]
-    with throttle.attempt(f"name:{name.lower()}", f"address:{address}"):
+    with throttle.attempt(*_who(name, address)):
         person = people.by_name(db, name)
         stored = people.password_hash(db, person.id) if person else None
         if not is_password(stored, password) or person is None or stored is None or person.is_disabled:
             raise WrongPassword("Name or password is wrong - try again, or ask an operator for a new link.")
     return open_session(db, person)
+
+
+def sign_out_everywhere(db: Database, person: Person, actor: str) -> None:
+    """End every session of a person and revoke all their API keys: nothing that was stolen opens anything."""
+    with db.write():
+        people.close_sessions(db, person.id)
+        for key in api_keys.list_for(db, person.id):
+            api_keys.revoke(db, key, actor)
 
 
 def may(person: Person | None, role: PersonRole) -> bool:

@@ -20,9 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot import accounts
 from chatbot.config import LOOPBACK_NAMES, ServeConfig
-from chatbot.openai_errors import error_answer, error_object, is_api
+from chatbot.openai_errors import RETRY_SECONDS, error_answer, error_object, is_api
 from chatbot.pages.account import PAGE_HEADERS, message_page
 from data.api_keys import ApiKey
+from data.errors import Problem
 from data.records import Person, PersonRole
 
 BODY_LIMIT = 1_000_000
@@ -79,7 +80,12 @@ class Guard:
             return
         scope["person"] = None
         guarded = self._with_headers(scope, send)
-        if refusal := self._refusal(scope):
+        try:
+            refusal = self._refusal(scope)
+        except Problem as problem:
+            # The database cannot say who asks, and the handlers of errors stand behind this guard.
+            refusal = None if scope["path"] in PUBLIC else _say(scope, 503, str(problem))
+        if refusal:
             await refusal(scope, receive, guarded)
             return
         await _with_body_limit(self.app, scope, receive, guarded)
@@ -216,9 +222,10 @@ def is_local(scope: Scope) -> bool:
 def _say(scope: Scope, status: int, sentence: str) -> Response:
     if is_api(scope["path"]):
         return error_answer(status, sentence)
+    again = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {}
     if is_page(scope):
-        return HTMLResponse(message_page(sentence), status, PAGE_HEADERS)
-    return JSONResponse({"error": sentence}, status)
+        return HTMLResponse(message_page(sentence), status, {**PAGE_HEADERS, **again})
+    return JSONResponse({"error": sentence}, status, again)
 
 
 async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

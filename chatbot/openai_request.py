@@ -8,6 +8,7 @@ Left out on purpose: tools, images, sound, penalties, JSON mode, and the log-pro
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 200
 MAX_TOKENS = 100_000
 MAX_SEED = 2**62
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate by itself, which JSON can name and no reply can have."""
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 READ = {
@@ -203,6 +206,8 @@ def _stop(value: Any) -> tuple[str, ...]:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             length = f"1 to {MAX_STOP_CHARACTERS} characters"
             raise Invalid(f"'stop' has {_shown(text)} in it - use texts of {length}.", "stop")
+        if _HALF_A_CHARACTER.search(text):
+            raise Invalid(f"'stop' has half a character in {_shown(text)} - use whole ones.", "stop")
     return tuple(texts)
 
 

@@ -1,6 +1,6 @@
 """The life of a server process: take the port, answer at once, load the model, serve, end within ten seconds.
 
-1. The port is taken before anything slow, so that a second server fails with a sentence.
+1. Port and home are taken before anything slow, so that a second server fails with a sentence.
 2. Sign-in and health answer while Gradio and torch are imported and the model loads.
 3. Replies that a crash left unfinished are marked, then the pages open and the trainer starts beside us.
 4. On SIGTERM or Ctrl-C: nothing new, streams end and are stored as interrupted, the trainer ends, we end.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import uvicorn
 from fastapi import FastAPI
+from filelock import FileLock, Timeout
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
@@ -27,8 +28,8 @@ from chatbot.metrics import Metrics
 from chatbot.web import Site, mount_pages, open_site
 from data import conversations
 from data.database import open_database
-from data.errors import Problem
-from data.home import open_home
+from data.errors import Busy, Problem
+from data.home import Home, open_home
 
 if TYPE_CHECKING:
     from chatbot.serving import Serving
@@ -43,7 +44,7 @@ def run_server(config: ServeConfig) -> int:
     """Serve until told to end; the exit code. Raises Problem for what a person can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     home = open_home()
-    with _listening(config) as (sock, config):
+    with _listening(config) as (sock, config), alone(home):
         db = open_database(home)
         try:
             asyncio.run(_serve(Site(db, home, config, Metrics(db)), sock))
@@ -65,6 +66,22 @@ def _listening(config: ServeConfig) -> Iterator[tuple[socket.socket, ServeConfig
         except (OSError, UnicodeError) as error:
             raise Problem(_why_not(config, error)) from error
         yield sock, replace(config, port=sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def alone(home: Home) -> Iterator[None]:
+    """One server a home: another would take the replies that this one writes for those of a crash.
+
+    Raises Busy where there is one already. The lock goes with the process, however it ends.
+    """
+    try:
+        lock = FileLock(home.root / "serving.lock").acquire(timeout=0)
+    except Timeout:
+        raise Busy(
+            f"Another server uses {str(home.root)!r} - stop it, or set NIGHTSCHOOL_HOME to another directory."
+        ) from None
+    with lock:
+        yield
 
 
 def _why_not(config: ServeConfig, error: Exception) -> str:
@@ -127,7 +144,7 @@ class _Server(uvicorn.Server):
 
         from chatbot.serving import Serving
 
-        conversations.interrupt_unfinished(self.site.db)  # left by a crash; nobody writes them any more
+        conversations.interrupt_unfinished(self.site.db)  # left by a crash: no other server writes here
         self.loaded = Serving(self.site.db, self.site.home, self.site.config, self.site.metrics)
         return self.loaded
 

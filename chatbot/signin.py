@@ -17,7 +17,7 @@ from chatbot.config import ServeConfig
 from chatbot.pages import account as pages
 from data import api_keys, conversations, people
 from data.database import Database
-from data.errors import Problem
+from data.errors import NotFound, Problem, Refused
 from data.records import Person
 
 EVERY = 1_000_000
@@ -89,7 +89,7 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
     return router
 
 
-def account_routes(db: Database, config: ServeConfig) -> APIRouter:
+def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttle) -> APIRouter:
     """/account/ and what a person does there; the guard lets only signed-in people through."""
     router = APIRouter(prefix="/account")
 
@@ -99,21 +99,22 @@ def account_routes(db: Database, config: ServeConfig) -> APIRouter:
 
     @router.get("/")
     def show_account(request: Request, done: str = "") -> Response:
-        said = "The password is changed; your other sessions have ended." if done == "password" else ""
-        return _html(pages.account_page(accounts.require(request), done=said))
+        said = "The password is changed; your other sessions have ended. Your API keys go on working."
+        return _html(pages.account_page(accounts.require(request), done=said if done == "password" else ""))
 
     @router.post("/password")
     def change_password(request: Request, old: Field, new: Field) -> Response:
         person = accounts.require(request)
         try:
-            accounts.change_password(db, person, old, new)
+            accounts.change_password(db, throttle, person, old, new, _address(request))
         except Problem as problem:
             return _html(pages.account_page(person, said=str(problem)), problem)
         return _signed_in(request, config, accounts.open_session(db, person), "/account/?done=password")
 
     @router.post("/sign-out-everywhere")
     def sign_out_everywhere(request: Request) -> Response:
-        people.close_sessions(db, accounts.require(request).id)
+        person = accounts.require(request)
+        accounts.sign_out_everywhere(db, person, person.name)
         return _signed_out()
 
     @router.get("/export")
@@ -165,7 +166,7 @@ def _html(text: str, problem: Problem | None = None) -> Response:
     elif isinstance(problem, accounts.WrongPassword):
         status = 401
     elif problem:
-        status = 400
+        status = 400 if isinstance(problem, NotFound | Refused) else 503
     return HTMLResponse(text, status, headers)
 
 

@@ -3,13 +3,15 @@
 The chat page, the terminal and the simulated raters all come through here. The order of things: the
 message is stored, then the replies are begun as unfinished rows that already carry version, seed and
 sampling, then the engine writes, and a thread of the turn stores each reply when it ends. Whoever shows the
-turn only follows it: closing a page loses nothing.
+turn only follows it: closing a page loses nothing. A reply that the database refuses for now, because it is
+locked or the disk full, is kept and tried again.
 """
 
 import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from chatbot.chatformat import MAX_CHARACTERS
@@ -17,12 +19,13 @@ from chatbot.generation import MAX_REPLIES, Generation, ReplyStream
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
 from data.database import Database
-from data.errors import NotFound, Refused
+from data.errors import NotFound, Problem, Refused
 from data.records import FinishReason, Message, Person, Sampling
 
 log = logging.getLogger(__name__)
 
 _KEEP_ENDED_SECONDS = 60.0
+_STORE_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,12 @@ class LiveTurn:
             if message_id in (None, reply.message_id):
                 reply.stream.stop()
 
-    def store(self, db: Database) -> None:
-        """Write each reply when it ends. Runs in the turn's own thread."""
+    def store(self, is_stored: Callable[[LiveReply], bool]) -> None:
+        """Hand on each reply when it ends, until it is stored. Runs in the turn's own thread."""
         left = list(self.replies)
         while left:
             self._generation.wait(0.2)
-            for reply in [r for r in left if r.finish_reason]:
-                assert reply.finish_reason, "only ended replies are stored"
-                conversations.finish_reply(
-                    db, reply.message_id, reply.text, reply.tokens, reply.finish_reason
-                )
-                left.remove(reply)
+            left = [reply for reply in left if not (reply.finish_reason and is_stored(reply))]
 
     def end(self) -> None:
         """Nothing more will be stored: wake who waits."""
@@ -116,6 +114,9 @@ class Turns:
         self._lock = threading.Lock()
         self._beginning = threading.Lock()  # two clicks at once begin one set of replies
         self._live: dict[str, LiveTurn] = {}
+        self._storing = threading.Lock()
+        self._is_refused = False  # the database took no reply of late, and the log says so
+        self._closing = threading.Event()
 
     @property
     def engine(self) -> AnyEngine:
@@ -179,12 +180,13 @@ class Turns:
             live.stop(message_id)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Wait until what the engine interrupted is stored."""
+        """Wait until what the engine interrupted is stored; what then is not, is lost."""
         deadline = time.monotonic() + timeout
         with self._lock:
             turns = list(self._live.values())
         for turn in turns:
             turn.wait(max(0.0, deadline - time.monotonic()))
+        self._closing.set()
 
     def _check(self, text: str, replies: int) -> None:
         if not text.strip():
@@ -240,7 +242,7 @@ class Turns:
 
     def _follow(self, live: LiveTurn) -> None:
         try:
-            live.store(self._db)
+            live.store(self._store)
         except NotFound:  # the conversation was deleted meanwhile
             live.stop()
         except Exception:
@@ -251,3 +253,27 @@ class Turns:
         with self._lock:
             if self._live.get(live.turn_id) is live:
                 del self._live[live.turn_id]
+
+    def _store(self, reply: LiveReply) -> bool:
+        """Write a reply that has ended; False, after a pause, where the database does not take it now.
+
+        One turn at a time: the wait for a locked database must not be a queue in which other writes stand.
+        Raises NotFound where the turn was deleted, and the database's Problem where we are closing.
+        """
+        assert reply.finish_reason, "only ended replies are stored"
+        with self._storing:
+            try:
+                conversations.finish_reply(
+                    self._db, reply.message_id, reply.text, reply.tokens, reply.finish_reason
+                )
+            except NotFound:
+                raise
+            except Problem as problem:
+                if not self._is_refused:
+                    log.warning("Replies are kept and tried again until they can be stored: %s", problem)
+                self._is_refused = True
+                if self._closing.wait(_STORE_AGAIN_SECONDS):
+                    raise
+                return False
+            self._is_refused = False
+        return True

@@ -83,7 +83,7 @@ def open_site(site: Site) -> FastAPI:
     app.state.site = site
     app.include_router(_state_routes(site))
     app.include_router(sign_in_routes(site.db, site.config, site.throttle))
-    app.include_router(account_routes(site.db, site.config))
+    app.include_router(account_routes(site.db, site.config, site.throttle))
     app.include_router(key_routes(site.db, site.config))
     app.add_exception_handler(Problem, _say_problem)
     app.add_exception_handler(HTTPException, _say_http)

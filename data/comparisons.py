@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from data.database import Database, Row
 from data.errors import Refused
-from data.messages import path_to
+from data.messages import WRITTEN, path_to
 from data.rankings import TEACHING
 from data.records import Prompt as Prompt
 from data.records import RankingKind, Source
@@ -162,8 +162,8 @@ def stream_turns(db: Database) -> Iterator[RankedTurn]:
     for row in _in_batches(
         db,
         "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
-        " o.content AS original, o.version, o.finish_reason"
-        " FROM messages e JOIN messages o ON o.id = e.replaces_id"
+        " m.content AS original, m.version, m.finish_reason"
+        f" FROM messages e JOIN messages m ON m.id = e.replaces_id AND {WRITTEN}"
         " JOIN conversations c ON c.id = e.conversation_id AND c.may_train"
         " JOIN people p ON p.id = e.author_id AND NOT p.is_disabled"
         " WHERE e.role = 'assistant' AND e.id > ? ORDER BY e.id LIMIT ?",
@@ -179,15 +179,13 @@ def _in_batches(db: Database, sql: str) -> Iterator[Row]:
 
 
 def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
-    """One ranking with its texts, unless its places have gone."""
+    """One ranking with its texts, unless too few of them were written to say anything."""
     placed = db.query(
         "SELECT m.content, m.version, m.finish_reason, place, shown FROM placements"
-        " JOIN messages m ON m.id = message_id WHERE ranking_id = ? ORDER BY m.id",
+        f" JOIN messages m ON m.id = message_id WHERE ranking_id = ? AND {WRITTEN} ORDER BY m.id",
         (row["id"],),
     )
-    if not placed:
-        return
-    yield RankedTurn(
+    turn = RankedTurn(
         ranking_id=row["id"],
         turn_id=row["turn_id"],
         conversation_id=row["conversation_id"],
@@ -203,6 +201,8 @@ def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
         cut=tuple(entry["finish_reason"] != "stop" for entry in placed),
         weight=1.0,
     )
+    if turn.pairs() or (placed and turn.kind == "all_bad"):
+        yield turn
 
 
 def prompt_of(db: Database, turn_id: str) -> tuple[dict[str, str], ...]:
@@ -260,7 +260,8 @@ def version_record(db: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
     rows = db.query(
         "SELECT r.id, m.version, avg(place) AS place FROM "
         + TEACHING.replace(
-            "WHERE", "JOIN placements ON ranking_id = r.id JOIN messages m ON m.id = message_id WHERE"
+            "WHERE",
+            f"JOIN placements ON ranking_id = r.id JOIN messages m ON m.id = message_id AND {WRITTEN} WHERE",
         )
         + " AND r.source = 'human' AND m.version IS NOT NULL GROUP BY r.id, m.version"
     )

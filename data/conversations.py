@@ -175,11 +175,15 @@ def start_replies(
 def finish_reply(
     db: Database, message_id: str, content: str, tokens: int, finish_reason: FinishReason
 ) -> Message:
-    """Stores what the model wrote, once: a reply that is finished already stays as it is."""
+    """Stores what the model wrote, once: a reply that is finished already stays as it is.
+
+    Not so one that `interrupt_unfinished` gave up too early, whose tokens nobody has counted.
+    """
     with db.write() as conn:
         conn.execute(
             "UPDATE messages SET content = ?, tokens = ?, finish_reason = ?"
-            " WHERE id = ? AND role = 'assistant' AND finish_reason IS NULL",
+            " WHERE id = ? AND role = 'assistant'"
+            " AND (finish_reason IS NULL OR (finish_reason = 'interrupted' AND tokens IS NULL))",
             (clean(content), tokens, finish_reason, message_id),
         )
         return message(db, message_id)
@@ -233,7 +237,10 @@ def _turn(db: Database, turn_id: str) -> Message:
 
 
 def interrupt_unfinished(db: Database) -> int:
-    """Marks replies that a stopped server left unfinished; how many there were."""
+    """Marks replies that a stopped server left unfinished; how many there were.
+
+    Another process, such as a chat in a terminal, may still write some: it finishes them all the same.
+    """
     with db.write() as conn:
         done = conn.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason IS NULL")
         return int(done.rowcount)

@@ -16,6 +16,9 @@ _MESSAGE = (
     " m.sampling, m.seed, m.tokens, m.finish_reason, m.created_at"
 )
 
+WRITTEN = "(m.content != '' OR m.finish_reason IN ('stop', 'length'))"
+"""A reply that can be judged: it has words, or its model chose to say none and was not cut off."""
+
 
 def message_of(row: Row) -> Message:
     """A Message from a row that has all of its columns."""

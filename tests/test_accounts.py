@@ -79,15 +79,32 @@ def test_a_name_nobody_could_type_is_refused(name: str) -> None:
 
 def test_changing_the_password_ends_every_session(db: Database, ada: Person) -> None:
     token = sign_in(db, "Ada", PASSWORD)
-    accounts.change_password(db, ada, PASSWORD, "another night")
+    accounts.change_password(db, Throttle(), ada, PASSWORD, "another night", "here")
     assert accounts.person_of(db, token) is None
     assert accounts.person_of(db, sign_in(db, "Ada", "another night")) == ada
 
 
 def test_changing_the_password_needs_the_present_one(db: Database, ada: Person) -> None:
     with pytest.raises(WrongPassword):
-        accounts.change_password(db, ada, "guessed it", "another night")
+        accounts.change_password(db, Throttle(), ada, "guessed it", "another night", "here")
     assert sign_in(db, "Ada", PASSWORD)
+
+
+def test_guesses_on_the_account_page_and_at_sign_in_are_counted_together(db: Database, ada: Person) -> None:
+    throttle = Throttle(limit=2)
+    with pytest.raises(WrongPassword):
+        sign_in(db, "ADA", "wrong", throttle)
+    with pytest.raises(WrongPassword):
+        accounts.change_password(db, throttle, ada, "guessed it", "another night", "there")
+    with pytest.raises(TooManyAttempts):
+        accounts.change_password(db, throttle, ada, PASSWORD, "another night", "elsewhere")
+
+
+def test_a_new_password_that_is_too_short_is_no_wrong_one(db: Database, ada: Person) -> None:
+    throttle = Throttle(limit=1)
+    with pytest.raises(Refused, match="too short"):
+        accounts.change_password(db, throttle, ada, PASSWORD, "short", "here")
+    accounts.change_password(db, throttle, ada, PASSWORD, "another night", "here")
 
 
 def test_the_operator_link_makes_one_operator_once(db: Database) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from chatbot import accounts, terminal
 from chatbot.__main__ import main
+from chatbot.api_keys import make, owner_of
+from chatbot.server import alone
 from data import people, rankings
 from data.database import Database, open_database
 from data.errors import Refused
@@ -53,6 +55,16 @@ def test_a_disabled_person_is_listed_as_such_and_let_in_again_by_reset(
     assert main(["person", "reset", "ada"]) == 0
     person = people.by_name(db, "Ada")
     assert person and not person.is_disabled
+
+
+def test_a_reset_ends_sessions_and_revokes_keys(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ada = people.add(db, "Ada")
+    token, (key, _) = accounts.open_session(db, ada), make(db, ada)
+    assert main(["person", "reset", "Ada"]) == 0
+    assert "signed out everywhere, and their API keys are revoked" in capsys.readouterr().out
+    assert accounts.person_of(db, token) is None and owner_of(db, key) is None
 
 
 def test_an_empty_house_says_how_to_begin(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +195,17 @@ def test_a_port_in_use_is_a_sentence_before_anything_is_loaded(home: Home, tmp_p
     assert (
         output == f"Port {port} is in use - stop the program that uses it, or choose another with --port.\n"
     )
+
+
+def test_a_second_server_of_one_home_ends_with_a_sentence_before_it_touches_anything(
+    home: Home, tmp_path: Path
+) -> None:
+    with alone(home):
+        server = serve(home, tmp_path / "no-such-model", "--port", "0")
+        output, _ = server.communicate(timeout=60)
+    assert (server.returncode, home.database.exists()) == (2, False)
+    sentence = f"Another server uses {str(home.root)!r} - stop it, or set NIGHTSCHOOL_HOME to another"
+    assert output == f"{sentence} directory.\n"
 
 
 def test_a_model_that_is_not_there_ends_the_server_with_a_sentence(home: Home, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from data import comparisons, conversations, people
 from data.comparisons import RankedTurn, agreement, largest_total, take_snapshot, version_record, weigh
 from data.database import Database
 from data.errors import Refused
-from data.records import RankingKind, Sampling
+from data.records import FinishReason, Message, RankingKind, Sampling
 from tests.stories import a_turn, rank, somebody
 
 
@@ -73,6 +73,33 @@ def test_a_reply_that_did_not_end_by_itself_is_cut(db: Database) -> None:
     replies.append(conversations.finish_reply(db, long.id, "without end", 128, "length"))
     rank(db, ada, replies, [1, 2])
     assert take_snapshot(db).turns[0].cut == (False, True)
+
+
+def with_an_empty_reply(db: Database, texts: list[str], reason: FinishReason) -> list[Message]:
+    """The replies to a turn; v000001 wrote the last one, of which nothing is there."""
+    replies = a_turn(db, somebody(db), texts)
+    (empty,) = conversations.start_replies(db, str(replies[0].parent_id), "v000001", Sampling(), [9])
+    return [*replies, conversations.finish_reply(db, empty.id, "", 0, reason)]
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "cancelled", "failed"])
+def test_a_reply_that_was_cut_off_before_its_first_word_teaches_nothing(
+    db: Database, reason: FinishReason
+) -> None:
+    ada, replies = somebody(db), with_an_empty_reply(db, ["one", "two"], reason)
+    rank(db, ada, replies, [1, 2, 2], kind="best")
+    rank(db, ada, with_an_empty_reply(db, ["one"], reason), [1, 2])
+    rank(db, ada, with_an_empty_reply(db, ["one", "two"], reason), [2, 2, 1], kind="best")
+    conversations.add_edit(db, replies[-1].id, "three", ada.id)
+    (turn,) = take_snapshot(db).turns
+    assert (turn.replies, turn.pairs()) == (("one", "two"), [(0, 1, 1.0)])
+    assert version_record(db) == {}
+
+
+def test_a_model_that_had_nothing_to_say_is_judged_for_it(db: Database) -> None:
+    rank(db, somebody(db), with_an_empty_reply(db, ["one"], "stop"), [1, 2])
+    assert take_snapshot(db).turns[0].pairs() == [(0, 1, 1.0)]
+    assert version_record(db) == {("v000001", "base"): (0, 0, 1)}
 
 
 def test_only_what_teaches_is_in_the_snapshot(db: Database) -> None:

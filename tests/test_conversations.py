@@ -113,6 +113,19 @@ def test_what_a_stopped_server_left_is_marked_interrupted(db: Database) -> None:
     assert reasons == ["stop", "interrupted"]
 
 
+def test_a_reply_given_up_too_early_is_finished_by_what_still_writes_it(db: Database) -> None:
+    (reply,) = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1])
+    conversations.interrupt_unfinished(db)
+    done = conversations.finish_reply(db, reply.id, "hi", 2, "stop")
+    assert (done.content, done.tokens, done.finish_reason) == ("hi", 2, "stop")
+
+
+def test_a_reply_that_its_own_writer_left_empty_stays_so(db: Database) -> None:
+    (reply,) = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1])
+    done = conversations.finish_reply(db, reply.id, "", 0, "interrupted")
+    assert conversations.finish_reply(db, reply.id, "hi", 2, "stop") == done
+
+
 def test_an_edit_is_a_finished_sibling_by_its_author(db: Database) -> None:
     replies = a_turn(db, somebody(db))
     edit = conversations.add_edit(db, replies[1].id, "better", somebody(db, "eve").id)

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from chatbot import accounts, guard
 from chatbot.config import ServeConfig
 from data.api_keys import ApiKey
+from data.errors import Problem
 from data.records import Person, PersonRole
 
 HOME = "http://127.0.0.1:7860"
@@ -155,6 +156,34 @@ def test_elsewhere_a_key_opens_nothing(path: str) -> None:
 def test_a_forged_host_is_refused_in_the_clients_shape() -> None:
     answer = client(authorization="Bearer ns-a", host="evil.example").get("/v1/models")
     assert (answer.status_code, "--public-url" in answer.json()["error"]["message"]) == (400, True)
+
+
+def without_database() -> TestClient:
+    """A client with a cookie and a key, before an application whose database cannot be read."""
+
+    def fail(token: str | None) -> None:
+        raise Problem("The disk failed - check it.")
+
+    app = Starlette(routes=[Route("/{path:path}", echo)])
+    headers = {"cookie": f"{accounts.COOKIE}=u", "authorization": "Bearer ns-a"}
+    return TestClient(guard.Guard(app, CONFIG, fail, fail), base_url=HOME, headers=headers)
+
+
+def test_a_database_that_fails_is_a_sentence_to_people_and_programs() -> None:
+    answers = [
+        without_database().get(path, headers={"accept": accept})
+        for path, accept in [("/", "text/html"), ("/gradio_api/info", "*/*"), ("/v1/models", "*/*")]
+    ]
+    assert [(answer.status_code, "retry-after" in answer.headers) for answer in answers] == [(503, True)] * 3
+    page, data, api = answers
+    assert "Check it." in page.text and data.json() == {"error": "The disk failed - check it."}
+    assert api.json()["error"]["message"] == "The disk failed - check it."
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/account.css", "/login"])
+def test_what_is_open_to_everybody_needs_no_database(path: str) -> None:
+    assert without_database().get(path).json() == {"person": None, "bytes": 0}
 
 
 @pytest.mark.parametrize("path", ["/login", "/x", "/operate", "/v1/models"])

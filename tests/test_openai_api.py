@@ -76,6 +76,7 @@ def test_a_body_that_is_no_request_is_refused(api: Api, body: bytes) -> None:
         ({"temperature": 1e308}, "temperature"),
         ({"model": None}, "model"),
         ({"stop": [""]}, "stop"),
+        ({"stop": "\ud800"}, "stop"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_named(api: Api, fields: dict[str, Any], param: str) -> None:
@@ -107,7 +108,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_shortened(api: Api) -> None:
 )
 def test_strange_texts_are_answered_like_any_other(api: Api, text: str) -> None:
     messages = [{"role": "user", "content": text}]
-    answer = api.ask(messages=messages)
+    answer = api.ask(messages=messages, user=text, metadata={text: text})
     assert answer.status_code == 200
     assert answer.json()["usage"]["prompt_tokens"] == len(api.engine.base.format.encode(messages))
 

@@ -107,6 +107,8 @@ def test_a_misspelt_parameter_does_not_pass_in_silence() -> None:
         {"stop": [7]},
         {"stop": {"text": "x"}},
         {"stop": "x" * 201},
+        {"stop": "\ud800"},
+        {"stop": ["###", "half \udfff"]},
         {"model": 7},
         {"model": ""},
         {"messages": "Hello"},

@@ -11,7 +11,7 @@ from chatbot.engine import Engine
 from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
 from data import conversations, rankings
-from data.database import Database
+from data.database import Database, clean
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Message, Person, Sampling
 from tests.stories import somebody
@@ -64,7 +64,7 @@ def test_a_turn_is_stored_with_all_that_made_it(turns: Turns, db: Database, ada:
     assert (turn.content, turn.author_id, turn.role) == ("Hello.", ada.id, "user")
     for row, reply in zip(rows, live.replies, strict=True):
         assert (row.version, row.sampling, row.author_id) == ("base", turns.sampling, None)
-        assert (row.content, row.tokens, row.seed) == (reply.text, reply.tokens, reply.stream.seed)
+        assert (row.content, row.tokens, row.seed) == (clean(reply.text), reply.tokens, reply.stream.seed)
         assert row.finish_reason == reply.finish_reason in ("stop", "length")
     assert len({row.seed for row in rows}) == 3
 
@@ -278,13 +278,51 @@ def test_deleting_a_conversation_ends_its_turn_quietly(
     assert done(live).is_done and not caplog.records
 
 
-def test_what_cannot_be_stored_is_logged_and_keeps_nobody_waiting(
+@pytest.mark.usefixtures("slowly")
+def test_what_is_written_while_the_database_is_locked_is_stored_afterwards(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*args: object) -> None:
-        raise OSError("No space left on device")
+    monkeypatch.setattr(turns_module, "_STORE_AGAIN_SECONDS", 0.01)
+    with db.write() as conn:
+        conn.execute("PRAGMA busy_timeout = 0")
+    live = turns.send(ada, "Hello.", replies=3, sampling=LONG)
+    one, *others = live.replies
+    until(lambda: all(reply.tokens > 3 for reply in live.replies))
+    other = Database(db.path)
+    with other.write():
+        one.stream.stop()
+        until(lambda: "tried again until they can be stored: Another process" in caplog.text)
+        assert [row.is_finished for row in stored(db, live)] == [False] * 3 and not live.is_done
+        assert [reply.finish_reason for reply in others] == [None] * 2
+    other.close()
+    until(lambda: conversations.message(db, one.message_id).is_finished)
+    live.stop()
+    done(live)
+    for row, reply in zip(stored(db, live), live.replies, strict=True):
+        assert (row.content, row.tokens, row.finish_reason) == (clean(reply.text), reply.tokens, "cancelled")
+    assert len(caplog.records) == 1
 
-    monkeypatch.setattr(conversations, "finish_reply", full)
+
+def test_a_database_that_never_takes_a_reply_does_not_keep_the_server_from_closing(
+    turns: Turns, ada: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> None:
+        raise Problem("The disk is full - make room.")
+
+    monkeypatch.setattr(conversations, "finish_reply", refuse)
+    live = turns.send(ada, "Hello.", replies=2)
+    until(lambda: "tried again" in caplog.text)
+    turns.close(timeout=0)
+    assert done(live).is_done and "could not be stored" in caplog.text
+
+
+def test_a_fault_of_ours_in_storing_is_logged_and_keeps_nobody_waiting(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(conversations, "finish_reply", fail)
     assert done(turns.send(ada, "Hello.", replies=2)).is_done
     assert "could not be stored" in caplog.text
 

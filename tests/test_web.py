@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from chatbot import accounts, signin
+from chatbot.api_keys import make, owner_of
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.metrics import Metrics
@@ -179,12 +180,43 @@ def test_signing_out_everywhere_ends_other_devices_too(
     assert other.get("/account/").status_code == 401
 
 
+def test_signing_out_everywhere_shuts_out_programs_too(
+    browser: TestClient, db: Database, ada: Person
+) -> None:
+    mine, hers = make(db, ada)[0], make(db, people.add(db, "Eve"))[0]
+    sign_in(browser)
+    assert "revokes your API keys" in browser.get("/account/").text
+    browser.post("/account/sign-out-everywhere")
+    assert owner_of(db, mine) is None and owner_of(db, hers)
+    assert people.audit_log(db)[0].action == "revoke api key"
+
+
 def test_changing_the_password_keeps_this_device_in(browser: TestClient, ada: Person) -> None:
     sign_in(browser)
     wrong = browser.post("/account/password", data={"old": "guess", "new": "another night"})
     assert wrong.status_code == 401
     right = browser.post("/account/password", data={"old": PASSWORD, "new": "another night"})
     assert "is changed" in browser.get(right.headers["location"]).text
+
+
+def test_a_stolen_cookie_does_not_let_anybody_guess_the_password(
+    app: FastAPI, browser: TestClient, ada: Person
+) -> None:
+    sign_in(browser)
+    guesses = [{"old": f"guess {i}", "new": "another night"} for i in range(11)]
+    codes = [browser.post("/account/password", data=guess).status_code for guess in guesses]
+    assert codes == [401] * 10 + [429]
+    elsewhere = TestClient(app, base_url=BASE, cookies=browser.cookies, client=("192.0.2.7", 1))
+    answer = elsewhere.post("/account/password", data={"old": PASSWORD, "new": "another night"})
+    assert (answer.status_code, "Too many wrong passwords" in answer.text) == (429, True)
+
+
+def test_changing_the_password_leaves_programs_in(browser: TestClient, db: Database, ada: Person) -> None:
+    key, _ = make(db, ada)
+    sign_in(browser)
+    right = browser.post("/account/password", data={"old": PASSWORD, "new": "another night"})
+    assert "Your API keys go on working." in browser.get(right.headers["location"]).text
+    assert owner_of(db, key)
 
 
 def test_an_export_has_all_of_ones_own_and_nothing_of_others(
@@ -225,6 +257,36 @@ def test_while_the_model_loads_the_server_is_well_but_not_ready(browser: TestCli
 def test_a_draining_or_closed_server_is_not_ready(site: Site, browser: TestClient) -> None:
     site.is_draining = True
     assert browser.get("/readyz").json()["staying"] is False
+
+
+def test_a_database_that_cannot_be_read_is_a_sentence_until_it_can(
+    browser: TestClient, db: Database, home: Home, ada: Person
+) -> None:
+    sign_in(browser)
+    key, _ = make(db, ada)
+    db.vacuum()  # all of it is in the file, nothing in the log
+    whole = home.database.read_bytes()
+    home.database.write_bytes(b"no database" + whole[11:])
+    page = browser.get("/account/", headers=PAGE)
+    assert (page.status_code, "is no database" in page.text) == (503, True)
+    api = browser.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    assert (api.status_code, "is no database" in api.json()["error"]["message"]) == (503, True)
+    assert browser.get("/healthz").json() == {"status": "ok"}
+    home.database.write_bytes(whole)
+    assert browser.get("/account/", headers=PAGE).status_code == 200
+
+
+def test_signing_in_while_the_database_is_locked_is_no_wrong_password(
+    browser: TestClient, db: Database, home: Home, ada: Person
+) -> None:
+    with db.write() as conn:
+        conn.execute("PRAGMA busy_timeout = 0")
+    other = Database(home.database)
+    with other.write():
+        answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    other.close()
+    assert (answer.status_code, "Another process" in answer.text) == (503, True)
+    sign_in(browser)
 
 
 def test_with_a_model_the_server_is_ready_and_the_pages_open(

@@ -124,7 +124,7 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
         '<div class="card"><h2>Sign out everywhere</h2>'
-        "<p>Ends every session of yours, on this device and all others.</p>"
+        "<p>Ends every session of yours, on this device and all others, and revokes your API keys.</p>"
         '<div class="row"><form method="post" action="/account/sign-out-everywhere">'
         '<button class="quiet">Sign out everywhere</button></form></div></div>',
         wide=True,
