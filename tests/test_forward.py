@@ -16,6 +16,7 @@ from tests.plain_ppo import PlainModel
 from tests.tiny import make_tiny_model
 from trainer.config import RefreshConfig
 from trainer.forward import (
+    ROOM,
     Reply,
     forward_replies,
     hash_seed,
@@ -49,12 +50,27 @@ def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, le
             torch.testing.assert_close(head(ours.last), head(padded.last), atol=1e-4, rtol=0)
 
 
-def test_micro_batches_hold_everything_once_and_no_more_than_fits() -> None:
+def test_micro_batches_hold_everything_once_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROOM, "cpu", 16)
     lengths = [5, 9, 1, 7, 30, 2, 5]
-    batches = list(micro_batches(lengths, 16))
+    batches = list(micro_batches(lengths, CPU))
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert all(len(b) * max(lengths[i] for i in b) <= 16 or len(b) == 1 for b in batches)
     assert len(batches) < 7
+
+
+def test_sequences_that_stay_together_count_with_all_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROOM, "cpu", 40)
+    lengths, rows = [10, 4, 20, 5], [2, 6, 2, 3]  # six of 4 beside three of 5 take 45
+    assert list(micro_batches(lengths, CPU, rows)) == [[1], [3], [0], [2]]
+    assert list(micro_batches(lengths, CPU, [1, 2, 1, 1])) == [[1, 3, 0], [2]]
+
+
+def test_a_gpu_is_given_more_at_a_time_than_a_cpu() -> None:
+    lengths = [100] * 40
+    on_cpu, on_gpu = (list(micro_batches(lengths, torch.device(kind))) for kind in ("cpu", "cuda"))
+    assert [len(batch) for batch in on_cpu] == [10] * 4
+    assert len(on_gpu) == 1
 
 
 def sampled(

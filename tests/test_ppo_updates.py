@@ -33,6 +33,7 @@ from tests.tiny import make_tiny_model
 from trainer.checkpoint import RunState
 from trainer.config import RefreshConfig
 from trainer.ensemble import pessimistic
+from trainer.forward import ROOM
 from trainer.guards import Guards
 from trainer.ppo import (
     apply_eos_rule,
@@ -107,7 +108,7 @@ def test_one_whole_update_equals_a_slow_one_in_float64(
 
     With a pessimistic ensemble, a reference adapter, the EOS rule, and small passes that add up to a step.
     """
-    monkeypatch.setattr(trainer.ppo.micro_batches, "__defaults__", (24,))
+    monkeypatch.setitem(ROOM, "cpu", 24)
     policy = a_learner(tiny_base)
     policy.heads["reward-0"].std.fill_(0.5)
     policy.copy("policy", "reference")

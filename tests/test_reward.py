@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from chatbot.basemodel import Base
 from chatbot.models import TokenBatch
@@ -16,6 +19,7 @@ from data.comparisons import RankedTurn
 from data.errors import Refused
 from tests.learners import CPU, END, a_learner, ranked, some_replies
 from trainer.config import RefreshConfig
+from trainer.forward import ROOM
 from trainer.reward import (
     all_bad_loss,
     normalise,
@@ -27,6 +31,7 @@ from trainer.reward import (
     train_reward,
     winners_direction,
 )
+from trainer.team import Team
 
 CONFIG = RefreshConfig(rank=4, reward_epochs=4, reward_lr=5e-3, reward_batch=4, reward_steps=1)
 
@@ -159,8 +164,9 @@ def test_training_tells_every_step_and_moves_nothing_else(tiny_base: Base) -> No
     assert all(torch.equal(tensor, before[key]) for key, tensor in policy.state("judge").items())
 
 
+@pytest.mark.parametrize("rankings", [1, 2], ids=["a ranking a pass", "two a pass"])
 def test_a_step_scores_each_reply_once_and_keeps_a_ranking_together(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, rankings: int
 ) -> None:
     passes_of: list[int] = []
     score = Policy.score
@@ -171,8 +177,101 @@ def test_a_step_scores_each_reply_once_and_keeps_a_ranking_together(
 
     monkeypatch.setattr(Policy, "score", counted)
     turns = [ranked("abcd", (1, 2, 3, 4), conversation=f"c{i}") for i in range(4)]
+    (first, *_) = tokenise(turns, tiny_base.format)
+    monkeypatch.setitem(ROOM, "cpu", rankings * first.tokens)
     a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=1, reward_batch=2))
-    assert sum(passes_of) == 16 and all(rows % 4 == 0 for rows in passes_of)
+    assert passes_of == [4 * rankings] * (4 // rankings)
+
+
+@dataclass(frozen=True)
+class Listener(Team):
+    """One process that keeps the gradients of every step."""
+
+    heard: list[list[Tensor]] = field(default_factory=list)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.heard.append([p.grad.clone() for p in parameters if p.grad is not None])
+
+
+def one_step(
+    base: Base, turns: Sequence[RankedTurn], start: Path | None = None
+) -> tuple[list[Tensor], dict[str, float]]:
+    """The gradients of a step on all `turns` together, and what is told of it."""
+    policy, listener = Policy(base, device=CPU, dtype=torch.float32), Listener()
+    told: list[dict[str, float]] = []
+    config = replace(CONFIG, reward_epochs=1, reward_batch=len(turns))
+    train_reward(
+        policy, "reward", turns, config,
+        seed=0, tell=lambda step, fraction, metrics: told.append(metrics), start=start, team=listener,
+    )  # fmt: skip
+    return listener.heard[0], told[0]
+
+
+LONG = [
+    ranked(["n" * 60, "o", "p" * 25, "q" * 90, "rr"], (2, 1, 3, 4, 2), conversation="long"),
+    ranked(["m" * 50, "m", "mm" * 20], (1, 1, 1), "all_bad", conversation="bad"),
+    ranked(["a", "b"], (1, 2), conversation="short"),
+]
+
+
+@pytest.mark.parametrize("room", [150, 1], ids=["a few replies a pass", "a reply a pass"])
+def test_a_ranking_too_long_for_one_pass_teaches_what_it_would_in_one(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    a_learner(tiny_base).save("reward-0", tmp_path)
+    whole, told = one_step(tiny_base, LONG, tmp_path)
+    monkeypatch.setitem(ROOM, "cpu", room)
+    cut, told_of_cut = one_step(tiny_base, LONG, tmp_path)
+    assert told_of_cut == pytest.approx(told, rel=1e-4, abs=1e-5)
+    for one, other in zip(whole, cut, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
+def test_no_pass_is_larger_than_there_is_room_for_or_than_one_reply(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [*LONG, ranked("abcdefghi", range(1, 10)), ranked(["x" * 200, "y"], (1, 2))]
+    longest = max(len(s) for t in tokenise(turns, tiny_base.format) for s in t.sequences)
+    sizes: list[int] = []
+    hidden = Policy.hidden
+
+    def measured(policy: Policy, batch: TokenBatch) -> Tensor:
+        sizes.append(batch.ids.numel())
+        return hidden(policy, batch)
+
+    monkeypatch.setattr(Policy, "hidden", measured)
+    for room in (60, 300, 500):
+        monkeypatch.setitem(ROOM, "cpu", room)
+        one_step(tiny_base, turns)
+        assert max(sizes) <= max(room, longest)
+        sizes.clear()
+
+
+def test_of_a_long_ranking_one_pass_at_a_time_is_in_memory(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROOM, "cpu", 1)
+    inputs: list[StorageWeakRef] = []
+    """Of LoRA's layers, which the backward pass needs."""
+    kept: list[int] = []
+    hidden = Policy.hidden
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Linear) and module.weight.requires_grad:
+            inputs.append(StorageWeakRef(args[0].untyped_storage()))
+
+    def read(policy: Policy, batch: TokenBatch) -> Tensor:
+        kept.append(sum(not storage.expired() for storage in inputs))
+        return hidden(policy, batch)
+
+    monkeypatch.setattr(Policy, "hidden", read)
+    hook = register_module_forward_pre_hook(watch)
+    try:
+        one_step(tiny_base, LONG[:1])
+    finally:
+        hook.remove()
+    assert inputs and kept == [0] * 10  # each of five replies is read twice
 
 
 @pytest.mark.parametrize("batch", [1, 2], ids=["a step each", "in one step"])
@@ -306,10 +405,13 @@ def test_one_reply_is_no_reference(tiny_base: Base) -> None:
         normalise(a_learner(tiny_base), "judge", some_replies()[:1])
 
 
-def test_scores_come_in_order_however_they_are_batched(tiny_base: Base) -> None:
+def test_scores_come_in_order_however_they_are_batched(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, ids = a_learner(tiny_base), [r.ids for r in some_replies()]
     alone = [score_sequences(policy, "judge", [one])[0] for one in ids]
-    assert score_sequences(policy, "judge", ids, tokens=20) == pytest.approx(alone, abs=1e-5)
+    monkeypatch.setitem(ROOM, "cpu", 20)
+    assert score_sequences(policy, "judge", ids) == pytest.approx(alone, abs=1e-5)
     assert F.mse_loss(torch.tensor(alone), torch.tensor(alone[::-1])) > 0
 
 

@@ -15,6 +15,7 @@ from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
 from trainer.ensemble import pessimistic
+from trainer.forward import ROOM
 from trainer.reward import score_sequences
 from trainer.rollout import (
     Roles,
@@ -34,12 +35,10 @@ REPLIES = some_replies()
 MEMBERS = ("reward-0", "reward-1")
 
 
-def measured(policy: Policy, *, temperature: float = 0.8, tokens: int = 1024, **roles: Any) -> Rollout:
+def measured(policy: Policy, *, temperature: float = 0.8, **roles: Any) -> Rollout:
     if "value" not in policy.adapters:
         policy.copy("reward-0", "value")
-    return measure_replies(
-        policy, REPLIES, temperature=temperature, tokens=tokens, roles=Roles(MEMBERS, **roles)
-    )
+    return measure_replies(policy, REPLIES, temperature=temperature, roles=Roles(MEMBERS, **roles))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.8, 1.3])
@@ -110,9 +109,11 @@ def test_without_a_start_of_its_own_the_night_starts_at_the_reference(tiny_base:
     assert torch.equal(rollout.start_logprob, rollout.ref_logprob)
 
 
-def test_micro_batches_change_no_number(tiny_base: Base) -> None:
+def test_micro_batches_change_no_number(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = a_learner(tiny_base)
-    whole, pieces = measured(policy), measured(policy, tokens=16)
+    whole = measured(policy)
+    monkeypatch.setitem(ROOM, "cpu", 16)
+    pieces = measured(policy)
     for name in ("logprob", "ref_logprob", "value", "entropy", "scores", "judge_score"):
         torch.testing.assert_close(getattr(whole, name), getattr(pieces, name), atol=1e-4, rtol=0)
     assert torch.equal(whole.mask, pieces.mask)

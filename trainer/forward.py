@@ -25,8 +25,11 @@ from trainer.team import SOLO, Team
 INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
 
-STEP_TOKENS = 4096
-"""In one forward and backward pass of an optimiser step; what is more is accumulated."""
+ROOM = {"cpu": 1024, "cuda": 4096}
+"""Tokens of one pass, padding included, by type of device; what is more is accumulated.
+
+A CPU gains nothing from more (benchmarks/RESULTS.md); a GPU does, until logits fill its memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,22 @@ def hash_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 12_345) % (2**31)
 
 
-def micro_batches(lengths: Sequence[int], tokens: int = STEP_TOKENS) -> Iterator[list[int]]:
-    """Indices in order of length, cut so that a padded micro-batch holds at most `tokens`."""
+def micro_batches(
+    lengths: Sequence[int], device: torch.device, rows: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that `device` has room for each micro-batch with its padding.
+
+    An index is one sequence, or `rows` of them that stay together. What is too long by itself comes alone.
+    """
     batch: list[int] = []
+    height = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > tokens:
+        added = rows[i] if rows else 1
+        if batch and lengths[i] * (height + added) > ROOM[device.type]:
             yield batch
-            batch = []
+            batch, height = [], 0
         batch.append(i)
+        height += added
     if batch:
         yield batch
 
@@ -169,7 +180,7 @@ def logprobs_of(
     """Log-probabilities of the tokens of `replies` under a merged model, (len(reply),) each."""
     out: dict[int, Tensor] = {}
     lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
-    for rows in micro_batches(lengths, tokens=1024):
+    for rows in micro_batches(lengths, model.device):
         batch = TokenBatch.of([prompts[i] + replies[i] for i in rows], model.device)
         hidden = model.get_decoder()(
             input_ids=batch.ids,

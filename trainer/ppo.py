@@ -268,7 +268,7 @@ def take_step(
     count, stats = sum(len(replies[i].reply) for i in rows), dict.fromkeys((*_SUMMED, "ratio_max"), 0.0)
     state.optimiser.zero_grad(set_to_none=True)
     mine = team.share(rows)
-    for part in micro_batches([len(replies[i].ids) for i in mine]):
+    for part in micro_batches([len(replies[i].ids) for i in mine], policy.device):
         found = add_gradients(policy, batch, [mine[place] for place in part], task, count)
         stats = {k: max(v, found[k]) if k == "ratio_max" else v + found[k] for k, v in stats.items()}
     moved = {name: policy.parameters(name) for name in ("policy", "value")}

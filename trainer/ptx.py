@@ -39,7 +39,7 @@ def add_ptx(policy: Policy, examples: Sequence[Reply], coefficient: float, team:
     for parameter in parameters:
         parameter.grad = None
     mine = team.share(examples)
-    for part in micro_batches([len(r.ids) for r in mine]):
+    for part in micro_batches([len(r.ids) for r in mine], policy.device):
         with policy.wear("policy"):
             forward = forward_replies(policy, [mine[i] for i in part])
             part_loss = ptx_loss(reply_logprobs(policy.logits, forward, 1.0), forward.mask, count)

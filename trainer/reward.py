@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from chatbot.chatformat import ChatFormat, Messages
 from chatbot.models import TokenBatch
@@ -25,7 +26,8 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig
-from trainer.rollout import Reply, micro_batches
+from trainer.forward import Reply, micro_batches
+from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
 
 _ALL_BAD_WEIGHT = 0.1
@@ -46,8 +48,12 @@ class TokenisedTurn:
     weight: float
 
     @property
+    def longest(self) -> int:
+        return max(len(s) for s in self.sequences)
+
+    @property
     def tokens(self) -> int:
-        return len(self.sequences) * max(len(s) for s in self.sequences)
+        return len(self.sequences) * self.longest
 
 
 def tokenise(
@@ -115,10 +121,9 @@ def train_reward(
     level = put_on(policy, name, config, seed=seed, start=start)
     # A difference of scores has no bias: its gradient is rounding noise, which Adam would take for a signal.
     parameters = [p for p in policy.parameters(name) if p is not policy.heads[name].bias]
-    optimiser = torch.optim.AdamW(parameters, lr=config.reward_lr, weight_decay=0.0)
     epochs = passes(len(data), config)
     steps = math.ceil(len(data) / config.reward_batch) * epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_and_decay(step, steps))
+    optimiser, schedule = adamw(parameters, config.reward_lr, steps)
     shuffle, step = random.Random(seed), 0
     for _ in range(epochs):
         shuffle.shuffle(data)
@@ -164,11 +169,6 @@ def _weighed(data: list[TokenisedTurn]) -> list[TokenisedTurn]:
     return [replace(t, weight=t.weight / mean) for t in data]
 
 
-def _warm_up_and_decay(step: int, steps: int) -> float:
-    rise = max(1, steps // 10)
-    return (step + 1) / rise if step < rise else max(0.05, (steps - step) / max(1, steps - rise))
-
-
 def _accumulate(
     policy: Policy, name: str, batch: list[TokenisedTurn], level: float, team: Team
 ) -> dict[str, float]:
@@ -203,15 +203,30 @@ def _scored(
     policy: Policy, name: str, turns: list[TokenisedTurn]
 ) -> Iterator[tuple[list[TokenisedTurn], list[Tensor]]]:
     """A few whole rankings at a time with the scores of each, (K,), ready for a backward pass."""
-    for chosen in micro_batches([t.tokens for t in turns], _room(policy)):
+    rows = [len(t.sequences) for t in turns]
+    for chosen in micro_batches([t.longest for t in turns], policy.device, rows):
         group = [turns[i] for i in chosen]
-        scores = policy.score(name, TokenBatch.of([s for t in group for s in t.sequences], policy.device))
-        yield group, list(scores.split([len(t.sequences) for t in group]))
+        scores = _scores(policy, name, [s for t in group for s in t.sequences])
+        yield group, list(scores.split([rows[i] for i in chosen]))
 
 
-def _room(policy: Policy) -> int:
-    """Tokens of a micro-batch: a GPU takes many, a CPU pays for padding (twice the time at 8,192)."""
-    return 8192 if policy.device.type == "cuda" else 1024
+def _scores(policy: Policy, name: str, sequences: list[list[int]]) -> Tensor:
+    """The score of each sequence, (N,), which takes the memory of one pass however many they are.
+
+    A ranking that is too much for one pass is read in several that keep nothing but the scores; the backward
+    pass reads them again, one by one (gradient caching, arXiv 2101.06983). The gradient is the same.
+    """
+    parts = list(micro_batches([len(s) for s in sequences], policy.device))
+
+    def read(part: list[int]) -> Tensor:
+        return policy.score(name, TokenBatch.of([sequences[i] for i in part], policy.device))
+
+    if len(parts) == 1:
+        scores = read(parts[0])
+    else:
+        scores = torch.cat([checkpoint(read, part, use_reentrant=False) for part in parts])
+    order = torch.tensor([i for part in parts for i in part], device=policy.device)
+    return scores[order.argsort()]
 
 
 def _backward(losses: list[Tensor], count: int) -> float:
@@ -231,12 +246,10 @@ def _hits(scores: Sequence[float], pairs: Sequence[tuple[int, int, float]]) -> l
 
 
 @torch.no_grad()
-def score_sequences(
-    policy: Policy, name: str, sequences: Sequence[list[int]], tokens: int | None = None
-) -> list[float]:
-    """The normalised score of each sequence of token ids, in order; at most `tokens` at a time."""
+def score_sequences(policy: Policy, name: str, sequences: Sequence[list[int]]) -> list[float]:
+    """The normalised score of each sequence of token ids, in order."""
     scores = [0.0] * len(sequences)
-    for batch in micro_batches([len(s) for s in sequences], tokens or _room(policy)):
+    for batch in micro_batches([len(s) for s in sequences], policy.device):
         values = policy.score(name, TokenBatch.of([sequences[i] for i in batch], policy.device)).tolist()
         for i, value in zip(batch, values, strict=True):
             scores[i] = value

@@ -156,13 +156,12 @@ def measure_replies(
     *,
     temperature: float,
     roles: Roles,
-    tokens: int = 1024,
     team: Team = SOLO,
 ) -> Rollout:
     """Pass `replies` through every role of `policy`: policy, reference, start, value, ensemble, judge."""
     mine = team.share(range(len(replies)))
     found: dict[int, dict[str, Tensor]] = {}
-    for batch in micro_batches([len(replies[i].ids) for i in mine], tokens):
+    for batch in micro_batches([len(replies[i].ids) for i in mine], policy.device):
         chosen = [mine[place] for place in batch]
         by_token, by_reply = _measure(policy, [replies[i] for i in chosen], temperature, roles)
         for row, i in enumerate(chosen):

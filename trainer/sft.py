@@ -37,15 +37,13 @@ from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.examples import split, tokenise
 from trainer.forward import Reply, forward_replies, micro_batches, reply_logprobs
+from trainer.optimiser import adamw
 from trainer.practice import judging
 from trainer.progress import FINE_TUNING, Cancelled, Progress
 from trainer.publish import publish_candidate
 from trainer.team import SOLO, Team
 
 Tell = Callable[[int, float, dict[str, float]], None]
-
-_MICRO_BATCH = 1024
-"""Tokens of one forward pass."""
 
 
 class TooFewDemonstrations(Problem):
@@ -193,9 +191,8 @@ def train_sft(
     if name not in policy.adapters:
         policy.add(name, seed=config.seed, rank=config.rank)
     rows = list(zip(examples, weights or [1.0] * len(examples), strict=True))
-    optimiser = torch.optim.AdamW(policy.parameters(name), lr=config.sft_lr, weight_decay=0.0)
     steps = math.ceil(len(rows) / config.minibatch) * config.sft_epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_and_decay(step, steps))
+    optimiser, schedule = adamw(policy.parameters(name), config.sft_lr, steps)
     shuffle, step = random.Random(config.seed), 0
     losses, measured = [], [mean_loss(policy, name, held_out, team)] if held_out else []
     best, best_epoch = policy.keep(name), 0
@@ -227,11 +224,6 @@ def train_sft(
     }
 
 
-def _warm_up_and_decay(step: int, steps: int) -> float:
-    rise = max(1, steps // 10)
-    return (step + 1) / rise if step < rise else max(0.05, (steps - step) / max(1, steps - rise))
-
-
 def _take_step(
     policy: Policy,
     name: str,
@@ -245,7 +237,7 @@ def _take_step(
     mine = team.share(batch)
     optimiser.zero_grad(set_to_none=True)
     own = 0.0
-    for rows in micro_batches([len(reply.ids) for reply, _ in mine], _MICRO_BATCH):
+    for rows in micro_batches([len(reply.ids) for reply, _ in mine], policy.device):
         weights = torch.tensor([mine[i][1] for i in rows], device=policy.device)
         costs = reply_losses(policy, name, [mine[i][0] for i in rows], temperature)
         loss = (costs * weights).sum() / total
@@ -273,7 +265,7 @@ def reply_losses(
 def mean_loss(policy: Policy, name: str, replies: Sequence[Reply], team: Team = SOLO) -> float:
     """The mean loss over the tokens of all `replies`, in nats a token."""
     mine, own = team.share(replies), 0.0
-    for rows in micro_batches([len(reply.ids) for reply in mine], _MICRO_BATCH):
+    for rows in micro_batches([len(reply.ids) for reply in mine], policy.device):
         own += float(reply_losses(policy, name, [mine[i] for i in rows]).sum())
     (loss,) = team.sum([own])
     return loss / sum(len(reply.reply) for reply in replies)
