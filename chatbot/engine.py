@@ -127,7 +127,7 @@ class Engine(AnyEngine):
         theirs = [request for request in self._scheduler.running if request.version == name]
         try:
             for request in let_in:
-                version.runner.add(request)
+                version.runner.add(request, request.rank)
             version.runner.step()
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.
