@@ -18,6 +18,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
+from chatbot.memory import Memory
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -73,6 +74,11 @@ class Engine(AnyEngine):
     def start(self) -> None:
         """Load the base and begin to serve it."""
         self.load(BASE_VERSION, None)
+        is_shared = isinstance(self._loaded[BASE_VERSION].weights, Llama)
+        with self._lock:
+            self._scheduler.memory = Memory.of(
+                self.device, self.base.config, self.dtype, self.base.context, is_shared=is_shared
+            )
         self._thread.start()
 
     def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
