@@ -10,9 +10,10 @@ Left out on purpose: tools, images, and templates that rewrite what a message sa
 import hashlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,8 @@ _MARK = "NightSchoolContent{}End"
 _MARKS = re.compile(r"NightSchoolContent(\d+)End")
 MAX_CHARACTERS = 32_000
 """The longest text of one message, checked before anything is tokenised."""
+_SHORT = 64
+"""Messages of the longest conversation whose rendered template is kept for others with the same roles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class ChatFormat:
         # Whether control tokens are split is state of the tokenizer: two threads at once would mix it up, and
         # one's text could become the other's control tokens.
         self._lock = threading.Lock()
-        self._render = lru_cache(maxsize=512)(self._rendered_pieces)
+        self._template_ids = lru_cache(maxsize=512)(partial(self._ids, is_plain=False))
+        self._short_pieces = lru_cache(maxsize=512)(self._pieces)
         self.sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
         self._control = self._find_control_tokens()
         self.end_of_turn = self._find_end_of_turn()
@@ -65,7 +69,8 @@ class ChatFormat:
     def fit(self, messages: Messages, room: int) -> FittedPrompt:
         """The newest messages that fit in `room` tokens; a leading system message always stays.
 
-        Raises Refused where the last message alone is too long.
+        What is far too old is not even tokenised, and few beginnings are tried: a conversation may be of any
+        length. Raises Refused where the last message alone is too long.
         """
         length = len(messages[-1]["content"]) if messages else 0
         if length > MAX_CHARACTERS:
@@ -73,18 +78,37 @@ class ChatFormat:
                 f"The message has {length:,} characters, more than {MAX_CHARACTERS:,} - shorten it."
             )
         roles = [message["role"] for message in messages]
-        contents = [self.encode_text(message["content"]) for message in messages]
         head = 1 if roles[:1] == ["system"] else 0
-        first = head  # the oldest message that is kept, the system message aside
-        while first < len(messages):
-            kept = (*roles[:head], *roles[first:])
-            ids = self._join(kept, [*contents[:head], *contents[first:]], True)
-            if len(ids) <= room:
-                return FittedPrompt(ids, first - head)
-            # Drop whole turns, so that what is left begins with the user again.
-            is_pair = len(messages) - first > 2 and roles[first + 1] == "assistant"
-            first += 2 if is_pair else 1
-        raise Refused(f"The message does not fit in {room:,} tokens - shorten it.")
+        contents = self._newest_contents(messages, head, room)
+        starts = [start for start in _starts(roles, head) if start in contents or start == len(roles)]
+
+        @cache
+        def prompt(start: int) -> list[int]:
+            kept = [*range(head), *range(start, len(roles))]
+            return self._join(tuple(roles[i] for i in kept), [contents[i] for i in kept], True)
+
+        def fits(start: int) -> bool:
+            try:
+                return len(prompt(start)) <= room
+            except Refused:  # by the template: to be told only where nothing longer fits
+                return True
+
+        at = 0 if any(map(fits, starts[:1])) else bisect_left(starts, True, key=fits)
+        if at == len(starts):
+            raise Refused(f"The message does not fit in {room:,} tokens - shorten it.")
+        return FittedPrompt(prompt(starts[at]), starts[at] - head)
+
+    def _newest_contents(self, messages: Messages, head: int, room: int) -> dict[int, list[int]]:
+        """By their numbers: that of the system message, and the last ones that have room beside it."""
+        contents = {i: self.encode_text(messages[i]["content"]) for i in range(head)}
+        left = room - sum(map(len, contents.values()))
+        for i in range(len(messages) - 1, head - 1, -1):
+            ids = self.encode_text(messages[i]["content"])
+            left -= len(ids)
+            if left < 0:
+                break
+            contents[i] = ids
+        return contents
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of reply ids, without its end-of-turn token or a half-written character at the end."""
@@ -97,11 +121,12 @@ class ChatFormat:
         self, roles: tuple[str, ...], contents: Sequence[list[int]], add_reply_prompt: bool
     ) -> list[int]:
         ids: list[int] = []
-        for piece in self._render(roles, add_reply_prompt):
+        pieces = self._short_pieces if len(roles) <= _SHORT else self._pieces
+        for piece in pieces(roles, add_reply_prompt):
             ids += contents[piece] if isinstance(piece, int) else piece
         return ids
 
-    def _rendered_pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | int]:
+    def _pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | int]:
         """The template as token ids (its own text) and message numbers (where contents go), in order."""
         marked = [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)]
         try:
@@ -116,7 +141,7 @@ class ChatFormat:
             ) from error
         pieces: list[list[int] | int] = []
         for i, part in enumerate(_MARKS.split(text)):
-            pieces.append(int(part) if i % 2 else self._ids(part, is_plain=False))
+            pieces.append(int(part) if i % 2 else self._template_ids(part))
         return pieces
 
     def _ids(self, text: str, *, is_plain: bool) -> list[int]:
@@ -137,10 +162,20 @@ class ChatFormat:
 
     def _find_end_of_turn(self) -> int:
         """The first control token after an assistant's content: what the model must write to end a turn."""
-        pieces = self._render(("user", "assistant"), False)
+        pieces = self._pieces(("user", "assistant"), False)
         after = pieces[-1]
         assert isinstance(after, list), "split leaves text at the end"
         found = next((token for token in after if token in self._control), self._tokenizer.eos_token_id)
         if not isinstance(found, int):
             raise Problem("The model's chat template ends no turn - use an instruction-tuned model.")
         return found
+
+
+def _starts(roles: Sequence[str], head: int) -> Iterator[int]:
+    """What can be the oldest message that is kept, the first `head` aside: whole turns are dropped, so that
+    what is left begins with the user again."""
+    start = head
+    while start < len(roles) or start == head:
+        yield start
+        is_pair = len(roles) - start > 2 and roles[start + 1] == "assistant"
+        start += 2 if is_pair else 1

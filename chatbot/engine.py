@@ -18,6 +18,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
+from chatbot.memory import Memory
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -73,6 +74,11 @@ class Engine(AnyEngine):
     def start(self) -> None:
         """Load the base and begin to serve it."""
         self.load(BASE_VERSION, None)
+        is_shared = isinstance(self._loaded[BASE_VERSION].weights, Llama)
+        with self._lock:
+            self._scheduler.memory = Memory.of(
+                self.device, self.base.config, self.dtype, self.base.context, is_shared=is_shared
+            )
         self._thread.start()
 
     def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
@@ -127,7 +133,7 @@ class Engine(AnyEngine):
         theirs = [request for request in self._scheduler.running if request.version == name]
         try:
             for request in let_in:
-                version.runner.add(request)
+                version.runner.add(request, request.rank)
             version.runner.step()
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.

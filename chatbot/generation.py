@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from chatbot.basemodel import Base
@@ -127,9 +128,17 @@ class Generation:
         self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
         self.submitted_at = time.monotonic()
         self._deadline = None if asked.deadline is None else self.submitted_at + asked.deadline
-        self.rows = [Row(seed) for seed in asked.seeds]
+        self.rows = [
+            Row(seed, has_met_stop=partial(self._has_met_stop, number))
+            for number, seed in enumerate(asked.seeds)
+        ]
         self._looked_at = [0] * len(self.rows)  # tokens of each row that were searched for stop texts
         self.replies = tuple(ReplyStream(self, row) for row in self.rows)
+
+    @property
+    def rank(self) -> int:
+        """How urgent its kind is; 0 is the most urgent."""
+        return KINDS.index(self.kind)
 
     @property
     def is_done(self) -> bool:
@@ -180,14 +189,16 @@ class Generation:
             if reply.first_token_at is None and reply.tokens:
                 reply.first_token_at = now
         for number, row in enumerate(self.rows if self._stop else ()):
-            if row.finish_reason is None and self._met_a_stop(number):
+            if row.finish_reason is None and self._has_met_stop(number):
                 self.finish(row, "stop")
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()
 
-    def _met_a_stop(self, number: int) -> bool:
+    def _has_met_stop(self, number: int) -> bool:
         """Whether a stop text ends in the tokens that this row got since the last look."""
+        if not self._stop:
+            return False
         tokens = self.rows[number].token_ids
         seen, self._looked_at[number] = self._looked_at[number], len(tokens)
         text = self._chat.decode(tokens[max(0, seen - self._longest_stop) :])

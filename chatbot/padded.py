@@ -1,11 +1,13 @@
 """Any causal model, decoded by transformers itself: prompts padded on the left, a cache a batch.
 
-The K replies to a prompt share its prefill: its keys and values are computed once and repeated. Jobs that
-wait together are prefilled and decoded as one batch; those that come later form the next, and batches take
-turns step by step. A finished row leaves its batch, so a batch only shrinks. Models that are like Llama have
-a faster way (runner.py); this one asks nothing of a model but a cache whose rows can be selected.
+The K replies to a prompt share its prefill: its keys and values are computed once and repeated. A step begins
+at most one batch, of jobs that wait together: the most urgent one, and others as urgent that need little
+padding beside it. Those that come later form the next, and batches take turns step by step. A finished row
+leaves its batch, so a batch only shrinks. Models that are like Llama have a faster way (runner.py); this one
+asks nothing of a model but a cache whose rows can be selected.
 """
 
+from bisect import insort
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from chatbot.models import TokenBatch, logits_of
 from chatbot.sampling import Job, draw
+from chatbot.shelves import SHORTEST
 
 
 class AnyModel:
@@ -38,30 +41,42 @@ class PaddedRunner:
     def __init__(self, weights: AnyModel, end_of_turn: int) -> None:
         self._model = weights.model
         self._end_of_turn = end_of_turn
-        self._waiting: list[Job] = []
+        self._waiting: list[tuple[int, Job]] = []  # the most urgent rank first, of one rank as they came
         self._batches: list[_Batch] = []
 
     @property
     def width(self) -> int:
         """Rows that this runner holds."""
-        return sum(len(job.rows) for job in self._waiting) + sum(batch.width for batch in self._batches)
+        waiting = sum(len(job.rows) for _, job in self._waiting)
+        return waiting + sum(batch.width for batch in self._batches)
 
     @property
     def is_idle(self) -> bool:
         return not (self._waiting or self._batches)
 
-    def add(self, job: Job) -> None:
-        """Take a job; its prompt and its longest reply fit the context together."""
-        self._waiting.append(job)
+    def add(self, job: Job, rank: int = 0) -> None:
+        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
+        insort(self._waiting, (rank, job), key=lambda waiting: waiting[0])
 
     def step(self) -> None:
-        """A token to every row; the first one to what came since the last step."""
-        if begun := [job for job in self._waiting if not all(row.finish_reason for row in job.rows)]:
+        """A token to every row of every batch, and of the one that is begun now."""
+        if begun := self._next():
             self._batches.append(_Batch(self._model, begun, self._end_of_turn))
-        self._waiting.clear()
         for batch in self._batches:
             batch.step()
         self._batches = [batch for batch in self._batches if batch.width]
+
+    def _next(self) -> list[Job]:
+        """Take the next batch from those that wait: as urgent as the first, and about as long."""
+        waiting = [(r, job) for r, job in self._waiting if not all(row.finish_reason for row in job.rows)]
+        alike = [(rank, _doublings(job.prompt)) for rank, job in waiting]
+        self._waiting = [pair for pair, kind in zip(waiting, alike, strict=True) if kind != alike[0]]
+        return [job for (_, job), kind in zip(waiting, alike, strict=True) if kind == alike[0]]
+
+
+def _doublings(prompt: Sequence[int]) -> int:
+    """Prompts of one number are at most twice as long as each other, or all short."""
+    return (max(SHORTEST, len(prompt)) - 1).bit_length()
 
 
 class _Batch:

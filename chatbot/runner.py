@@ -2,12 +2,13 @@
 
 A step is one pass through the weights. In it every row that is under way gets its next token, and prompts
 that came meanwhile are read, a piece of them at a time, so that a long prompt never holds up those who are
-reading along. Its replies go on from the same keys and values (shelves.py).
+reading along. The most urgent prompt is read first; one that it overtakes goes on later from where it was.
+All replies to a prompt go on from the same keys and values (shelves.py).
 
 What a finished reply leaves behind can be kept (prefixes.py): the next turn of a conversation begins with it.
 """
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,8 +38,11 @@ class Runner(Protocol):
     def width(self) -> int: ...
     @property
     def is_idle(self) -> bool: ...
-    def add(self, job: Job) -> None: ...
-    def step(self) -> None: ...
+    def add(self, job: Job, rank: int = 0) -> None:
+        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
+
+    def step(self) -> None:
+        """A token to every row under way, and to some of those that have none yet."""
 
 
 def prepare(model: PreTrainedModel, form: Format) -> Llama | AnyModel:
@@ -59,6 +63,7 @@ class _Reading:
 
     job: Job
     place: Place
+    rank: int
 
 
 @dataclass(eq=False)
@@ -79,7 +84,7 @@ class LlamaRunner:
         self._end_of_turn = end_of_turn
         self._shelves = llama.shelves()
         self._kept = keep
-        self._reading: deque[_Reading] = deque()
+        self._reading: list[_Reading] = []  # the most urgent first, of one rank as they came
         self._writing: dict[Place, _Writing] = {}
 
     @property
@@ -91,12 +96,12 @@ class LlamaRunner:
     def is_idle(self) -> bool:
         return not (self._reading or self._writing)
 
-    def add(self, job: Job) -> None:
-        """Take a job; its prompt and its longest reply fit the context together."""
+    def add(self, job: Job, rank: int = 0) -> None:
+        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
         place = self._shelves.take(len(job.prompt), rows=len(job.rows))
         if self._kept:
             self._kept.recall(job.prompt, place)
-        self._reading.append(_Reading(job, place))
+        insort(self._reading, _Reading(job, place, rank), key=lambda reading: reading.rank)
 
     def step(self) -> None:
         """One pass: a token to every row under way, and to those whose prompt is read with it."""
@@ -111,7 +116,7 @@ class LlamaRunner:
         logits = self._llama.forward(self._shelves, tokens, pieces)
         # The logits of a prompt that is read to its end are drawn from once for each of its rows.
         at = list(range(len(writing)))
-        for number, reading in enumerate(list(self._reading)[: len(pieces)]):
+        for number, reading in enumerate(self._reading[: len(pieces)]):
             if reading.place.length == len(reading.job.prompt):
                 begun = self._begin(reading)
                 writing += begun
@@ -121,7 +126,7 @@ class LlamaRunner:
         self._drop_ended()
 
     def _next_pieces(self) -> list[Piece]:
-        """As much of the oldest prompts as one step may read."""
+        """As much of the first prompts as one step may read."""
         left = ALONE
         if self._writing:
             waiting = sum(len(reading.job.rows) for reading in self._reading)

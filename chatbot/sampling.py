@@ -5,7 +5,7 @@ else is in the batch. Knows token ids only.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from data.records import FinishReason, Sampling
+
+_SEEDS = 2**63 - 1
+"""A seed counts by its lowest 63 bits, as at vLLM: Python's generator would take -1 for 1."""
 
 
 @dataclass(eq=False)
@@ -25,9 +28,12 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     """Natural logarithm of each token's probability under the model itself, at temperature 1."""
     finish_reason: FinishReason | None = None
+    has_met_stop: Callable[[], bool] = lambda: False
+    """Asked at the last token that it may have: whether a stop text ends the reply there, not its length."""
 
     def __post_init__(self) -> None:
-        self.uniform = random.Random(self.seed).random  # one number a token, whatever else is in the batch
+        # One number a token, whatever else is in the batch.
+        self.uniform = random.Random(self.seed & _SEEDS).random
 
 
 class Job(Protocol):
@@ -55,7 +61,7 @@ def draw(logits: Tensor, rows: Sequence[Row], sampling: Sequence[Sampling], end_
         if token == end_of_turn:
             row.finish_reason = "stop"
         elif len(row.token_ids) >= settings.max_new_tokens:
-            row.finish_reason = "length"
+            row.finish_reason = "stop" if row.has_met_stop() else "length"
     return tokens
 
 

@@ -2,7 +2,9 @@
 
 People who chat come before API calls, those before reviews, those before rollouts. Within a kind the person
 with the fewest replies under way is next, then whoever came first: a burst of one person waits for itself.
-Nobody may hold more than half of the queue, and a quarter of the rows is kept for people who chat.
+Nobody may hold more than half of the queue. A request waits for rows and for all the memory that it may come
+to need; a quarter of both is kept for people who chat. Nobody is passed by for needing much: where need be
+they run alone.
 
 Decides, and knows no tensor, no thread and no version.
 """
@@ -10,7 +12,8 @@ Decides, and knows no tensor, no thread and no version.
 from collections import Counter
 from collections.abc import Sequence
 
-from chatbot.generation import KINDS, Generation
+from chatbot.generation import Generation
+from chatbot.memory import Memory
 from data.errors import Busy
 
 
@@ -21,8 +24,10 @@ class Scheduler:
         """`max_waiting` requests may queue before Busy; at most `max_rows` replies are under way."""
         self.max_waiting = max_waiting
         self._max_rows = max_rows
+        self.memory: Memory | None = None
+        """For keys and values of all that runs; None where that is for others to see to."""
         self._waiting: list[Generation] = []  # as they came
-        self._running: list[Generation] = []
+        self._running: dict[Generation, int] = {}  # and the columns of memory that each may need
 
     @property
     def waiting(self) -> int:
@@ -31,7 +36,7 @@ class Scheduler:
     @property
     def running(self) -> Sequence[Generation]:
         """What was let in and has not been let go."""
-        return self._running
+        return list(self._running)
 
     @property
     def requests(self) -> list[Generation]:
@@ -54,18 +59,33 @@ class Scheduler:
         self._waiting.append(request)
 
     def next(self) -> Generation | None:
-        """Let in who is next; nobody while there is no room. One that is wider than all rows runs alone."""
+        """Let in who is next; nobody while there is no room. What needs more than there is runs alone."""
         if not self._waiting:
             return None
         first = self._in_order()[0]
-        free = self._max_rows - sum(request.width for request in self._running)
-        if first.kind != "chat":
-            free -= self._max_rows // 4
-        if first.width > free and self._running:
+        columns = self._columns(first)
+        if self._running and not self._has_room(first, columns):
             return None
         self._waiting.remove(first)
-        self._running.append(first)
+        self._running[first] = columns
         return first
+
+    def _has_room(self, request: Generation, columns: int) -> bool:
+        """Whether it fits beside what runs and what is kept for people who chat."""
+
+        def usable(there: int) -> int:
+            return there if request.kind == "chat" else there - there // 4
+
+        rows = sum(other.width for other in self._running)
+        if rows + request.width > usable(self._max_rows):
+            return False
+        return self.memory is None or sum(self._running.values()) + columns <= usable(self.memory.columns)
+
+    def _columns(self, request: Generation) -> int:
+        """Columns of memory that it may come to need."""
+        if self.memory is None:
+            return 0
+        return self.memory.needed(len(request.prompt), len(request.rows), request.sampling.max_new_tokens)
 
     def position_of(self, request: Generation) -> int:
         """How many waiting requests come up to and with this one; 0 where it does not wait."""
@@ -74,7 +94,7 @@ class Scheduler:
     def let_go(self) -> list[Generation]:
         """Take out the requests that ended, in the queue or under way."""
         ended = [request for request in self.requests if request.is_done]
-        self._running = [request for request in self._running if not request.is_done]
+        self._running = {r: columns for r, columns in self._running.items() if not r.is_done}
         self._waiting = [request for request in self._waiting if not request.is_done]
         return ended
 
@@ -84,5 +104,5 @@ class Scheduler:
             under_way[request.person] += request.width
         return sorted(  # a stable sort: within a rank as they came
             self._waiting,
-            key=lambda r: (KINDS.index(r.kind), under_way[r.person] if r.person is not None else 0),
+            key=lambda r: (r.rank, under_way[r.person] if r.person is not None else 0),
         )

@@ -8,6 +8,9 @@ A shelf holds such families side by side, without gaps: what attends to them all
 family that outgrows its shelf moves to the next, twice as long, so at most half of what attention reads is
 padding. A family that leaves is replaced by the last one of its shelf. Rows whose family has become mostly
 what others said are parted: each then stands alone.
+
+A shelf grows and shrinks with the families on it, and has room for at most twice as many as stand there. So
+the rooms that requests need say how much memory they take (memory.py).
 """
 
 from collections.abc import Collection, Sequence
@@ -19,12 +22,20 @@ from torch import Tensor
 SHORTEST = 128
 """Columns of the shortest shelf."""
 _AT_FIRST = 512
-"""Columns of all families together that a shelf has room for at first; it doubles when it is full."""
-_WORTH_SHARING = 0.6
+"""Columns of all families together that a shelf has room for at first."""
+WORTH_SHARING = 0.6
 """A family is parted where reading all of its columns once is more than this part of reading every row alone:
 queries that read together also go through what is masked for them."""
 _ALL, _NOBODY = -1, -2
 """Owners of a column that are no row's number."""
+
+
+def room_for(columns: int, context: int) -> int:
+    """The room of the shelf for a family of so many columns, where no row is longer than `context`."""
+    room = SHORTEST
+    while room < columns:
+        room *= 2
+    return min(room, context) if columns <= context else room
 
 
 @dataclass(eq=False)
@@ -105,9 +116,9 @@ class Shelf:
     def __init__(self, shape: "Shape", room: int) -> None:
         self.room = room
         self.families: list[Family] = []
-        count = max(1, _AT_FIRST // room)
-        self.keys, self.values = (shape.zeros(count, room) for _ in range(2))
-        self.owners = torch.full((count, room), _NOBODY, dtype=torch.int16, device=shape.device)
+        self._fewest = max(1, _AT_FIRST // room)
+        self.keys, self.values = (shape.zeros(self._fewest, room) for _ in range(2))
+        self.owners = torch.full((self._fewest, room), _NOBODY, dtype=torch.int16, device=shape.device)
 
     @property
     def places(self) -> list[Place]:
@@ -116,22 +127,28 @@ class Shelf:
 
     def take(self) -> Family:
         """A family behind the last one, still without a row."""
-        if len(self.families) == len(self.owners):
-            self.keys, self.values = (
-                torch.cat([old, torch.zeros_like(old)], dim=1) for old in (self.keys, self.values)
-            )
-            self.owners = self.owners.repeat(2, 1)
+        if len(self.families) == (most := len(self.owners)):
+            self._resize(most + (most + 1) // 2)
         family = Family(self, len(self.families))
         self.families.append(family)
         return family
 
     def leave(self, family: Family) -> None:
-        """Close the gap with the last family."""
+        """Close the gap with the last family, and give memory back where most of it is unused."""
         last = self.families.pop()
         if last is not family:
             self.copy(last, self, family.index)
             self.families[family.index] = last
             last.index = family.index
+        count, most = len(self.families), len(self.owners)
+        if most > self._fewest and most > 2 * count > 0:
+            self._resize(max(self._fewest, count + count // 4))
+
+    def _resize(self, most: int) -> None:
+        """Keys first, then values: only one of them is there twice meanwhile."""
+        self.keys = _resized(self.keys, most)
+        self.values = _resized(self.values, most)
+        self.owners = _resized(self.owners[None], most)[0]
 
     @staticmethod
     def copy(family: Family, shelf: "Shelf", index: int) -> None:
@@ -174,6 +191,14 @@ class Shelf:
         numbers[slots] = torch.tensor([place.number for place in places]).to(numbers)
         owners = self.owners[: len(self.families), None, :columns]
         return (owners == _ALL) | (owners == numbers.view(-1, width, 1))
+
+
+def _resized(old: Tensor, most: int) -> Tensor:
+    """The same for so many families: (L, F, ...) -> (L, most, ...)."""
+    new = old.new_zeros(len(old), most, *old.shape[2:])
+    held = min(most, old.shape[1])
+    new[:, :held] = old[:, :held]
+    return new
 
 
 @dataclass(frozen=True)
@@ -220,7 +245,7 @@ class Shelves:
         for family, count in more.items():
             alone = sum(place.length for place in family.rows)
             is_alone = len(family.rows) == 1
-            if family.is_shared and (is_alone or family.columns > _WORTH_SHARING * alone):
+            if family.is_shared and (is_alone or family.columns > WORTH_SHARING * alone):
                 for place in list(family.rows):
                     self._part(place, place.length + 1)
             elif family.columns + count > family.shelf.room:
@@ -267,11 +292,7 @@ class Shelves:
         place.family.rows = [place]
 
     def _shelf_for(self, columns: int, is_family: bool) -> Shelf:
-        room = SHORTEST
-        while room < columns:
-            room *= 2
-        if columns <= self.context:
-            room = min(room, self.context)
+        room = room_for(columns, self.context)
         key = (is_family, room)
         if key not in self._shelves:
             self._shelves[key] = Shelf(self.shape, room)

@@ -11,7 +11,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from chatbot.chatformat import MAX_CHARACTERS
@@ -111,8 +112,8 @@ class Turns:
             max_new_tokens=max_new_tokens or (256 if engine.device.type == "cuda" else 128)
         )
         """What a turn uses where nothing else is asked for."""
-        self._lock = threading.Lock()
-        self._beginning = threading.Lock()  # two clicks at once begin one set of replies
+        self._lock = threading.Condition()
+        self._beginning: set[str] = set()  # turns whose replies are just being begun
         self._live: dict[str, LiveTurn] = {}
         self._storing = threading.Lock()
         self._is_refused = False  # the database took no reply of late, and the log says so
@@ -144,7 +145,7 @@ class Turns:
         if conversation_id is not None:
             conversations.get(self._db, conversation_id, person.id)
         turn = self._stored(person, text, conversation_id, parent_id, request_key)
-        with self._beginning:
+        with self._alone_with(turn.id):
             live = self.live(turn.id)
             if live is None and conversations.replies(self._db, turn.id):
                 raise Refused("This message was answered already - reload the page to see its replies.")
@@ -160,7 +161,7 @@ class Turns:
         if turn.role != "user":
             raise Refused("Only a person's message can be answered - choose one of yours.")
         self._check(turn.content, replies)
-        with self._beginning:
+        with self._alone_with(turn_id):
             live = self.live(turn_id)
             if live and not live.is_done:
                 raise Refused("This turn is still being answered - stop it first.")
@@ -197,6 +198,19 @@ class Turns:
             )
         if not 1 <= replies <= MAX_REPLIES:
             raise Refused(f"{replies} replies were asked for - use 1 to {MAX_REPLIES}.")
+
+    @contextmanager
+    def _alone_with(self, turn_id: str) -> Iterator[None]:
+        """Two clicks at once begin one set of replies: the second waits for the first, other turns do not."""
+        with self._lock:
+            self._lock.wait_for(lambda: turn_id not in self._beginning)
+            self._beginning.add(turn_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._beginning.remove(turn_id)
+                self._lock.notify_all()
 
     def _stored(
         self, person: Person, text: str, conversation_id: str | None, parent_id: str | None, key: str | None

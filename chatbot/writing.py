@@ -116,9 +116,9 @@ class Writing:
                             return
                         row.logprobs += piece.logprobs
                         row.token_ids += piece.token_ids
+                        request.notice()  # first: a stop text may be complete with the last token allowed
                         if piece.finish_reason is not None:
                             request.finish(row, piece.finish_reason)
-                        request.notice()
                 finally:
                     self._readings.discard(reading)
         if row.finish_reason is None:

@@ -4,12 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.generation import Generation
+from chatbot.memory import column_bytes
 from chatbot.runner import LlamaRunner
 from data.errors import Busy, NotFound, Refused
 from data.records import Sampling
@@ -17,6 +20,7 @@ from data.records import Sampling
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
 LONG = Sampling(temperature=0, max_new_tokens=900)
+LONG_PROMPT = [3 + i % 250 for i in range(900)]
 END_OF_WAITING = 60
 Endless = Callable[[Engine], Generation]
 
@@ -141,6 +145,50 @@ def test_a_request_wider_than_the_batch_is_served_alone(tiny_base: Base) -> None
     engine.close()
 
 
+def test_who_chats_is_read_before_long_prompts_that_were_let_in_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, may_step = LlamaRunner.step, threading.Semaphore(0)
+
+    def step_when_told(self: LlamaRunner) -> None:
+        assert may_step.acquire(timeout=END_OF_WAITING)
+        step(self)
+
+    monkeypatch.setattr(LlamaRunner, "step", step_when_told)
+    long = [engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(5)]
+    may_step.release()
+    until(lambda: engine.load_now == (5, 0))
+    chat = engine.submit(HELLO, sampling=GREEDY)
+    may_step.release(1000)
+    first_tokens = [done(generation).replies[0].first_token_at or 0.0 for generation in [chat, *long[2:]]]
+    assert first_tokens[0] < min(first_tokens[1:])
+
+
+@pytest.mark.parametrize("is_llama", [True, False])
+def test_what_memory_cannot_hold_together_is_answered_one_after_the_other_and_chat_first(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, is_llama: bool
+) -> None:
+    monkeypatch.setattr("chatbot.runner.can_run", lambda model: is_llama)
+    free = 9 * 1500 * column_bytes(tiny_base.config, torch.float32)
+    monkeypatch.setattr("chatbot.memory.free_bytes", lambda device: free)
+    engine, together = Engine(tiny_base, precision="float32"), list[int]()
+    step = engine._step
+
+    def noted(*arguments: Any) -> None:
+        together.append(sum(request.kind == "rollout" for request in engine._scheduler.running))
+        step(*arguments)
+
+    monkeypatch.setattr(engine, "_step", noted)
+    engine.load("base", None)
+    long = [engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(4)]
+    chat = engine.submit(HELLO, sampling=GREEDY)
+    engine.start()
+    first_tokens = [done(generation).replies[0].first_token_at or 0.0 for generation in [chat, *long]]
+    assert first_tokens == sorted(first_tokens) and max(together) == 1
+    assert {generation.replies[0].finish_reason for generation in [chat, *long]} <= {"length", "stop"}
+    engine.close()
+
+
 def test_stopping_one_reply_leaves_its_siblings_to_be_written(engine: Engine, endless: Endless) -> None:
     generation = engine.submit(HELLO, replies=3, sampling=Sampling(temperature=0, max_new_tokens=40))
     first, second, third = generation.replies
@@ -221,6 +269,12 @@ def test_a_stop_text_ends_a_reply_before_it(engine: Engine) -> None:
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert (cut.finish_reason, whole.finish_reason) == ("stop", "length")
     assert cut.tokens < whole.tokens
+
+
+def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(engine: Engine) -> None:
+    whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0].text
+    ended = done(engine.submit(HELLO, sampling=GREEDY, stop=[whole])).replies[0]
+    assert (ended.text, ended.tokens, ended.finish_reason) == ("", GREEDY.max_new_tokens, "stop")
 
 
 def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) -> None:

@@ -50,3 +50,17 @@ def test_jobs_that_come_later_are_a_batch_of_their_own_and_all_take_turns() -> N
     runner.step()
     assert [len(job.rows[0].token_ids) for job in (early, late)] == [2, 1]
     assert runner.width == 2
+
+
+def test_an_urgent_job_and_one_that_would_be_padded_much_are_batches_of_their_own() -> None:
+    torch.manual_seed(0)
+    runner = PaddedRunner(AnyModel(AutoModelForCausalLM.from_config(KINDS["gpt 2"]).eval()), end_of_turn=-1)
+    sampling = Sampling(max_new_tokens=8)
+    short, long, urgent = (a_job([5] * length, [0], sampling) for length in (3, 200, 3))
+    for job, rank in ((long, 1), (short, 1), (urgent, 0)):
+        runner.add(job, rank)
+    written = []
+    for _ in range(3):
+        runner.step()
+        written.append([len(job.rows[0].token_ids) for job in (urgent, long, short)])
+    assert written == [[1, 0, 0], [2, 1, 0], [3, 2, 1]]

@@ -27,7 +27,7 @@ LONG = Sampling(temperature=0, max_new_tokens=400)
 def both_say(engines: tuple[Engine, RemoteEngine], version: str, sampling: Sampling) -> list[Generation]:
     """What each engine replies to the same seeds."""
     asked = [
-        e.submit(HELLO, replies=3, seeds=[5, 6, 2**62], sampling=sampling, version=version) for e in engines
+        e.submit(HELLO, replies=3, seeds=[5, -5, 2**62], sampling=sampling, version=version) for e in engines
     ]
     return [done(generation) for generation in asked]
 
@@ -80,6 +80,12 @@ def test_a_stop_text_and_a_deadline_end_a_reply(remote: RemoteEngine, servers: l
     slowed(servers)
     late = done(remote.submit(HELLO, sampling=LONG, deadline=1)).replies[0]
     assert late.finish_reason == "cancelled" and 0 < late.tokens < LONG.max_new_tokens
+
+
+def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(remote: RemoteEngine) -> None:
+    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0].text
+    ended = done(remote.submit(HELLO, sampling=GREEDY, stop=[whole])).replies[0]
+    assert (ended.text, ended.tokens, ended.finish_reason) == ("", GREEDY.max_new_tokens, "stop")
 
 
 def test_beyond_the_queue_it_is_busy_and_people_who_chat_come_first(

@@ -212,6 +212,26 @@ def test_a_crowd_that_has_just_come_is_read_faster(
     assert read == [4, PIECE, 3 * PIECE, MOST_PIECES * PIECE]
 
 
+def test_an_urgent_prompt_overtakes_those_that_came_first_and_they_go_on_where_they_were(
+    model: PreTrainedModel,
+) -> None:
+    long = [1 + i % 250 for i in range(900)]
+    going, urgent = (a_job(prompt, [0], GREEDY) for prompt in PROMPTS[:2])
+    crowd = [a_job(long, [0, 0], GREEDY) for _ in range(6)]
+    runner = runner_for(prepare(model, "float32"), END)
+    runner.add(going)
+    runner.step()
+    for job in crowd:
+        runner.add(job, rank=1)
+    runner.step()
+    runner.add(urgent)
+    runner.step()
+    assert [len(job.rows[0].token_ids) for job in (going, urgent, *crowd)] == [3, 1] + [0] * 6
+    run(runner)
+    assert urgent.rows[0].token_ids == generated(model, urgent.prompt)
+    assert [row.token_ids for job in crowd for row in job.rows] == [generated(model, long)] * 12
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whoever_joins_and_leaves_when_writes_what_they_write_alone(tiny_base: Base, seed: int) -> None:
     check_schedules(tiny_base, range(seed * 5, seed * 5 + 5))
@@ -235,7 +255,7 @@ def check_schedules(base: Base, seeds: range) -> None:
                 prompt = [*jobs[-1].prompt, *jobs[-1].rows[0].token_ids, *prompt[:20]]
             sampling = Sampling(dice.choice([0.0, 0.7, 1.2]), 1.0, dice.randint(1, 40))
             jobs.append(a_job(prompt, [dice.getrandbits(31) for _ in range(dice.randint(1, 4))], sampling))
-            runner.add(jobs[-1])
+            runner.add(jobs[-1], rank=len(jobs) % 3)
             for _ in range(dice.randint(0, 20)):
                 runner.step()
             if dice.random() < 0.2:

@@ -62,6 +62,11 @@ def test_logits_that_are_not_finite_are_an_error_not_a_reply() -> None:
         sample(logits, [Sampling()], torch.tensor([0.5], dtype=torch.float64))
 
 
+def test_a_seed_below_zero_is_a_seed_of_its_own() -> None:
+    below, above = Row(-1).uniform(), Row(1).uniform()
+    assert below != above and below == Row(2**63 - 1).uniform()  # what vLLM is sent
+
+
 def test_the_log_probability_of_a_token_is_the_model_s_own_at_any_temperature() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     rows = [Row(seed) for seed in range(3)]

@@ -7,6 +7,7 @@ import pytest
 from chatbot.basemodel import Base
 from chatbot.chatformat import FittedPrompt
 from chatbot.generation import Asked, Generation, Kind
+from chatbot.memory import Memory
 from chatbot.scheduler import Scheduler
 from data.errors import Busy
 from data.records import Sampling
@@ -18,11 +19,19 @@ Ask = Callable[..., Generation]
 def ask(tiny_base: Base) -> Ask:
     """A request of a person."""
 
-    def make(person: str | None = None, kind: Kind = "chat", replies: int = 1) -> Generation:
-        asked = Asked(FittedPrompt([1], 0), Sampling(), range(replies), person=person, kind=kind)
+    def make(person: str | None = None, kind: Kind = "chat", replies: int = 1, prompt: int = 1) -> Generation:
+        fitted = FittedPrompt([1] * prompt, 0)
+        asked = Asked(fitted, Sampling(max_new_tokens=24), range(replies), person=person, kind=kind)
         return Generation(tiny_base.format, lambda _: 0, asked, "base")
 
     return make
+
+
+def with_memory(columns: int) -> Scheduler:
+    """A scheduler with rows for everybody."""
+    scheduler = Scheduler(max_waiting=32, max_rows=64)
+    scheduler.memory = Memory(columns, context=8192, is_shared=True)
+    return scheduler
 
 
 def let_in(scheduler: Scheduler) -> list[Generation]:
@@ -122,3 +131,29 @@ def test_the_room_is_the_free_rows_and_what_may_still_queue(ask: Ask) -> None:
     assert scheduler.room == 10
     let_in(scheduler)
     assert scheduler.room == 7
+
+
+def test_long_requests_wait_until_memory_is_free_and_chat_does_not_wait_behind_them(ask: Ask) -> None:
+    scheduler = with_memory(3000)
+    long = [ask(kind="api", prompt=900) for _ in range(3)]  # 1024 columns each
+    for request in long:
+        scheduler.add(request)
+    assert let_in(scheduler) == long[:2]
+    person = ask("ada", prompt=400)
+    scheduler.add(person)
+    assert let_in(scheduler) == [person]  # what is kept for people who chat
+    for ended, following in ((person, []), (long[0], [long[2]])):
+        ended.stop()
+        scheduler.let_go()
+        assert let_in(scheduler) == following
+
+
+def test_a_request_that_needs_more_memory_than_there_is_runs_alone_and_is_not_passed_by(ask: Ask) -> None:
+    scheduler = with_memory(1000)
+    first, endless, short = (ask(kind="api", prompt=length) for length in (10, 8000, 10))
+    for request in (first, endless, short):
+        scheduler.add(request)
+    for alone in (first, endless, short):
+        assert let_in(scheduler) == [alone]
+        alone.stop()
+        scheduler.let_go()

@@ -3,6 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -195,6 +197,29 @@ def test_many_clicks_at_once_are_one_turn(turns: Turns, db: Database, ada: Perso
     [chat] = conversations.list_for(db, ada.id)
     assert len(set(map(id, lives))) == 1 and len(lives) == 6
     assert len(conversations.messages(db, chat.id)) == 3
+
+
+def test_a_turn_that_takes_long_to_begin_holds_up_no_other(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, is_beginning, may_go_on = turns.engine.submit, threading.Event(), threading.Event()
+
+    def slow_submit(messages: Any, **options: Any) -> Any:
+        if messages[-1]["content"] == "A long story.":
+            is_beginning.set()
+            assert may_go_on.wait(60)
+        return submit(messages, **options)
+
+    monkeypatch.setattr(turns.engine, "submit", slow_submit)
+    with ThreadPoolExecutor(2) as people:
+        slow = people.submit(turns.send, ada, "A long story.", replies=1)
+        try:
+            assert is_beginning.wait(60)
+            quick = people.submit(turns.send, somebody(db, "eve"), "Hello.", replies=1)
+            assert done(quick.result(20)).is_done and not slow.done()
+        finally:
+            may_go_on.set()
+    assert done(slow.result()).is_done
 
 
 def test_a_key_whose_turn_was_answered_long_ago_begins_nothing(

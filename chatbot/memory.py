@@ -1,0 +1,78 @@
+"""How much memory there is for keys and values, and how much of it a request may come to need.
+
+Counted in columns, each what one token leaves behind in all layers. A request is let in only where all that
+its prompt and its longest replies can take fits beside what runs (scheduler.py), so memory never runs out
+half way through a reply. Left out: the prefixes that versions keep (prefixes.py), which have a limit of their
+own.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from chatbot.shelves import WORTH_SHARING, room_for
+
+_SHARE = 1 / 3
+"""Of the memory that is free at the start. The rest is for versions that are loaded later, what a pass
+computes, and the trainer."""
+_SLACK = 3
+"""Bytes taken for each byte that is counted, at worst: a shelf holds memory for twice what stands on it, and
+keys or values are there twice while it is given another size. Batches that are padded stay below that too."""
+_GROUP = Path("/sys/fs/cgroup")
+"""Where a container finds its own limits."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What keys and values of replies under way may take."""
+
+    columns: int
+    context: int
+    """Tokens of the longest possible row."""
+    is_shared: bool
+    """Whether replies to a prompt share its columns, as on shelves; else each row stands alone."""
+
+    @staticmethod
+    def of(
+        device: torch.device, config: Any, dtype: torch.dtype, context: int, *, is_shared: bool
+    ) -> "Memory":
+        """Of a model whose weights are on `device` already."""
+        columns = int(_SHARE * free_bytes(device) / (_SLACK * column_bytes(config, dtype)))
+        return Memory(columns, context, is_shared)
+
+    def needed(self, prompt: int, replies: int, new: int) -> int:
+        """Columns that a prompt of so many tokens and its replies, of up to `new` each, take at most."""
+        alone = room_for(prompt + new, self.context)
+        together = prompt + replies * new
+        if replies == 1 or not self.is_shared:
+            return replies * alone
+        # A family holds what ended rows said too, `together` at most. So many rows that are left can part
+        # for that, at their last tokens or before; more than that read better together.
+        parted = math.ceil(together / (WORTH_SHARING * (prompt + new))) - 1
+        return max(room_for(together, self.context), min(replies, parted) * alone)
+
+
+def free_bytes(device: torch.device) -> int:
+    """On the device; on a CPU what this machine, or the container we are in, has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit = int((_GROUP / "memory.max").read_text())
+        used = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        free = min(free, limit - int(used["anon"]))  # what is cached of files gives way
+    return max(0, free)
+
+
+def column_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Of keys and values of one token in all layers."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 1
+    dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * text.num_hidden_layers * kept * dim * dtype.itemsize)

@@ -1,0 +1,91 @@
+"""Memory of keys and values: no request ever takes more columns than it was counted for."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from chatbot import memory
+from chatbot.basemodel import Base
+from chatbot.llama import Llama
+from chatbot.memory import Memory, column_bytes, free_bytes
+from chatbot.models import merged_model
+from chatbot.runner import prepare
+from chatbot.shelves import Place, Shelves
+from tests.test_shelves import decode, put, shelves
+
+CPU = torch.device("cpu")
+
+
+def taken(store: Shelves) -> int:
+    """Columns of all places on the shelves, used or not."""
+    return sum(shelf.room * len(shelf.families) for shelf in store.occupied())
+
+
+def begin(store: Shelves, prompt: int, replies: int) -> list[Place]:
+    """The rows of a prompt that was read."""
+    place = store.take(prompt, rows=replies)
+    put(place, *range(prompt))
+    return [place, *(store.fork(place) for _ in range(replies - 1))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_replies_that_end_whenever_they_like_take_what_was_counted(seed: int) -> None:
+    dice = random.Random(seed)
+    counted = Memory(0, context=1000, is_shared=True)
+    for _ in range(6):
+        prompt, replies, new = dice.choice([1, 20, 100, 300, 700]), dice.randint(1, 9), dice.randint(1, 120)
+        store = shelves(context=1000)
+        most = counted.needed(prompt, replies, new)
+        ends = {row: dice.choice([new - 1, dice.randrange(new)]) for row in begin(store, prompt, replies)}
+        for step in range(new):
+            assert taken(store) <= most
+            for row in [row for row, end in ends.items() if end <= step]:
+                store.leave(row)
+                del ends[row]
+            decode(store, dict.fromkeys(ends, 0.0))
+        assert not ends
+
+
+def test_what_four_replies_to_a_chat_and_one_to_a_long_prompt_need() -> None:
+    counted = Memory(0, context=8192, is_shared=True)
+    assert counted.needed(500, 1, 128) == 1024
+    assert counted.needed(500, 4, 128) == 2048  # two that are left of four, each parted from what all said
+    assert counted.needed(7900, 1, 256) == 8192
+    assert Memory(0, context=8192, is_shared=False).needed(500, 4, 128) == 4096
+
+
+def test_the_bytes_of_a_column_are_those_of_a_shelf(tiny_base: Base) -> None:
+    weights = prepare(merged_model(tiny_base, None, device=CPU, dtype=torch.float32), "bfloat16")
+    assert isinstance(weights, Llama)
+    shelf = weights.shelves().take(300).shelf
+    one = column_bytes(tiny_base.config, torch.bfloat16)
+    assert shelf.keys.nbytes + shelf.values.nbytes == len(shelf.owners) * shelf.room * one
+
+
+def test_the_bytes_of_a_column_are_those_of_transformers_cache() -> None:
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    layers = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values.layers
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert held == 3 * column_bytes(config, torch.float32)
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    on_machine = free_bytes(CPU)
+    assert on_machine > 0
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 900\n")
+    for limit, left in (("1000\n", 700), ("200\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert free_bytes(CPU) == left
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(CPU) > 1000
+
+
+def test_a_third_of_what_is_free_is_shared_out(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = column_bytes(tiny_base.config, torch.float32)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 9 * 1000 * one + 1)
+    assert Memory.of(CPU, tiny_base.config, torch.float32, 1024, is_shared=True).columns == 1000
