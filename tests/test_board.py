@@ -62,7 +62,21 @@ def test_another_person_sees_another_order(db: Database, ada: Person, turn: Mess
 def test_the_version_is_hidden_until_the_vote(db: Database, ada: Person, turn: Message) -> None:
     assert {reply["version"] for reply in view(db, ada, turn)["replies"]} == {None}
     boards.save_ranking(db, ada, turn, sent(db, ada, turn, {"A": 1, "B": 2}))
-    assert {reply["version"] for reply in view(db, ada, turn)["replies"]} == {"base"}
+    versions = {reply["letter"]: reply["version"] for reply in view(db, ada, turn)["replies"]}
+    assert versions == {"A": "base", "B": "base", "C": None, "D": None}
+
+
+def test_a_skip_is_no_vote_and_reveals_nothing(db: Database, ada: Person, turn: Message) -> None:
+    boards.save_ranking(db, ada, turn, sent(db, ada, turn, {}, kind="skip"))
+    seen = view(db, ada, turn)
+    assert seen["saved"]["kind"] == "skip" and {reply["version"] for reply in seen["replies"]} == {None}
+
+
+def test_replies_that_come_after_the_vote_are_blind(db: Database, ada: Person, turn: Message) -> None:
+    boards.save_ranking(db, ada, turn, sent(db, ada, turn, {"A": 1, "B": 2, "C": 3, "D": 4}))
+    late = [reply.id for reply in conversations.start_replies(db, turn.id, "base", Sampling(), [1, 2])]
+    versions = {reply["id"]: reply["version"] for reply in view(db, ada, turn)["replies"]}
+    assert {id for id, version in versions.items() if version is None} == set(late)
 
 
 def test_replies_are_sent_as_rendered_blocks_and_as_text(db: Database, ada: Person, turn: Message) -> None:

@@ -11,12 +11,12 @@ import pytest
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.pages.actions import Actions
-from chatbot.pages.chat import build_chat
+from chatbot.pages.chat import build_chat, follow
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
 from data import conversations, people, rankings
 from data.database import Database
-from data.errors import Problem, Refused
+from data.errors import Busy, Problem, Refused
 from data.home import Home
 from data.records import Person
 from tests.stories import a_turn, rank, somebody
@@ -74,6 +74,21 @@ def test_an_untaught_chat_stays_untaught_when_sent_twice(actions: Actions, ada: 
     assert sent(actions, ada, key="k", may_train=False) == sent(actions, ada, key="k", may_train=False)
     [chat] = conversations.list_for(actions.db, ada.id)
     assert not chat.may_train
+
+
+def test_a_message_sent_again_from_its_own_turn_is_answered_once(actions: Actions, ada: Person) -> None:
+    chat = conversations.create(actions.db, ada.id)
+    turn = conversations.add_user_message(actions.db, chat.id, None, "Hello.", ada.id, request_key="k")
+    here = {"conversation_id": chat.id, "turn_id": turn.id, "key": "k"}
+    assert sent(actions, ada, **here) == turn.id == actions.send(ada, Payload({"text": "Hello.", **here}))[1]
+    assert len(conversations.replies(actions.db, turn.id)) == 3
+
+
+def test_a_message_answered_long_ago_is_shown_without_a_warning(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada, key="k")
+    later = Actions(actions.db, Turns(actions.db, actions.turns.engine), actions.config)
+    page, again = later.send(ada, Payload({"text": "Hello.", "key": "k"}))
+    assert again == turn_id and page[2]["is_sent"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +213,28 @@ def test_training_is_switched_off_for_one_chat(actions: Actions, ada: Person) ->
     assert not conversations.get(actions.db, chat_id).may_train
 
 
+def test_what_is_continued_after_a_skip_keeps_its_version_back(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    turn_id = str(replies[0].parent_id)
+    rankings.save(actions.db, turn_id=turn_id, person_id=ada.id, kind="skip", placements=[])
+    conversations.add_user_message(actions.db, replies[0].conversation_id, replies[0].id, "Go on.", ada.id)
+    history = actions.show(ada, replies[0].conversation_id, 0)[0]
+    assert history["turns"][0]["reply"]["version"] is None
+
+
+def test_of_a_new_chat_the_server_says_nothing_about_training(actions: Actions, ada: Person) -> None:
+    chat_id = a_turn(actions.db, ada)[0].conversation_id
+    target = {"target": chat_id}
+    views = [
+        actions.search_chats(ada, Payload({"search": "x"})),
+        actions.rename_chat(ada, Payload({**target, "title": "Counting"})),
+        actions.export_chat(ada, Payload(target)),
+        actions.stay(ada, Payload({"key": "k"}))[0][3],
+        actions.delete_chat(ada, Payload(target))[0][3],
+    ]
+    assert [view["may_train"] for view in views] == [None] * 5
+
+
 @pytest.mark.parametrize("person_id", [None, "", "nobody"])
 def test_who_is_not_signed_in_is_told_so(actions: Actions, person_id: str | None) -> None:
     with pytest.raises(Refused, match="signed out"):
@@ -208,6 +245,52 @@ def test_a_disabled_person_is_signed_out(actions: Actions, ada: Person) -> None:
     people.set_disabled(actions.db, ada.id, True)
     with pytest.raises(Refused, match="signed out"):
         actions.person(visitor(ada.id))
+
+
+def followed(actions: Actions, person_id: str, **values: Any) -> list[Any]:
+    """Everything that a message sent from the page brings back."""
+
+    async def collect() -> list[Any]:
+        asked = follow(actions, actions.send, visitor(person_id), Payload(values))
+        return [seen async for seen in asked]
+
+    return asyncio.run(collect())
+
+
+def test_who_is_signed_out_is_told_that_the_message_was_not_taken(actions: Actions) -> None:
+    with pytest.warns(UserWarning, match="signed out"):
+        [(_, _, composer, _)] = followed(actions, "nobody", text="Hello.", key="k", look=3)
+    assert composer["answered"] == "k" and not composer["is_sent"] and composer["look"] == 3
+
+
+def test_where_the_database_is_busy_the_page_hears_of_it(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*arguments: object, **more: object) -> None:
+        raise Busy("Another process writes - try again.")
+
+    monkeypatch.setattr(Actions, "show", show)
+    with pytest.warns(UserWarning, match="try again"):
+        [(_, _, composer, _)] = followed(actions, ada.id, text="Hello.", key="k")
+    assert composer["answered"] == "k" and not composer["is_sent"]
+
+
+def test_a_turn_is_followed_to_its_end_past_a_busy_database(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_id = sent(actions, ada, key="k")
+    boards: list[Any] = [Busy("Another process writes - try again."), actions.board(ada, turn_id, 1)]
+
+    def board(*arguments: object) -> Any:
+        if isinstance(seen := boards.pop(0), Problem):
+            raise seen
+        return seen
+
+    page = actions.show(ada, conversations.message(actions.db, turn_id).conversation_id, 1)
+    monkeypatch.setattr(Actions, "show", lambda *arguments, **more: page)
+    monkeypatch.setattr(Actions, "board", board)
+    *_, last = followed(actions, ada.id, text="Hello.", key="k", look=1)
+    assert last[1]["turn_id"] == turn_id and boards == []
 
 
 def test_no_event_of_the_page_is_described_as_an_api(actions: Actions, home: Home) -> None:

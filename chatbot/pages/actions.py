@@ -98,27 +98,42 @@ class Actions:
             page = self.show(person, "", sent.look, **answer)
         return page, str(page[1]["turn_id"])
 
+    def unsent(self, sent: Payload) -> View:
+        """The composer's answer where the page cannot be shown: the message was not taken."""
+        return composer_view(
+            sent.text("conversation_id"),
+            sent.look,
+            self.config.replies,
+            answered=sent.text("key"),
+            is_sent=False,
+        )
+
     def revisit(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """Go back to an earlier turn, to rank it or to go on from there."""
         turn = self.own_turn(person, sent.text("turn_id"))
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
 
     def send(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """A message under the reply the person continues from, with the ranking they had not saved yet."""
+        """A message under the reply the person continues from, with the ranking they had not saved yet.
+
+        One that no answer reached comes again under its key: it is stored and answered once.
+        """
         key, text = sent.text("key"), sent.text("text", MESSAGE_LENGTH)
         conversation_id, turn_id = sent.text("conversation_id"), sent.text("turn_id")
         parent = None
-        if conversation_id and turn_id:
+        if stored := self._stored(person, key):
+            conversation_id = stored.conversation_id
+        elif conversation_id and turn_id:
             turn = self.own_turn(person, turn_id)
             if ranking := sent.part("ranking"):
                 boards.save_ranking(self.db, person, turn, ranking)
             parent = boards.continued_reply(self.db, person, turn.id, sent.text("chosen"))
             if parent is None:
                 raise Refused("This turn has no finished reply yet - wait for one, or press Regenerate.")
-        elif not conversation_id and text.strip():
-            conversation_id = self._begun(person, key, sent.yes("may_train", True))
-        live = self._begin(person, sent, text, conversation_id, parent.id if parent else None)
-        return self._shown(person, live, sent)
+        elif not conversation_id and text.strip() and not sent.yes("may_train", True):
+            conversation_id = conversations.create(self.db, person.id, may_train=False).id
+        turn = self._begin(person, sent, text, conversation_id, parent.id if parent else None)
+        return self._shown(person, turn, sent)
 
     def branch(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """Another wording of an earlier message: a sibling of it, with replies of its own."""
@@ -184,12 +199,10 @@ class Actions:
         return self.search_chats(person, sent, file=file)
 
     def set_training(self, person: Person, sent: Payload) -> View:
-        """Whether nights may learn from the open chat; of a new chat only the page knows."""
-        may_train = sent.yes("may_train", True)
-        if here := sent.text("conversation_id"):
-            conversations.get(self.db, here, person.id)
-            conversations.set_may_train(self.db, here, may_train)
-        return self.search_chats(person, sent, may_train=may_train)
+        """Whether nights may learn from an open chat."""
+        here = conversations.get(self.db, sent.text("conversation_id"), person.id)
+        conversations.set_may_train(self.db, here.id, sent.yes("may_train"))
+        return self.search_chats(person, sent)
 
     def delete_chat(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """Remove a conversation; the page stays where it is unless that was the open one."""
@@ -204,12 +217,9 @@ class Actions:
         side = sidebars.sidebar_view(self.db, person, left, sent.look, count, search)
         return (page[0], page[1], page[2], side), str(page[1]["turn_id"])
 
-    def _begun(self, person: Person, key: str, may_train: bool) -> str:
-        """Where a first message goes: the conversation it began if `key` was sent before, else (empty) a new
-        one; one that nights may not learn from is made here."""
-        if earlier := conversations.by_request_key(self.db, person.id, key):
-            return earlier.conversation_id
-        return "" if may_train else conversations.create(self.db, person.id, may_train=False).id
+    def _stored(self, person: Person, key: str) -> Message | None:
+        """The turn that this person's message of this key has become."""
+        return conversations.by_request_key(self.db, person.id, key) if key else None
 
     def _begin(
         self, person: Person, sent: Payload, text: str, conversation_id: str, parent_id: str | None
@@ -226,10 +236,11 @@ class Actions:
                 request_key=key or None,
             )
         except Problem as problem:
-            stored = conversations.by_request_key(self.db, person.id, key) if key else None
+            stored = self._stored(person, key)
             if stored is None:
                 raise
-            gr.Warning(escape(str(problem)))
+            if not conversations.replies(self.db, stored.id):
+                gr.Warning(escape(str(problem)))
             return stored
         return conversations.message(self.db, live.turn_id)
 

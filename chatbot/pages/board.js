@@ -17,8 +17,6 @@ const finished = () => replies().filter((reply) => !isWriting(reply));
 const ask = (event, more = {}) => fire(event, {
   look: value.look, conversation_id: value.conversation_id, turn_id: value.turn_id, ...more,
 });
-const remembered = (turn) => { try { return sessionStorage.getItem(`night_next_${turn}`); } catch { return null; } };
-const remember = (turn, id) => { try { sessionStorage.setItem(`night_next_${turn}`, id || ''); } catch { /* for now only */ } };
 
 const blank = () => ({ places: {}, best: '', allBad: false, selected: '', since: Date.now(), reasons: new Set() });
 const fromSaved = (saved) => {
@@ -90,7 +88,7 @@ const does = {
   clear: () => change(() => { mine.places = {}; mine.best = ''; mine.allBad = false; }),
   next: (id) => {
     change(() => { mine.chosen = mine.chosen === id ? '' : id; });
-    remember(value.turn_id, mine.chosen);
+    night.keep(`next_${value.turn_id}`, mine.chosen);
     document.dispatchEvent(new CustomEvent('night:write'));
   },
   copy: (id, button) => night.copy(find(id).edit?.text ?? find(id).text, button),
@@ -195,7 +193,7 @@ const update = () => {
 };
 const rebuild = () => {
   mine = value.saved ? fromSaved(value.saved) : blank();
-  mine.chosen = remembered(value.turn_id) || '';
+  mine.chosen = night.kept(`next_${value.turn_id}`);
   foot = makeFoot();
   foot.comment.value = value.saved?.comment || '';
   cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));

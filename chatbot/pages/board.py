@@ -1,9 +1,9 @@
 """The ranking board: what it shows of a turn, and what a ranking that comes from it must be.
 
 The board itself is board.js (with cards.js and compare.js), which builds its elements from the value made
-here. Its template is constant: `{{value}}` in a template would be evaluated as code. Replies are blind: it
-carries no version until this person has ranked the turn. Everything that comes back is checked against the
-database, and only ids are taken from it, never texts.
+here. Its template is constant: `{{value}}` in a template would be evaluated as code. A reply is blind:
+its version is left out until this person has ranked it, and a skip ranks nothing. Everything that comes
+back is checked against the database, and only ids are taken from it, never texts.
 """
 
 from collections.abc import Sequence
@@ -96,8 +96,9 @@ def board_view(
     shown = shown_replies(db, turn_id, person.id)
     edits = latest_edits(db, turn_id, person.id)
     ranking = rankings.current(db, turn_id, person.id)
+    ranked = placed(ranking)
     views = [
-        _reply_view(reply, letter, live, edits.get(reply.id), is_blind=ranking is None)
+        _reply_view(reply, letter, live, edits.get(reply.id), is_blind=reply.id not in ranked)
         for letter, reply in zip(rankings.LETTERS, shown, strict=False)
     ]
     is_writing = live is not None and not live.is_done
@@ -184,7 +185,7 @@ def continued_reply(db: Database, person: Person, turn_id: str, chosen: str = ""
     """
     shown = [reply for reply in shown_replies(db, turn_id, person.id) if reply.is_finished]
     ranking = rankings.current(db, turn_id, person.id)
-    places = {} if ranking is None or ranking.kind == "all_bad" else _places(ranking)
+    places = {} if ranking and ranking.kind == "all_bad" else placed(ranking)
     ranked = sorted((reply for reply in shown if reply.id in places), key=lambda reply: places[reply.id])
     preferred = [reply for reply in shown if reply.id == chosen] + ranked + shown
     if not preferred:
@@ -192,5 +193,6 @@ def continued_reply(db: Database, person: Person, turn_id: str, chosen: str = ""
     return latest_edits(db, turn_id, person.id).get(preferred[0].id, preferred[0])
 
 
-def _places(ranking: Ranking) -> dict[str, int]:
-    return {entry.message_id: entry.place for entry in ranking.placements}
+def placed(ranking: Ranking | None) -> dict[str, int]:
+    """The place of each reply that was ranked, by its id; none before the vote, none of a skip."""
+    return {entry.message_id: entry.place for entry in ranking.placements} if ranking else {}

@@ -15,13 +15,13 @@ import gradio as gr
 from chatbot.config import ServeConfig
 from chatbot.pages.actions import Actions, Page
 from chatbot.pages.board import Board, View, empty_board
-from chatbot.pages.composer import Composer, composer_view
+from chatbot.pages.composer import Composer
 from chatbot.pages.history import History
 from chatbot.pages.payload import Payload
 from chatbot.pages.sidebar import Sidebar
 from chatbot.turns import Turns
 from data.database import Database
-from data.errors import Problem
+from data.errors import NotFound, Problem
 from data.home import Home
 from data.records import Person
 
@@ -46,7 +46,7 @@ def build_chat(db: Database, turns: Turns, home: Home, config: ServeConfig) -> g
         with gr.Column(elem_id="room"):
             history = History()
             board = Board(empty_board())
-            composer = Composer(composer_view("", 0, config.replies))
+            composer = Composer()
         all_of_it = [history, board, composer, sidebar]
         page.load(_loading(actions), None, all_of_it, **QUIET)
         for component, name in (
@@ -77,7 +77,7 @@ def _loading(actions: Actions) -> Callable[[gr.Request], AsyncIterator[Any]]:
 
     async def load(request: gr.Request) -> AsyncIterator[Any]:
         sent = Payload({"conversation_id": str(request.query_params.get("c", ""))[:64], "look": 0})
-        async for seen in _follow(actions, actions.open_chat, request, sent):
+        async for seen in follow(actions, actions.open_chat, request, sent):
             yield seen
 
     return load
@@ -94,7 +94,7 @@ def _following(
         except Problem as problem:
             gr.Warning(escape(str(problem)))
             return
-        async for seen in _follow(actions, action, request, sent):
+        async for seen in follow(actions, action, request, sent):
             yield seen
 
     return event
@@ -115,7 +115,18 @@ def _answering(
     return event
 
 
-async def _follow(
+def _done(
+    actions: Actions, action: Callable[[Person, Payload], tuple[Page, str]], person: Person, sent: Payload
+) -> tuple[Page, str]:
+    """The page after the action; where that is refused, the page as it was."""
+    try:
+        return action(person, sent)
+    except Problem as problem:
+        gr.Warning(escape(str(problem)))
+        return actions.stay(person, sent)
+
+
+async def follow(
     actions: Actions,
     action: Callable[[Person, Payload], tuple[Page, str]],
     request: gr.Request,
@@ -124,14 +135,11 @@ async def _follow(
     """Do the action, show the page, then the board again and again until the turn has ended and is stored."""
     try:
         person = await asyncio.to_thread(actions.person, request)
+        page, turn_id = await asyncio.to_thread(_done, actions, action, person, sent)
     except Problem as problem:
         gr.Warning(escape(str(problem)))
+        yield gr.skip(), gr.skip(), actions.unsent(sent), gr.skip()
         return
-    try:
-        page, turn_id = await asyncio.to_thread(action, person, sent)
-    except Problem as problem:
-        gr.Warning(escape(str(problem)))
-        page, turn_id = await asyncio.to_thread(actions.stay, person, sent)
     yield page
     is_done = not turn_id
     while not is_done:
@@ -139,8 +147,10 @@ async def _follow(
         is_done = live is None or live.is_done
         try:
             board = await asyncio.to_thread(actions.board, person, turn_id, sent.look)
-        except Problem:  # the conversation was deleted meanwhile
+        except NotFound:  # the conversation was deleted meanwhile
             return
+        except Problem:  # the database is busy: look again
+            is_done, board = False, gr.skip()
         yield gr.skip(), board, gr.skip(), gr.skip()
         if not is_done:
             await asyncio.sleep(FOLLOW_SECONDS)

@@ -1,53 +1,97 @@
-// Where a message is written: it grows with its text, keeps a draft, and turns Send into Stop while replies stream.
+// Where a message is written: it grows with its text, keeps a draft for each chat, and turns Send into Stop while
+// replies stream. A message is remembered until the server has taken it: none is lost, and none is stored twice.
 const { t, h, icon } = night;
 const LONGEST = 32000;
+const ANSWER_MS = 10000; // after this long without an answer a person may send again
 const fire = night.patient(trigger, watch);
-let value = props.value;
+let value = null;
+let place = night.address(); // the chat that the text in the box is for: shown, or asked for and not yet shown
 let isAnswered = false; // a message has just been taken
-let pending = null; // the key of the message that was sent and not yet acknowledged
+let sent = JSON.parse(night.kept('sent') || 'null'); // the message that was sent and is not known to be stored
+let waiting = 0; // the timer while its answer is awaited
 const area = h('textarea', { rows: 1, 'aria-label': t('message'), placeholder: t('write_message'), enterkeyhint: 'send' });
 const sendButton = h('button', { type: 'submit', class: 'send', 'aria-label': t('send'), title: t('send') }, icon('send'));
 const stopButton = h('button', {
   type: 'button', class: 'send is-stop', 'aria-label': t('stop'), title: t('stop'), hidden: true,
   onclick: () => document.dispatchEvent(new CustomEvent('night:stop')),
 }, icon('stop'));
-const length = h('span', { class: 'length', role: 'status' });
+const status = h('span', { class: 'length', role: 'status' });
 const form = h('form', { class: 'composer', onsubmit: (event) => { event.preventDefault(); send(); } },
-  area, h('div', { class: 'composer-row' }, length, h('span', { class: 'push' }), stopButton, sendButton));
+  area, h('div', { class: 'composer-row' }, status, h('span', { class: 'push' }), stopButton, sendButton));
 element.replaceChildren(form);
 
-const draftName = () => `night_draft_${value?.conversation_id || ''}`;
-const draft = (text) => {
-  try {
-    if (text === undefined) return sessionStorage.getItem(draftName()) || '';
-    sessionStorage.setItem(draftName(), text);
-  } catch { /* no draft without storage */ }
-  return '';
-};
-const isBusy = () => !!pending || !!night.shared.turn?.writing;
+const draft = (id) => night.kept(`draft_${id}`);
+const keepDraft = (id, text) => night.keep(`draft_${id}`, text);
+const write = (text) => { area.value = text; keepDraft(place, text); };
+const turn = () => (place === (value?.conversation_id ?? '') ? night.shared.turn : null);
+const isBusy = () => !!waiting || !!turn()?.writing;
+const isComing = () => !!place && place !== value?.conversation_id;
+const isRepeat = () => !!sent && sent.place === place && sent.text === area.value;
 const update = () => {
   const over = [...area.value].length - LONGEST;
   const near = over > -LONGEST / 5;
-  length.textContent = over > 0 ? t('too_long', { over }) : (near ? `${over + LONGEST} / ${LONGEST}` : '');
-  length.classList.toggle('is-over', over > 0);
-  sendButton.disabled = isBusy() || over > 0 || !area.value.trim();
+  const unsent = isRepeat() && !waiting ? t(sent.isRefused ? 'not_sent' : 'no_answer') : '';
+  status.textContent = over > 0 ? t('too_long', { over }) : (near ? `${over + LONGEST} / ${LONGEST}` : unsent);
+  status.classList.toggle('is-over', over > 0);
+  sendButton.disabled = isBusy() || isComing() || over > 0 || !area.value.trim();
   stopButton.hidden = !isBusy();
   sendButton.hidden = isBusy();
   night.grow(area);
 };
+const remember = (message) => { sent = message; night.keep('sent', message ? JSON.stringify(message) : ''); };
 const send = () => {
   if (sendButton.disabled) return;
-  pending = night.key();
-  const turn = night.shared.turn;
+  // The same text again has the same key, by which the server knows a message that it has stored.
+  remember({ key: isRepeat() ? sent.key : night.key(), text: area.value, place, look: night.look() });
+  waiting = setTimeout(giveUp, ANSWER_MS);
   fire('send', {
-    look: night.look(), key: pending, text: area.value, conversation_id: value?.conversation_id || '',
-    turn_id: turn?.turn_id || '', chosen: turn?.chosen || '', ranking: turn?.ranking() ?? null,
+    look: sent.look, key: sent.key, text: sent.text, conversation_id: place,
+    turn_id: turn()?.turn_id || '', chosen: turn()?.chosen || '', ranking: turn()?.ranking() ?? null,
     replies: Number(night.preference('replies')) || value?.default_replies,
     may_train: !night.shared.noTraining,
   });
   update();
 };
-area.addEventListener('input', () => { draft(area.value); update(); });
+const stopWaiting = () => { clearTimeout(waiting); waiting = 0; };
+const giveUp = () => {
+  stopWaiting();
+  night.lookBack(sent.look, value?.look ?? 0);
+  update();
+};
+// What was typed after the message went off stays: the next message has begun.
+const without = (text) => (text.startsWith(sent.text) ? text.slice(sent.text.length).trimStart() : text);
+const answered = (isSent) => {
+  stopWaiting();
+  if (!isSent) {
+    remember({ ...sent, isRefused: true });
+    night.lookBack(sent.look, value?.look ?? 0);
+    return;
+  }
+  if (sent.place === place) {
+    write(without(area.value));
+    isAnswered = !area.value;
+  } else {
+    keepDraft(sent.place, without(draft(sent.place)));
+  }
+  remember(null);
+};
+// A new chat has begun, or the one on the page is gone: what is in the box comes along.
+const moveTo = (id) => {
+  const text = area.value;
+  keepDraft(place, '');
+  place = id;
+  write([text, draft(id)].filter(Boolean).join('\n\n'));
+};
+const draw = () => {
+  const next = props.value;
+  if (next && sent && next.answered === sent.key) answered(next.is_sent);
+  if (!night.isStale(next)) {
+    value = next;
+    if (place !== value.conversation_id) moveTo(value.conversation_id);
+  }
+  update();
+};
+area.addEventListener('input', () => { keepDraft(place, area.value); update(); });
 area.addEventListener('keydown', (event) => {
   // While a Chinese or Japanese input method is open, Enter chooses a character.
   if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
@@ -57,21 +101,11 @@ area.addEventListener('keydown', (event) => {
     area.blur();
   }
 });
-const draw = () => {
-  const next = props.value;
-  if (!next) return;
-  if (pending && next.answered === pending) {
-    if (next.is_sent) { area.value = ''; draft(''); isAnswered = true; }
-    else night.say(t('not_sent'));
-    pending = null;
-  }
-  if (!night.isStale(next)) {
-    const moved = value?.conversation_id !== next.conversation_id;
-    value = next;
-    if (moved && !area.value) area.value = draft();
-  }
+document.addEventListener('night:open', (event) => {
+  place = event.detail;
+  area.value = draft(place);
   update();
-};
+});
 document.addEventListener('night:turn', () => {
   update();
   // Several replies are coming: the keys now belong to the board, and a phone's keyboard makes room for it.
@@ -79,10 +113,11 @@ document.addEventListener('night:turn', () => {
   isAnswered = false;
 });
 document.addEventListener('night:write', (event) => {
-  if (event.detail) area.value = event.detail;
+  if (event.detail) write(event.detail);
   update();
   area.focus();
 });
 watch('value', draw);
+area.value = draft(place);
 draw();
 if (window.matchMedia('(min-width: 800px)').matches) area.focus();

@@ -73,8 +73,8 @@ const draw = () => {
   if (last) requestAnimationFrame(() => last.scrollIntoView({ block: 'start', behavior: 'instant' }));
 };
 window.addEventListener('popstate', () => {
-  const id = new URL(location).searchParams.get('c') || '';
-  if (id !== value.conversation_id) fire('open_chat', { look: night.look(), conversation_id: id });
+  const id = night.address();
+  if (id !== value.conversation_id) document.dispatchEvent(new CustomEvent('night:open', { detail: id }));
 });
 document.addEventListener('night:open', (event) => fire('open_chat', { look: night.look(), conversation_id: event.detail }));
 document.addEventListener('night:nudge', () => trigger('nudge'));

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from chatbot.pages import markdown
-from chatbot.pages.board import View, order_in_letters, script, shown_replies
+from chatbot.pages.board import View, order_in_letters, placed, script, shown_replies
 from data import conversations, rankings
 from data.database import Database
 from data.records import Conversation, Message, Person
@@ -73,17 +73,16 @@ def history_view(
 def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
     """The reply a person continued from, and what they said of its turn."""
     turn_id = str(reply.parent_id)
-    ranking = rankings.current(db, turn_id, person.id)
+    places = placed(rankings.current(db, turn_id, person.id))
     shown = shown_replies(db, turn_id, person.id)
     letters = {one.id: letter for letter, one in zip(rankings.LETTERS, shown, strict=False)}
-    places = {p.message_id: p.place for p in ranking.placements if p.message_id in letters} if ranking else {}
     is_edited = reply.author_id is not None
     return {
         "reply": {
             "blocks": markdown.blocks(reply.content),
             "text": reply.content,
             "is_edited": is_edited,
-            "version": reply.version if ranking or len(shown) == 1 else None,
+            "version": reply.version if reply.id in places or len(shown) == 1 else None,
         },
-        "order": order_in_letters(places, letters),
+        "order": order_in_letters({id: places[id] for id in letters if id in places}, letters),
     }

@@ -113,10 +113,28 @@ window.night ??= (() => {
   dark.addEventListener('change', showTheme);
   showTheme();
 
+  // For this tab, over a reload; where the browser keeps nothing, as long as the page lives.
+  const keeping = new Map();
+  const keep = (name, text) => {
+    keeping.set(name, text);
+    try { sessionStorage.setItem(`night_${name}`, text); } catch { /* for this page only */ }
+  };
+  const kept = (name) => {
+    if (keeping.has(name)) return keeping.get(name);
+    try { return sessionStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
+  };
+  // Who signs out leaves no text to the next person.
+  const forget = () => { try { sessionStorage.clear(); } catch { /* nothing was kept */ } };
+  // The conversation in the address; empty is a new chat.
+  const address = () => new URL(location).searchParams.get('c') || '';
+
   // Which look at the page this is: an answer to an earlier look is ignored by every component.
   let looks = 0;
-  const look = () => { looks += 1; return looks; };
-  const isStale = (value) => !value || value.look < looks;
+  let latest = 0;
+  const look = () => { looks += 1; latest = looks; return looks; };
+  // Nothing answered the look `lost`: what the page shows is answered again, and a late answer still counts.
+  const lookBack = (lost, shown) => { if (latest === lost) latest = shown; };
+  const isStale = (value) => !value || value.look < latest;
   // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
   // brings it. So a component that hears nothing for a second asks the page for an empty event.
   const patient = (trigger, watch) => {
@@ -138,5 +156,5 @@ window.night ??= (() => {
   };
   const shared = { chosen: null, turn: null };
   return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, language, preference, prefer,
-    showTheme, look, isStale, patient, shared };
+    showTheme, keep, kept, forget, address, look, lookBack, isStale, patient, shared };
 })();

@@ -74,10 +74,33 @@ const language = picker('language', Object.entries(window.nightLanguages), night
 });
 const theme = picker('theme', ['system', 'light', 'dark'].map((name) => [name, t(`theme_${name}`)]),
   night.preference('theme') || 'system', (name) => { night.prefer('theme', name); night.showTheme(); });
+// Of a new chat only the page knows whether nights may learn from it. Its switch is kept as its draft is, and no
+// answer of the server moves it. `place` is the chat that the switch is for: shown, or asked for and not yet shown.
+let place = night.address();
+const forbid = (isForbidden) => {
+  training.checked = isForbidden;
+  night.shared.noTraining = isForbidden;
+  if (!place) night.keep('no_training', isForbidden ? 'yes' : '');
+};
+const wasForbidden = () => night.kept('no_training') === 'yes';
 const training = h('input', {
   type: 'checkbox', role: 'switch',
-  onchange: () => { night.shared.noTraining = training.checked; ask('set_training', { may_train: !training.checked }); },
+  onchange: () => {
+    forbid(training.checked);
+    if (place) ask('set_training', { conversation_id: place, may_train: !training.checked });
+  },
 });
+// The page shows this chat. Nobody may have asked for it: a first message has begun it, or the one before is gone.
+const arrive = (id) => {
+  const hasBegun = !place && !!id;
+  const isGone = !!place && !id;
+  place = id;
+  if (isGone) forbid(training.checked || wasForbidden());
+  if (hasBegun) night.keep('no_training', '');
+  // Switched on while the first message was under way.
+  if (hasBegun && training.checked && value.may_train) ask('set_training', { may_train: false });
+  else if (id) forbid(!value.may_train);
+};
 const settings = h('details', { class: 'settings' }, h('summary', {}, icon('gear'), t('settings')),
   h('div', { class: 'settings-body' }, replies, language, theme));
 
@@ -103,22 +126,26 @@ const draw = () => {
   if (value.file && value.file.key !== before) download(value.file);
   chats.replaceChildren(...value.chats.map((chat) => h('li', {}, chatRow(chat))));
   if (!value.chats.length && value.search) chats.append(h('li', { class: 'none' }, t('none_found')));
-  training.checked = !value.may_train;
-  night.shared.noTraining = training.checked;
+  if (!night.isStale(value)) arrive(value.conversation_id);
   replies.lastElementChild.value = night.preference('replies') || String(value.default_replies);
   version.replaceChildren(h('b', {}, t('talking_to', { version: value.version.name })),
     h('span', {}, value.version.rankings == null ? t('trained_on_none') : t('trained_on', value.version)));
   who.replaceChildren(h('span', { class: 'name' }, value.name),
     ...value.links.map(([key, href]) => h('a', { class: 'icon-button', href, 'aria-label': t(key), title: t(key) }, icon(LINKS[key]))),
-    h('form', { method: 'post', action: '/logout' },
+    h('form', { method: 'post', action: '/logout', onsubmit: night.forget },
       h('button', { class: 'icon-button', 'aria-label': t('sign_out'), title: t('sign_out') }, icon('out'))));
 };
 document.addEventListener('night:shelf', () => show(!isOpen()));
 document.addEventListener('night:new', () => openChat(''));
+document.addEventListener('night:open', (event) => {
+  place = event.detail;
+  if (!place) forbid(wasForbidden());
+});
 document.addEventListener('click', (event) => {
   element.querySelectorAll('details.menu[open]').forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
 });
 wide.addEventListener('change', () => show(wide.matches));
 show(wide.matches && night.preference('shelf') !== 'closed');
+forbid(!place && wasForbidden());
 watch('value', draw);
 draw();

@@ -31,9 +31,12 @@ class Sidebar(gr.HTML):
 def sidebar_view(
     db: Database, person: Person, conversation_id: str, look: int, default_replies: int, search: str = ""
 ) -> View:
-    """What the sidebar shows while this conversation is open (empty: a new one)."""
+    """What the sidebar shows while this conversation is open.
+
+    Empty is a new one: of that only the page knows whether nights may learn from it, and says so with `send`.
+    """
     found = conversations.list_for(db, person.id, search)
-    may_train = conversations.get(db, conversation_id, person.id).may_train if conversation_id else True
+    may_train = conversations.get(db, conversation_id, person.id).may_train if conversation_id else None
     return {
         "look": look,
         "conversation_id": conversation_id,

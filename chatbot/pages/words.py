@@ -77,6 +77,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "最早的 {count} 条消息已放不下，未包含在内。",
     ),
     "not_sent": ("Not sent. Your text is still here.", "未发送，您的文字还在这里。"),
+    "no_answer": (
+        "No answer came. Send it again: it is stored only once.",
+        "没有收到回应。请再次发送，不会重复保存。",
+    ),
     # The board
     "replies": ("Replies to rank", "待排序的回复"),
     "reply": ("Reply {letter}", "回复 {letter}"),

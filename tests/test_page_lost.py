@@ -1,0 +1,270 @@
+"""The chat page where answers are late or lost: texts stay, none is stored twice, private stays private."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+
+from data import conversations
+from data.database import Database, open_database
+from data.home import open_home
+from data.records import Conversation
+from tests.browser import Server, Visitor, chromium, running_server, visit
+from tests.stories import a_turn, somebody
+
+pytestmark = pytest.mark.browser
+EVENTS = "**/queue/join*"
+"""Where the page's events go."""
+PATIENCE = 60_000
+"""Milliseconds that a test waits for what a busy machine may be slow to do."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(
+    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Database]]:
+    root = tmp_path_factory.mktemp("lost") / "var"
+    with running_server(tiny_directory, root, "--max-new-tokens", "12") as server:
+        db = open_database(open_home(root))
+        yield server, db
+        db.close()
+
+
+@pytest.fixture
+def visitor(
+    browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
+) -> Iterator[Visitor]:
+    """Somebody new who has one earlier chat, about apples."""
+    name = request.node.name[5:45]
+    a_turn(site[1], somebody(site[1], name), question="About apples")
+    visitor = visit(browser, *site, name)
+    yield visitor
+    visitor.context.close()
+
+
+@pytest.fixture
+def db(site: tuple[Server, Database]) -> Database:
+    return site[1]
+
+
+def wait_for(page: Page, condition: Callable[[], object]) -> None:
+    """Until the condition holds; meanwhile the page lives on."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        page.wait_for_timeout(50)
+
+
+@contextmanager
+def late(page: Page) -> Iterator[None]:
+    """The first event of this block reaches the server only after the block."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route(EVENTS, hold, times=1)
+    yield
+    wait_for(page, lambda: held)
+    held[0].continue_()
+
+
+def box(page: Page) -> Locator:
+    return page.locator(".composer textarea")
+
+
+def switch(page: Page) -> Locator:
+    return page.get_by_role("switch", name="Don't train on this chat")
+
+
+def can_send(page: Page) -> None:
+    """Waits until the message that went off last is answered, or given up."""
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled(timeout=PATIENCE)
+
+
+def the_chat(db: Database, visitor: Visitor) -> Conversation:
+    """The one chat that the visitor has begun; its one message is the visitor's, and was answered once."""
+    [chat] = [one for one in conversations.list_for(db, visitor.person.id) if one.title != "About apples"]
+    messages = conversations.messages(db, chat.id)
+    assert [message.role for message in messages] == ["user", *["assistant"] * 4]
+    return chat
+
+
+def test_what_is_typed_while_a_message_is_on_its_way_stays(visitor: Visitor) -> None:
+    page = visitor.page
+    with late(page):
+        visitor.say("Hello.")
+        box(page).press_sequentially(" And then?")
+    visitor.wait_until_written()
+    expect(box(page)).to_have_value("And then?")
+    expect(page.locator(".said .bubble")).to_have_text(["Hello."])
+    page.reload()
+    expect(box(page)).to_have_value("And then?")
+
+
+def test_a_late_answer_leaves_another_chats_draft_alone(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    expect(page.locator(".said .bubble")).to_have_text(["About apples"])
+    box(page).fill("Half a thought")
+    page.locator(".new-chat").click()
+    expect(box(page)).to_have_value("")
+    with late(page):
+        visitor.say("Hello.")
+        page.locator(".chat-title", has_text="About apples").click()
+        expect(box(page)).to_have_value("Half a thought")
+    can_send(page)
+    wait_for(page, lambda: len(conversations.list_for(db, visitor.person.id)) == 2)
+    expect(page.locator(".said .bubble")).to_have_text(["About apples"])
+    expect(box(page)).to_have_value("Half a thought")
+    page.locator(".new-chat").click()
+    expect(box(page)).to_have_value("")
+
+
+def test_who_was_signed_out_sends_the_same_text_once_back_in(visitor: Visitor, db: Database) -> None:
+    page, context = visitor.page, visitor.context
+    cookies = context.cookies()
+    context.clear_cookies()
+    visitor.say("Hello.")
+    can_send(page)
+    expect(box(page)).to_have_value("Hello.")
+    context.add_cookies(cookies)  # type: ignore[arg-type]
+    box(page).press("Enter")
+    visitor.wait_until_written()
+    expect(box(page)).to_have_value("")
+    the_chat(db, visitor)
+
+
+def test_a_message_whose_answer_is_lost_is_stored_once(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.fulfill(status=500, json={"detail": "lost on the way"})
+
+    page.route(EVENTS, lose, times=1)
+    visitor.say("Hello.")
+    expect(page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
+    wait_for(page, lambda: len(conversations.list_for(db, visitor.person.id)) == 2)
+    box(page).press("Enter")
+    visitor.wait_until_written()
+    expect(box(page)).to_have_value("")
+    the_chat(db, visitor)
+
+
+def test_after_a_lost_answer_the_board_still_says_what_is_saved(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    page.locator(".card").first.wait_for()
+    page.route(EVENTS, lambda route: route.fulfill(status=500, json={"detail": "lost"}), times=1)
+    visitor.say("Hello.")
+    expect(page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved")
+
+
+def test_the_switch_of_a_new_chat_outlasts_what_is_done_in_the_sidebar(
+    visitor: Visitor, db: Database
+) -> None:
+    page = visitor.page
+    switch(page).check()
+    page.get_by_role("searchbox", name="Search chats").fill("nothing like it")
+    expect(page.get_by_text("No chats found")).to_be_visible()
+    page.get_by_role("searchbox", name="Search chats").fill("")
+    page.locator(".chats li").hover()
+    page.locator(".menu summary").click()
+    with page.expect_download():
+        page.get_by_role("button", name="Export").click()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Really delete?").click()
+    expect(page.locator(".chat-title")).to_have_count(0)
+    expect(switch(page)).to_be_checked()
+    visitor.say("Between us.")
+    visitor.wait_until_written()
+    assert not the_chat(db, visitor).may_train
+
+
+def test_the_switch_of_a_new_chat_outlasts_a_refused_message(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+
+    def spoil(route: Route) -> None:
+        sent = route.request.post_data or ""
+        assert '"text":"Between us."' in sent
+        route.continue_(post_data=sent.replace('"text":"Between us."', '"text":5'))
+
+    switch(page).check()
+    page.route(EVENTS, spoil, times=1)
+    visitor.say("Between us.")
+    expect(page.get_by_text("Not sent.")).to_be_visible(timeout=PATIENCE)
+    expect(switch(page)).to_be_checked()
+    box(page).press("Enter")
+    visitor.wait_until_written()
+    assert not the_chat(db, visitor).may_train
+
+
+def test_the_switch_turned_on_while_the_first_message_is_on_its_way_counts(
+    visitor: Visitor, db: Database
+) -> None:
+    page = visitor.page
+    with late(page):
+        visitor.say("Between us.")
+        switch(page).check()
+    visitor.wait_until_written()
+    expect(switch(page)).to_be_checked()
+    wait_for(page, lambda: not the_chat(db, visitor).may_train)
+
+
+def test_the_switch_belongs_to_its_chat(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+    switch(page).check()
+    page.locator(".chat-title", has_text="About apples").click()
+    expect(page.locator(".said .bubble")).to_have_text(["About apples"])
+    expect(switch(page)).not_to_be_checked()
+    page.locator(".new-chat").click()
+    expect(switch(page)).to_be_checked()  # with the draft of the new chat, its switch
+    visitor.say("Between us.")
+    expect(page.locator(".said .bubble")).to_have_text(["Between us."])
+    visitor.wait_until_written()
+    page.locator(".new-chat").click()
+    expect(switch(page)).not_to_be_checked()
+    assert not the_chat(db, visitor).may_train
+
+
+def test_a_server_that_stops_under_a_new_chat_costs_neither_text_nor_switch(
+    browser: Browser, tiny_directory: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "var"
+    with ExitStack() as stack:
+        with running_server(tiny_directory, root, "--max-new-tokens", "12") as server:
+            db = open_database(open_home(root))
+            stack.callback(db.close)
+            visitor = visit(browser, server, db, "ada")
+            stack.callback(visitor.context.close)
+            page = visitor.page
+            switch(page).check()
+        visitor.say("Between us.")
+        can_send(page)
+        expect(box(page)).to_have_value("Between us.")
+        with page.expect_event("load", timeout=2 * PATIENCE):  # Gradio reloads a page that it had lost
+            port = str(urlsplit(server.url).port)
+            stack.enter_context(running_server(tiny_directory, root, "--port", port))
+        visitor.start_chat()
+        expect(box(page)).to_have_value("Between us.")
+        expect(switch(page)).to_be_checked()
+        box(page).press("Enter")
+        visitor.wait_until_written()
+        expect(box(page)).to_have_value("")
+        assert not the_chat(db, visitor).may_train
