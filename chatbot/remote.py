@@ -51,7 +51,8 @@ class RemoteEngine(AnyEngine):
         """Asks the servers of `base` at `urls`, which see the directory `shared` under the same path.
 
         four_bit, dtype: in what format they compute, which says how exact they must be.
-        rows_per_server: so many replies a server writes at a time (its --max-num-seqs).
+        rows_per_server: so many replies a server writes at a time (its --max-num-seqs). What is more would
+            queue there, where a person's chat waits behind rollouts.
         patience: seconds that `start` waits for the first server.
         """
         super().__init__(
@@ -64,6 +65,7 @@ class RemoteEngine(AnyEngine):
             max_rows=rows_per_server * len(urls),
         )
         self._users[BASE_VERSION] = 0  # what the servers start with
+        self._rows_per_server = rows_per_server
         self._replicas = Replicas(urls, base, shared, dtype=dtype, four_bit=four_bit)
         self._patience = patience
         self._awake = asyncio.Event()
@@ -163,5 +165,6 @@ class RemoteEngine(AnyEngine):
         self._writing.leave_what_is_over()
         with self._lock:
             self._let_go()
+            self._scheduler.max_rows = self._rows_per_server * len(self._replicas.up)
             while self._replicas.up and (next_one := self._scheduler.next()):
                 self._writing.begin(next_one)

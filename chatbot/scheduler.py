@@ -21,9 +21,9 @@ class Scheduler:
     """The queue in front of an engine. Not thread-safe: the engine's lock is around it."""
 
     def __init__(self, max_waiting: int, max_rows: int) -> None:
-        """`max_waiting` requests may queue before Busy; at most `max_rows` replies are under way."""
+        """`max_waiting` requests may queue before Busy; at most `max_rows` replies are let in."""
         self.max_waiting = max_waiting
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self.memory: Memory | None = None
         """For keys and values of all that runs; None where that is for others to see to."""
         self._waiting: list[Generation] = []  # as they came
@@ -47,7 +47,7 @@ class Scheduler:
     def room(self) -> int:
         """How many requests of one reply each would be taken: as many as rows are free, and the queue."""
         rows = sum(request.width for request in self._running)
-        return max(0, self._max_rows - rows) + self.max_waiting - self.waiting
+        return max(0, self.max_rows - rows) + self.max_waiting - self.waiting
 
     def add(self, request: Generation) -> None:
         """Queue it; raises Busy where the queue, or its person's half of it, is full."""
@@ -77,7 +77,7 @@ class Scheduler:
             return there if request.kind == "chat" else there - there // 4
 
         rows = sum(other.width for other in self._running)
-        if rows + request.width > usable(self._max_rows):
+        if rows + request.width > usable(self.max_rows):
             return False
         return self.memory is None or sum(self._running.values()) + columns <= usable(self.memory.columns)
 

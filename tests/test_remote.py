@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.swapping import mistakes, reference, stream, swap
 from chatbot.basemodel import Base
@@ -106,6 +107,24 @@ def test_beyond_the_queue_it_is_busy_and_people_who_chat_come_first(
     running.stop()
     done(rollout)
     assert chat.is_done
+    engine.close()
+
+
+def test_without_one_of_its_servers_it_lets_in_what_the_others_can_write(
+    tiny_base: Base, servers: list[FakeVllm], home: Home
+) -> None:
+    """What is more would queue on a server, where chat waits behind rollouts."""
+    urls = [server.url for server in servers]
+    servers[0].die()
+    slowed(servers, 0.05)
+    engine = RemoteEngine(tiny_base, urls, home.adapters, dtype=torch.float32, rows_per_server=1, patience=30)
+    engine.start()
+    running = engine.submit(HELLO, sampling=LONG)
+    rollout = engine.submit(HELLO, sampling=LONG, kind="rollout")
+    until(lambda: running.replies[0].tokens > 5)
+    assert (engine.load_now, rollout.queue_position) == ((1, 1), 1)
+    servers.append(FakeVllm(tiny_base, port=servers[0].port, pause=0.05))
+    until(lambda: engine.load_now == (2, 0))
     engine.close()
 
 
