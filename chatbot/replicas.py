@@ -17,7 +17,7 @@ import asyncio
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,9 +108,13 @@ class Replicas:
     def up(self) -> list[Replica]:
         return [replica for replica in self.all if replica.is_up]
 
-    def pick(self) -> Replica | None:
-        """The server that writes the fewest replies; the first among equals, whose cache is the fullest."""
-        return min(self.up, key=lambda replica: replica.rows, default=None)
+    def pick(self, *, but: Collection[Replica] = ()) -> Replica | None:
+        """The server that writes the fewest replies; the first among equals, whose cache is the fullest.
+
+        but: servers that are not wanted.
+        """
+        usable = (replica for replica in self.up if replica not in but)
+        return min(usable, key=lambda replica: replica.rows, default=None)
 
     def tag_of(self, version: str) -> str:
         """What `version` is called by the servers."""

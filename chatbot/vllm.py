@@ -41,6 +41,10 @@ class Gone(Busy):
     """The server cannot do it now: it is down, or was started anew and has forgotten an adapter."""
 
 
+class Failed(Refused):
+    """The server is well and yet could not do this one thing; another may."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """The next tokens of a reply."""
@@ -53,7 +57,8 @@ class Piece:
 class Server:
     """One vLLM server. Belongs to one event loop.
 
-    Every method raises Gone where the server cannot answer now, and Refused where it will not.
+    Every method raises Gone where the server cannot answer now, and Refused where it will not. An error at
+    one request says little of the server: it is asked how it is before it counts as gone.
     """
 
     def __init__(self, url: str) -> None:
@@ -137,7 +142,8 @@ class Server:
             **_PLAIN,
         }
         response = await self._ask("POST", "/v1/completions", body, seconds=SECONDS_TO_LOAD)
-        self._check(response)
+        if not response.is_success:
+            raise await self._failure(response.status_code, response.text)
         return float(response.json()["choices"][0]["logprobs"]["token_logprobs"][0])
 
     async def write(
@@ -165,16 +171,16 @@ class Server:
             async with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:
                 if not response.is_success:
                     await response.aread()
-                    self._check(response)
+                    raise await self._failure(response.status_code, response.text)
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
-                        yield self._piece(json.loads(line.removeprefix("data: ")))
+                        yield await self._piece(json.loads(line.removeprefix("data: ")))
         except httpx.HTTPError as error:
             raise self._gone(error) from error
 
-    def _piece(self, chunk: dict[str, Any]) -> Piece:
+    async def _piece(self, chunk: dict[str, Any]) -> Piece:
         if error := chunk.get("error"):
-            raise self._refusal(int(error.get("code") or 500), json.dumps(chunk))
+            raise await self._failure(int(error.get("code") or 500), json.dumps(chunk))
         choice = chunk["choices"][0]
         if "token_ids" not in choice:
             raise Refused(f"{self.url} sends text without its token ids - use vLLM 0.11 or newer.")
@@ -183,7 +189,8 @@ class Server:
                 logprobs = (choice.get("logprobs") or {}).get("token_logprobs", [])
                 return Piece(choice["token_ids"], logprobs, finish_reason)
             case other:
-                raise Gone(f"{self.url} broke a reply off ({other}).")
+                await self.check()
+                raise Failed(f"{self.url} broke a reply off ({other}) - see its log.")
 
     async def _ask(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None
@@ -201,6 +208,14 @@ class Server:
 
     def _gone(self, error: Exception) -> Gone:
         return Gone(f"{self.url} does not answer ({str(error) or type(error).__name__}).")
+
+    async def _failure(self, status: int, text: str) -> Gone | Refused:
+        """What an error answer to a request for tokens means. Raises Gone where the server is not well."""
+        if status < 500:
+            return self._refusal(status, text)
+        await self.check()
+        reason = _reason_in(text) or f"status {status}"
+        return Failed(f"{self.url} failed at a request ({reason}) - see its log.")
 
     def _refusal(self, status: int, text: str) -> Gone | Refused:
         """What an error answer means; 404 is an adapter that the server has forgotten."""

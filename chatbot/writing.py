@@ -3,7 +3,8 @@
 All replies to a prompt go to one server, so that they share its prefill; each is a request of its own there,
 with its own seed, and can be ended by itself. A reply whose server is taken out is gone on with by another
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
-would have given.
+would have given. Where no other is up, it waits a while for one. A reply that a server failed at, though it
+is well, is tried elsewhere and leaves the others there alone.
 
 Runs in the event loop of remote.py.
 """
@@ -11,19 +12,23 @@ Runs in the event loop of remote.py.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from chatbot.generation import Generation
 from chatbot.replicas import Replica, Replicas
 from chatbot.sampling import Row
-from chatbot.vllm import Gone
+from chatbot.vllm import Failed, Gone
 from data.errors import Refused
 
 log = logging.getLogger(__name__)
 
 _TRIES = 3
 """Servers that a reply may lose. After so many the fault may be its own."""
+PATIENCE_SECONDS = 10.0
+"""How long a reply that has lost its server waits where no other is up."""
+_LOOK_SECONDS = 0.02
+"""Between two looks whether one is."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,37 @@ class Writing:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self, request: Generation, row: Row, replica: Replica) -> None:
-        """One reply, on one server after the other until it has ended."""
-        for _ in range(_TRIES):
+        """One reply, on one server after the other until it has ended. At the first it is counted already."""
+        failed_at: list[Replica] = []
+        for number in range(_TRIES):
+            if number > 0:
+                if (other := await self._another(row, failed_at)) is None:
+                    break
+                replica = other
+                replica.rows += 1
             try:
                 await self._read(request, row, replica)
                 break
             except Gone as error:
                 self._replicas.take_out(replica, error)
+            except Failed as error:
+                log.error("A reply failed: %s", error)
+                failed_at.append(replica)
             except Exception as error:  # what one request brings about must not end the others
                 log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
                 break
             finally:
                 replica.rows -= 1
-            if (other := self._replicas.pick()) is None:
-                break
-            replica = other
-            replica.rows += 1
         request.finish(row, "failed")  # where it has not ended otherwise
         self._ended()
+
+    async def _another(self, row: Row, failed_at: Sequence[Replica]) -> Replica | None:
+        """A server that has not failed at this reply; where none at all is up, one may still come back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not self._replicas.up and row.finish_reason is None:
+                    await asyncio.sleep(_LOOK_SECONDS)
+        return self._replicas.pick(but=failed_at)
 
     async def _read(self, request: Generation, row: Row, replica: Replica) -> None:
         """Fill the row from one server until it has ended. Raises Gone where the server breaks off."""

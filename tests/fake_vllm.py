@@ -70,6 +70,10 @@ class FakeVllm:
         """Cut the connection after so many tokens of a reply."""
         self.fails_with: int | None = None
         """The status of every request for a reply."""
+        self.fails_after: int | None = None
+        """Send an error after so many tokens of a reply, and end it in good order."""
+        self.is_ill = False
+        """Answer, and say that the engine is not well."""
         self.writing = 0
         self._connections: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -150,6 +154,7 @@ class _Server(ThreadingHTTPServer):
     owner: FakeVllm
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # a crowd connects at once, and a connection that finds no place waits a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that is cut is what these tests are about."""
@@ -175,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.is_foreign:
             return self._send(404, {"detail": "Not Found"})
         if self.path == "/health":
-            return self._send(200, None)
+            return self._send(503 if owner.is_ill else 200, None)
         cards = [{"id": NAME, "parent": None, "max_model_len": owner.context}]
         cards += [{"id": name, "parent": NAME, "max_model_len": None} for name in owner.adapters]
         self._send(200, {"object": "list", "data": cards})
@@ -216,6 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
             for row in owner.tokens(weights, body):
                 if len(row.token_ids) - 1 == owner.breaks_after:
                     return self.connection.shutdown(socket.SHUT_RDWR)
+                if len(row.token_ids) - 1 == owner.fails_after:
+                    self._chunk(f"data: {json.dumps(_error(500, 'that is how it is'))}\n\n")
+                    break
                 logprobs = {"token_logprobs": row.logprobs[-1:]}
                 choice = {"token_ids": row.token_ids[-1:], "logprobs": logprobs}
                 choice["finish_reason"] = row.finish_reason
@@ -241,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _refuse(self, status: int, message: str) -> None:
-        self._send(status, {"error": {"message": message, "type": "Error", "code": status}})
+        self._send(status, _error(status, message))
 
     def _send(self, status: int, body: object) -> None:
         content = b"" if body is None else json.dumps(body).encode()
@@ -249,3 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+def _error(status: int, message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "Error", "code": status}}

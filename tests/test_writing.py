@@ -1,15 +1,17 @@
 """Replies under way at servers: each is a request of its own, and outlives the server it was begun on."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 
 from chatbot.basemodel import Base
 from chatbot.remote import RemoteEngine
+from chatbot.vllm import Failed, Gone, Server
 from data.errors import Busy
 from data.home import Home
 from data.records import Sampling
-from tests.fake_vllm import FakeVllm, slowed, until
+from tests.fake_vllm import NAME, FakeVllm, engine_on, slowed, until
 from tests.test_engine import done
 
 HELLO = [{"role": "user", "content": "Hello there."}]
@@ -66,8 +68,9 @@ def test_a_reply_outlives_its_server(
 
 
 def test_without_any_server_nothing_new_is_taken_and_what_waits_is_answered_later(
-    tiny_base: Base, servers: list[FakeVllm], home: Home
+    tiny_base: Base, servers: list[FakeVllm], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("chatbot.writing.PATIENCE_SECONDS", 0.1)
     (first, second) = servers
     second.die()
     engine = RemoteEngine(tiny_base, [first.url], home.adapters, rows_per_server=1, patience=30)
@@ -96,3 +99,80 @@ def test_a_request_that_every_server_refuses_fails_alone(
     for server in servers:
         server.fails_with = None
     assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
+
+
+@pytest.mark.parametrize("place", ["fails_with", "fails_after"])
+def test_a_request_that_healthy_servers_fail_at_fails_alone(
+    remote: RemoteEngine, servers: list[FakeVllm], caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    slowed(servers, 0.02)
+    others = [remote.submit(HELLO, sampling=Sampling(0, 1, 80)) for _ in servers]
+    until(lambda: all(generation.replies[0].tokens > 5 for generation in others))
+    for server in servers:
+        setattr(server, place, {"fails_with": 500, "fails_after": 3}[place])
+    assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "failed"
+    for server in servers:
+        setattr(server, place, None)
+    assert [done(generation).replies[0].finish_reason for generation in others] == ["length", "length"]
+    assert [len(server.asked) for server in servers] == [2, 2]  # it was tried elsewhere; the others stayed
+    assert "failed at a request (that is how it is)" in caplog.text
+    assert "Without an engine" not in caplog.text
+
+
+def test_a_reply_that_one_healthy_server_fails_at_is_written_by_another(
+    remote: RemoteEngine, servers: list[FakeVllm]
+) -> None:
+    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    until(lambda: [replica.rows for replica in remote._replicas.all] == [0, 0])
+    servers[0].fails_after = 5
+    reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+    assert [len(server.asked) for server in servers] == [2, 1]
+
+
+@pytest.mark.parametrize(("is_ill", "meaning"), [(True, Gone), (False, Failed)])
+def test_an_error_counts_against_a_server_only_where_it_is_not_well(
+    servers: list[FakeVllm], is_ill: bool, meaning: type[Exception]
+) -> None:
+    servers[0].fails_with, servers[0].is_ill = 500, is_ill
+
+    async def ask() -> None:
+        server = Server(servers[0].url)
+        async for _ in server.write(NAME, [1, 2, 3], GREEDY, seed=0, end_of_turn=2):
+            pass
+
+    with pytest.raises(meaning):
+        asyncio.run(ask())
+
+
+def test_a_reply_waits_for_its_only_server_to_come_back(
+    tiny_base: Base, servers: list[FakeVllm], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.writing.PATIENCE_SECONDS", 60.0)
+    with engine_on(tiny_base, servers[:1], home.adapters) as engine:
+        whole = done(engine.submit(HELLO, sampling=Sampling(0, 1, 80))).replies[0]
+        slowed(servers, 0.03)
+        stopped, late, patient = (
+            engine.submit(HELLO, sampling=sampling, deadline=deadline)
+            for sampling, deadline in ((LONG, None), (LONG, 3.0), (Sampling(0, 1, 80), None))
+        )
+        until(lambda: patient.replies[0].tokens > 5)
+        servers[0].die()
+        until(lambda: not engine.is_ready)
+        stopped.stop()
+        assert done(late).replies[0].finish_reason == "cancelled"
+        until(lambda: engine.load_now[0] <= 1)  # who has ended is not waited for
+        servers.append(FakeVllm(tiny_base, port=servers[0].port))
+        reply = done(patient).replies[0]
+    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+
+
+def test_a_reply_that_lost_too_many_servers_is_counted_nowhere(
+    tiny_base: Base, servers: list[FakeVllm], home: Home
+) -> None:
+    servers += [FakeVllm(tiny_base) for _ in range(2)]
+    with engine_on(tiny_base, servers, home.adapters) as engine:
+        for server in servers[:3]:
+            server.breaks_after = 0
+        assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "failed"
+        assert [replica.rows for replica in engine._replicas.all] == [0, 0, 0, 0]
