@@ -149,7 +149,8 @@ class Replicas:
 
     async def load(self, version: str, directory: Path) -> None:
         """Load a version on every server that is up; Refused, and nowhere loaded, where one refuses it."""
-        edition = Edition.of(version, directory)
+        # In a thread: hashing a large adapter takes a second, in which no token of any reply would be read.
+        edition = await asyncio.to_thread(Edition.of, version, directory)
         async with self._changes:
             asked = self.up
             done = await asyncio.gather(*(self._equip(r, edition) for r in asked), return_exceptions=True)
