@@ -20,7 +20,7 @@ from data.messages import message as message
 from data.messages import messages as messages
 from data.messages import path_to as path_to
 from data.messages import replies as replies
-from data.records import Conversation, FinishReason, Message, Prompt, Sampling
+from data.records import Conversation, FinishReason, Message, Sampling
 
 NEW_TITLE = "New chat"
 TITLE_LENGTH = 60
@@ -269,19 +269,3 @@ def export(db: Database, conversation_id: str) -> dict[str, Any]:
                 for row in rankings
             ],
         }
-
-
-def user_prompts(db: Database, limit: int) -> list[Prompt]:
-    """What people really asked, with what stood before it: newest first, each once, no opted-out chats."""
-    rows = db.query(
-        "SELECT m.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
-        " JOIN people p ON p.id = c.person_id WHERE m.role = 'user' AND c.may_train"
-        " AND p.kind = 'human' AND NOT p.is_disabled ORDER BY m.id DESC"
-    )
-    found: dict[str, Prompt] = {}
-    for row in rows:
-        if len(found) >= limit:
-            break
-        chat = tuple({"role": entry.role, "content": entry.content} for entry in path_to(db, row["id"]))
-        found.setdefault(json.dumps(chat), Prompt(chat, row["id"], "people"))
-    return list(found.values())

@@ -25,7 +25,7 @@ def practice_prompts() -> tuple[Prompt, ...]:
 
 @cache
 def judging_prompts() -> tuple[Prompt, ...]:
-    """What the gate compares versions on."""
+    """What the gate compares versions on, beside what people ask."""
     return _shipped("judging")
 
 

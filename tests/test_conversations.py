@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data import conversations, people, rankings
+from data import conversations, rankings
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Sampling
@@ -209,17 +209,3 @@ def test_an_export_holds_messages_and_rankings_and_is_json(db: Database) -> None
     assert out["messages"][1]["sampling"]["temperature"] == 0.8
     assert [place["place"] for place in out["rankings"][0]["placements"]] == [2, 1, 1]
     assert out["rankings"][0]["reasons"] == []
-
-
-def test_user_prompts_are_what_people_let_us_learn_from_once_each(db: Database) -> None:
-    ada, machine = somebody(db), people.add(db, "machine", kind="simulated")
-    for question in ("old", "twice", "twice"):
-        a_turn(db, ada, question=question)
-    a_turn(db, ada, question="private", may_train=False)
-    a_turn(db, machine, question="simulated")
-    prompts = conversations.user_prompts(db, 10)
-    assert [prompt.messages[-1]["content"] for prompt in prompts] == ["twice", "old"]
-    assert prompts[0].turn_id is not None
-    assert len(conversations.user_prompts(db, 1)) == 1
-    people.set_disabled(db, ada.id, True)
-    assert conversations.user_prompts(db, 10) == []

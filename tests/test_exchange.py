@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data import conversations, people
+from data import asked, conversations, people
 from data.comparisons import take_snapshot
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
@@ -108,7 +108,8 @@ def test_an_imported_row_is_a_ranking_of_its_own_source_and_asks_nobody(db: Data
     person = people.by_name(db, "a file")
     assert person is not None
     assert person.kind == "simulated"
-    assert conversations.user_prompts(db, 10) == []
+    assert asked.user_prompts(db, 10, for_judging=False) == []
+    assert asked.user_prompts(db, 10, for_judging=True) == []
 
 
 def test_the_same_file_twice_adds_nothing(filled: Database, other: Database) -> None:

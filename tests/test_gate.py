@@ -1,7 +1,7 @@
 """trainer/gate.py: each check refuses its own case, and two equal models are no worse than each other."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
-from data.records import Sampling
+from data.records import Prompt, Sampling
 from tests.learners import CPU, END, a_learner, some_replies
 from tests.nights import JUDGING
 from trainer.config import RefreshConfig
@@ -113,6 +113,7 @@ def judged(
     change: Callable[[PreTrainedModel], None],
     judge: dict[str, Any],
     probes: Probes | None = None,
+    prompts: Sequence[Prompt] = JUDGING,
 ) -> Verdict:
     """A verdict on a changed base against the base, over all judging prompts."""
     models = tuple(load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa") for _ in "ab")
@@ -120,7 +121,7 @@ def judged(
     return judge_candidate(
         policy,
         (models[0], models[1]),
-        JUDGING,
+        prompts,
         judge,
         RefreshConfig(gate_prompts=len(JUDGING)),
         sampling=Sampling(max_new_tokens=12),
@@ -163,6 +164,14 @@ def test_a_verdict_shows_samples_and_says_by_how_much(tiny_base: Base) -> None:
     assert reason.startswith(f"The judge prefers the candidate on 50% of {len(JUDGING)} prompts (95 %")
     assert len(verdict.samples) == 10
     assert verdict.report()["sampling"] == {"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 12}
+
+
+def test_no_turn_of_a_person_is_shown_in_the_report(tiny_base: Base) -> None:
+    asked = [Prompt(({"role": "user", "content": f"secret {i}"},), f"turn-{i}", "people") for i in range(3)]
+    verdict = judged(a_learner(tiny_base), lambda model: None, GOOD_JUDGE, prompts=[*asked, *JUDGING])
+    assert f"of {len(JUDGING) + 3} prompts" in verdict.reasons[0]
+    assert [s["prompt"] for s in verdict.samples] == [p.messages[0]["content"] for p in JUDGING[:10]]
+    assert "secret" not in json.dumps(verdict.report())
 
 
 def test_a_good_candidate_fails_where_the_judge_is_a_coin(tiny_base: Base) -> None:

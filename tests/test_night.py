@@ -1,17 +1,21 @@
 """trainer/night.py: what a night begins with; tests/test_refresh.py goes through whole ones."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from chatbot.basemodel import Base
 from data import runs, versions
+from data.comparisons import Snapshot
 from data.database import Database
+from data.errors import NotFound
 from data.home import Home
 from data.records import Run, Sampling
 from tests.adapter_files import make_version
+from tests.learners import ranked
 from tests.nights import tiny_night
-from trainer.night import Night, begin, peak_memory
+from trainer.night import Night, begin, peak_memory, tonight
 from trainer.progress import Progress
 from trainer.team import SOLO
 
@@ -49,6 +53,30 @@ def test_a_night_has_a_folder_of_its_own(
     db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
 ) -> None:
     assert began(db, home, tiny_base, told).folder == home.runs / told[0].id
+
+
+def test_what_the_operator_gave_is_read_before_a_night_begins(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    with pytest.raises(NotFound, match="tpyo"):
+        began(db, home, tiny_base, told, judging="tpyo.jsonl")
+
+
+def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    night, turns = began(db, home, tiny_base, told), (ranked("ab", (1, 2)), ranked("cd", (1, 2)))
+    seed = tonight(night, Snapshot(turns, "")).seed
+    assert tonight(night, Snapshot(turns, "")) == replace(night.config, seed=seed)
+    renamed = tuple(replace(turn, ranking_id="x", turn_id="y", created_at=5.0) for turn in turns)
+    assert tonight(night, Snapshot(renamed, "")).seed == seed, "by what was said, not by what it is called"
+    others = (
+        tonight(night, Snapshot(turns[:1], "")),
+        tonight(night, Snapshot((turns[0], ranked("cd", (2, 1))), "")),
+        tonight(replace(night, parent="v000001"), Snapshot(turns, "")),
+        tonight(replace(night, config=replace(night.config, seed=1)), Snapshot(turns, "")),
+    )
+    assert len({seed, *(config.seed for config in others)}) == 5
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:

@@ -1,23 +1,56 @@
 """trainer/practice.py: what a night practises on and is judged on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chatbot.basemodel import Base
+from data import conversations, people
 from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
 from data.prompts import judging_prompts, practice_prompts
-from tests.nights import JUDGING, PRACTICE, short_prompts, tiny_night, write_prompts
+from data.records import Prompt
+from tests.learners import ranked
+from tests.nights import JUDGING, PRACTICE, known_conversations, short_prompts, tiny_night, write_prompts
 from tests.stories import a_turn, rank, somebody
 from trainer.config import RefreshConfig
-from trainer.practice import judging, practice, ptx_examples, reference_prompts
+from trainer.forward import Reply
+from trainer.practice import (
+    check_prompts,
+    choose,
+    judged_on,
+    judging,
+    may_judge,
+    may_practise,
+    practice,
+    ptx_examples,
+    read_exercises,
+    reference_prompts,
+    to_imitate,
+    write_exercises,
+)
+
+PRACTISED, KEPT = 16, 3
+"""Where to number conversations from: two that are practised on, two that are kept for judging."""
 
 
-def texts(base: Base, prompts: list[list[int]]) -> list[str]:
-    return [base.format.decode(ids) for ids in prompts]
+def words(prompts: list[Prompt]) -> list[str]:
+    return [prompt.messages[-1]["content"] for prompt in prompts]
+
+
+def ask(db: Database, first: int, *questions: str) -> None:
+    """Ada asks each in a conversation of its own."""
+    with known_conversations(first):
+        for question in questions:
+            a_turn(db, somebody(db), question=question)
+
+
+def ptx(db: Database, base: Base, **settings: Any) -> list[Reply]:
+    config = RefreshConfig(**settings)
+    return ptx_examples(base, config, to_imitate(db, config))
 
 
 def test_practice_prompts_are_as_many_as_needed_and_none_twice(db: Database, tiny_base: Base) -> None:
@@ -26,22 +59,35 @@ def test_practice_prompts_are_as_many_as_needed_and_none_twice(db: Database, tin
     prompts = practice(db, tiny_base, config, [])
 
     assert len(prompts) == 4 * 8
-    assert len({tuple(p) for p in prompts}) == 4 * 8
-    assert max(len(p) for p in prompts) <= 384
+    assert len({str(prompt.messages) for prompt in prompts}) == 4 * 8
+    assert max(len(tiny_base.format.encode(prompt.messages)) for prompt in prompts) <= 384
 
 
 def test_people_s_own_turns_are_practised_on_unless_they_were_ranked(
     db: Database, home: Home, tiny_base: Base
 ) -> None:
     ada = somebody(db)
-    a_turn(db, ada, question="Why is the sky blue?")
-    rank(db, ada, a_turn(db, ada, question="Why is grass green?"), (1, 2, 3))
+    with known_conversations(PRACTISED):
+        a_turn(db, ada, question="Why is the sky blue?")
+        rank(db, ada, a_turn(db, ada, question="Why is grass green?"), (1, 2, 3))
 
-    prompts = practice(db, tiny_base, tiny_night(home), take_snapshot(db).turns)
+    said = words(practice(db, tiny_base, tiny_night(home), take_snapshot(db).turns))
 
-    said = " ".join(texts(tiny_base, prompts))
     assert "Why is the sky blue?" in said
     assert "Why is grass green?" not in said
+
+
+def test_a_prompt_that_raters_ranked_is_practised_on_where_too_few_others_are_there(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    config = tiny_night(home, updates=3, prompts_per_update=4, minibatch=4)
+    every = [ranked(["a", "b"], (1, 2), question=word) for word in words(PRACTICE)]
+    fox = ranked(["a", "b"], (1, 2), question="fox")
+
+    assert set(words(PRACTICE)) - set(words(practice(db, tiny_base, config, [fox, every[5]]))) == {
+        words(PRACTICE)[5]
+    }
+    assert len(practice(db, tiny_base, config, every)) == 16
 
 
 def test_the_same_seed_practises_in_the_same_order(db: Database, home: Home, tiny_base: Base) -> None:
@@ -55,11 +101,93 @@ def test_the_same_seed_practises_in_the_same_order(db: Database, home: Home, tin
 
 def test_an_operator_s_own_files_replace_ours(db: Database, home: Home, tiny_base: Base) -> None:
     config = tiny_night(home)
+    ask(db, KEPT, "Is this asked here?")
 
     assert len(practice(db, tiny_base, config, [])) == len(PRACTICE)
-    asked = sorted(p.messages[-1]["content"] for p in judging(tiny_base, config))
-    assert asked == sorted(p.messages[-1]["content"] for p in JUDGING)
+    assert sorted(words(judging(tiny_base, config))) == sorted(words(JUDGING))
+    assert judged_on(db, tiny_base, config, []) == judging(tiny_base, config)
     assert len(reference_prompts(tiny_base, config)) == len(PRACTICE)
+
+
+def test_the_gate_judges_first_on_people_s_newest_turns_that_nobody_practised_on(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    config = tiny_night(home, judging=None, gate_prompts=4)
+    ask(db, PRACTISED, "Wie lege ich Berufung ein?")
+    ask(db, KEPT, "Was ist eine Frist?", "Was kostet das?")
+    ask(db, 0, "Und nun?", "x" * 500)
+
+    judged = judged_on(db, tiny_base, config, [])
+    practised = practice(db, tiny_base, config, [], judged)
+
+    assert words(judged)[:2] == ["Und nun?", "Was kostet das?"], "the newest, half of all"
+    assert len(judged) == 4 and all(prompt.turn_id is None for prompt in judged[2:])
+    assert judged[2:] == judging(tiny_base, config)[:2]
+    assert "Wie lege ich Berufung ein?" in words(practised)
+    assert {"Und nun?", "Was kostet das?", "Was ist eine Frist?"}.isdisjoint(words(practised))
+
+
+def test_a_young_installation_s_gate_is_that_of_our_prompts(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    config = tiny_night(home, judging=None)
+    assert judged_on(db, tiny_base, config, []) == judging(tiny_base, config)
+
+
+def test_what_was_ranked_or_is_practised_on_word_for_word_judges_nothing(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    config = tiny_night(home, judging=None)
+    ask(db, KEPT, words(PRACTICE)[0], "Why is grass green?")
+    turn = ranked(["a", "b"], (1, 2), question="Why is grass green?")
+    assert judged_on(db, tiny_base, config, [turn]) == judging(tiny_base, config)
+    ask(db, 0, "hello")
+    ask(db, PRACTISED, "hello")
+    judged = judged_on(db, tiny_base, config, [turn])
+    assert words(judged)[0] == "hello"
+    assert "hello" not in words(practice(db, tiny_base, config, [turn], judged))
+
+
+def test_exercises_are_read_as_they_were_written(
+    db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    ask(db, PRACTISED, "Why is the sky blue?")
+    ada = somebody(db)
+    conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
+    chosen = choose(db, tiny_base, tiny_night(home, ptx=1.0), [])
+    assert len(chosen.demonstrations) == len(chosen.ptx) == 1
+    write_exercises(chosen, tmp_path / "exercises.json")
+    assert read_exercises(tmp_path / "exercises.json") == chosen
+
+
+def test_what_was_taken_back_is_practised_on_no_longer(db: Database, home: Home, tiny_base: Base) -> None:
+    ask(db, PRACTISED, "Why is the sky blue?")
+    chosen = choose(db, tiny_base, tiny_night(home), [])
+    ask(db, 0, "Why is the sky blue?")
+    assert may_practise(db, chosen), "others may go on asking"
+    people.set_disabled(db, somebody(db).id, True)
+    assert not may_practise(db, chosen)
+
+
+def test_a_demonstration_that_was_taken_back_is_repeated_no_longer(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    ada = somebody(db)
+    edit = conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
+    chosen = choose(db, tiny_base, tiny_night(home, ptx=1.0, ptx_data=None), take_snapshot(db).turns)
+    assert may_practise(db, chosen)
+    conversations.set_may_train(db, edit.conversation_id, False)
+    assert not may_practise(db, chosen)
+
+
+def test_a_turn_that_was_taken_back_judges_no_longer(db: Database, home: Home, tiny_base: Base) -> None:
+    config = tiny_night(home, judging=None, gate_prompts=6)
+    ask(db, KEPT, "Was ist eine Frist?", "Was kostet das?")
+    judged = judged_on(db, tiny_base, config, [])
+    assert may_judge(db, judged) == judged
+    turn = conversations.message(db, str(judged[0].turn_id))
+    conversations.delete(db, turn.conversation_id)
+    assert may_judge(db, judged) == judged[1:]
 
 
 def test_a_file_that_is_missing_or_too_long_is_a_sentence(
@@ -70,6 +198,31 @@ def test_a_file_that_is_missing_or_too_long_is_a_sentence(
     long = write_prompts(tmp_path / "long.jsonl", short_prompts("x" * 500))
     with pytest.raises(Refused, match="No prompt to practise on has fewer than 384 tokens"):
         practice(db, tiny_base, tiny_night(home, practice=long), [])
+    with pytest.raises(Refused, match="No prompt to judge on has fewer than 512 tokens"):
+        judging(tiny_base, tiny_night(home, judging=long))
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"judging": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"practice": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"ptx": 1.0, "ptx_data": "nowhere.txt"}, "nowhere.txt"),
+        ({"ptx": 1.0}, "no demonstrations for PPO-ptx"),
+    ],
+)
+def test_what_would_end_the_night_later_is_said_at_once(
+    db: Database, home: Home, tiny_base: Base, change: dict[str, Any], sentence: str
+) -> None:
+    check_prompts(db, tiny_base, tiny_night(home), 24)
+    with pytest.raises((NotFound, Refused), match=sentence):
+        check_prompts(db, tiny_base, tiny_night(home, **change), 24)
+
+
+def test_replies_leave_half_of_the_context_to_the_prompt(db: Database, home: Home, tiny_base: Base) -> None:
+    check_prompts(db, tiny_base, tiny_night(home), 512)
+    with pytest.raises(Refused, match="sees - use --max-new-tokens 512 or less"):
+        check_prompts(db, tiny_base, tiny_night(home), 513)
 
 
 def test_what_we_ship_for_judging_is_not_what_we_ship_for_practice() -> None:
@@ -86,11 +239,23 @@ def test_ptx_learns_from_a_text_file_or_from_demonstrations(
 ) -> None:
     text = tmp_path / "book.txt"
     text.write_text("Once upon a time. " * 40)
-    assert ptx_examples(db, tiny_base, RefreshConfig(ptx_data=str(text))) == []
-    examples = ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0, ptx_data=str(text)))
+    assert ptx(db, tiny_base, ptx_data=str(text)) == []
+    examples = ptx(db, tiny_base, ptx=1.0, ptx_data=str(text))
     ids = [i for example in examples for i in example.ids]
     assert tiny_base.format.decode(ids) == text.read_text() and len(examples) == 3
     with pytest.raises(Refused, match="no demonstrations for PPO-ptx"):
-        ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0))
+        ptx(db, tiny_base, ptx=1.0)
     with pytest.raises(Refused, match="nowhere"):
-        ptx_examples(db, tiny_base, RefreshConfig(ptx=1.0, ptx_data="nowhere.txt"))
+        ptx(db, tiny_base, ptx=1.0, ptx_data="nowhere.txt")
+
+
+def test_ptx_that_would_learn_from_nothing_is_a_sentence(
+    db: Database, tiny_base: Base, tmp_path: Path
+) -> None:
+    text, ada = tmp_path / "book.txt", somebody(db)
+    text.write_text("x")
+    with pytest.raises(Refused, match="has no text for PPO-ptx"):
+        ptx(db, tiny_base, ptx=1.0, ptx_data=str(text))
+    conversations.add_edit(db, a_turn(db, ada, question="x" * 2000)[0].id, "better", ada.id)
+    with pytest.raises(Refused, match="Every demonstration for PPO-ptx is too long"):
+        ptx(db, tiny_base, ptx=1.0)

@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from chatbot.basemodel import Base, load_base
+from chatbot.manifest import read_manifest
 from data import conversations, runs, versions
 from data.comparisons import read_snapshot
 from data.database import Database
-from data.errors import Refused
+from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Run
 from tests.adapter_files import make_version
-from tests.nights import a_night, a_run, tiny_night
+from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
 from trainer.progress import Cancelled, Progress
@@ -40,6 +42,7 @@ def test_a_night_writes_down_what_it_measured(ranked: Database, home: Home, tiny
     assert report["judge"]["accuracy_interval"][0] > 0.5
     assert report["parts"]["A"] + report["parts"]["B"] == 100
     assert len(report["gate"]["samples"]) == 10
+    assert report["config"]["seed"] == 0 != report["seed"]
     kl = [m.value for m in runs.metrics(ranked, run.id, "ppo") if m.name == "kl"]
     assert kl[0] == pytest.approx(0, abs=1e-4)
     assert kl[-1] > 0.1
@@ -150,6 +153,18 @@ def test_a_night_that_breaks_is_recorded_with_its_reason(
     assert "nowhere.jsonl" in run.reason
 
 
+@pytest.mark.parametrize("change", [{"judging": "nowhere.jsonl"}, {"max_new_tokens": 513}, {"ptx": 1.0}])
+def test_what_would_end_a_night_at_its_end_ends_it_at_once(
+    ranked: Database, home: Home, tiny_base: Base, change: dict[str, Any]
+) -> None:
+    with pytest.raises((NotFound, Refused)):
+        a_night(ranked, home, tiny_base, **change)
+
+    run = runs.latest(ranked)
+    assert run is not None
+    assert (run.state, run.snapshot_hash) == ("failed", None), "nothing was learned for nothing"
+
+
 SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": 3}
 
 
@@ -157,6 +172,10 @@ def figures(db: Database, run: Run) -> dict[tuple[str, int, str], float]:
     """All that was measured, but for what a clock said."""
     found = {(m.stage, m.step, m.name): m.value for m in runs.metrics(db, run.id)}
     return {key: value for key, value in found.items() if "seconds" not in key[2]}
+
+
+PRACTISED, KEPT = 16, 3
+"""Numbers of a conversation that is practised on and of one that is kept for judging."""
 
 
 def resumed(db: Database, run: Run) -> Run:
@@ -224,6 +243,46 @@ def test_a_run_that_may_not_use_what_it_learned_begins_anew(
     change(ranked, home, run)
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
     assert learned.stat().st_mtime_ns > before
+
+
+def shut_the_chat(db: Database, chat: str) -> None:
+    conversations.set_may_train(db, chat, False)
+
+
+@pytest.mark.parametrize("take_back", [conversations.delete, shut_the_chat])
+def test_a_run_taken_up_again_does_not_practise_on_what_was_taken_back(
+    ranked: Database, home: Home, tiny_base: Base, take_back: Callable[[Database, str], None]
+) -> None:
+    config, run, folder = tiny_night(home, **SHORT), a_run(ranked), home.runs
+    with known_conversations(PRACTISED):
+        chat = a_turn(ranked, somebody(ranked), question="Why is the sky blue?")[0].conversation_id
+    refresh(ranked, home, tiny_base, config, run, until="ppo", quiet=True)
+    exercises, checkpoint = folder / run.id / "exercises.json", next((folder / run.id / "ppo").iterdir())
+    assert "Why is the sky blue?" in exercises.read_text()
+    before = exercises.stat().st_mtime_ns
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    assert exercises.stat().st_mtime_ns == before, "nothing has changed: it goes on"
+    (checkpoint / "of-before").touch()
+    take_back(ranked, chat)
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    assert "Why is the sky blue?" not in exercises.read_text()
+    assert not (checkpoint / "of-before").exists(), "what was learned from it has gone"
+
+
+def test_the_gate_judges_on_what_is_asked_here_and_writes_it_into_no_version(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    with known_conversations(KEPT):
+        a_turn(ranked, somebody(ranked), question="Was ist eine Frist?")
+    run = a_night(ranked, home, tiny_base, **SHORT | {"judging": None})
+    judged = json.loads((home.runs / run.id / "exercises.json").read_text())["judging"]
+    assert judged[0]["messages"] == [{"role": "user", "content": "Was ist eine Frist?"}]
+    assert len(judged) == 8 and all(prompt["turn_id"] is None for prompt in judged[1:])
+    version = versions.get(ranked, str(run.version))
+    assert "judge prefers" in " ".join(version.report["gate"]["sentences"])
+    canary = read_manifest(home.adapters / version.path).canary
+    told = json.dumps(version.report) + "".join(tiny_base.format.decode(row["ids"]) for row in canary)
+    assert "Frist" not in told
 
 
 def test_a_run_under_which_what_serves_has_changed_begins_anew(

@@ -15,7 +15,7 @@ from chatbot.models import merged_model
 from chatbot.policy import Policy
 from data import conversations, runs, versions
 from data.database import Database
-from data.errors import Refused
+from data.errors import NotFound, Refused
 from data.exchange import import_rows
 from data.home import Home, open_home
 from data.records import Run, Sampling
@@ -238,6 +238,16 @@ def test_too_few_demonstrations_are_a_recorded_outcome(db: Database, home: Home,
     assert (run.state, run.version) == ("nothing_to_learn", None)
     assert "import some, or lower --min-demonstrations" in run.reason
     assert versions.reference(db, tiny_base.sha256) is None
+
+
+def test_a_file_to_judge_on_that_is_none_costs_no_training(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_politeness(db)
+    monkeypatch.setattr(sft, "Policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(NotFound, match="nowhere"):
+        a_stage(db, home, tiny_base, judging="nowhere.jsonl")
+    assert runs.list_all(db)[0].state == "failed"
 
 
 def test_imitation_that_helps_nothing_leaves_the_reference(db: Database, home: Home, tiny_base: Base) -> None:

@@ -106,7 +106,7 @@ class RefreshConfig:
     max_kl: Annotated[float, "Stop where a reply is further from the night's start, in nats."] = 8.0
 
     practice: Annotated[str | None, "Prompts to practise on: a JSONL file instead of ours."] = None
-    judging: Annotated[str | None, "Prompts to judge on: a JSONL file instead of ours."] = None
+    judging: Annotated[str | None, "Prompts to judge on: a JSONL file instead of ours and people's."] = None
     gate_prompts: Annotated[int, "Judging prompts of the gate's replay."] = 300
     margin: Annotated[float, "How far below one half the lower bound of the win rate may lie."] = 0.03
 

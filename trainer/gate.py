@@ -145,12 +145,16 @@ def _replay(
 def _samples(
     policy: Policy, prompts: Sequence[Prompt], replies: list[list[Reply]], scores: list[list[float]]
 ) -> list[dict[str, Any]]:
-    """The first few prompts with what both sides said and what the judge thought of it."""
+    """The first few prompts with what both sides said and what the judge thought of it.
+
+    People's own turns are not shown: a report stays with its version, and stands in a log.
+    """
+    shown = [i for i, prompt in enumerate(prompts) if prompt.turn_id is None][:_SAMPLES_SHOWN]
     return [
         {"prompt": prompts[i].messages[-1]["content"]}
         | {name: policy.base.format.decode(side[i].reply) for name, side in zip(_SIDES, replies, strict=True)}
         | {f"{name}_score": side[i] for name, side in zip(_SIDES, scores, strict=True)}
-        for i in range(min(_SAMPLES_SHOWN, len(prompts)))
+        for i in shown
     ]
 
 

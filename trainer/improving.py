@@ -4,10 +4,9 @@ PPO, or with `--algorithm bestofk` the simpler control; either way the policy st
 reference, and the checkpoint that the judge likes best is the candidate.
 """
 
-import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -17,12 +16,11 @@ from chatbot.policy import Policy
 from chatbot.remote import RemoteEngine
 from data import versions
 from data.comparisons import Snapshot
-from data.files import write_json
-from data.records import BASE_VERSION
+from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
-from trainer.night import Night
+from trainer.night import Night, tonight
 from trainer.ppo import PPOResult, train_ppo
-from trainer.practice import practice, ptx_examples
+from trainer.practice import Exercises, choose, may_judge, may_practise, read_exercises, write_exercises
 from trainer.reward import winners_direction
 from trainer.rollout import Reply
 from trainer.sampler import WAITING, MergedSampler, Sampler, ServerSampler
@@ -47,7 +45,7 @@ def improve_policy(
     score_sign: float,
 ) -> PPOResult:
     """Make the adapter `policy` out of what serves, and improve it against the reward models."""
-    config = night.config
+    config = tonight(night, snapshot)
     _put_on_what_serves(night, policy)
     name = _NAMES[config.algorithm]
 
@@ -60,12 +58,13 @@ def improve_policy(
         night.progress.tell(fraction, message)
 
     night.progress.enter("ppo", f"Improving the policy with {name}.")
-    prompts, shown = _practise_on(night, snapshot)
+    exercises = _choose_once(night, snapshot)
+    prompts = [night.base.format.encode(prompt.messages) for prompt in exercises.practice]
     anchor = REFERENCE if night.reference is not None else None
     common: dict[str, Any] = {
         "sampling": night.sampling,
         "reference": anchor,
-        "ptx": shown,
+        "ptx": exercises.ptx,
         "checkpoints": night.folder / config.algorithm,
         "team": night.team,
         "tell": tell,
@@ -109,16 +108,27 @@ def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
         engine.close()
 
 
-def _practise_on(night: Night, snapshot: Snapshot) -> tuple[list[list[int]], list[Reply]]:
-    """Prompts and demonstrations, frozen at the first look: people chat on while a night is resumed."""
-    file = night.folder / "practice.json"
-    if night.team.is_chief and not file.is_file():
-        shown = ptx_examples(night.db, night.base, night.config)
-        prompts = practice(night.db, night.base, night.config, snapshot.turns)
-        write_json(file, {"prompts": prompts, "ptx": [asdict(reply) for reply in shown]})
+def prompts_to_judge(night: Night) -> list[Prompt]:
+    """What the gate compares versions on, chosen before the policy learned."""
+    return may_judge(night.db, read_exercises(night.folder / _EXERCISES).judging)
+
+
+_EXERCISES = "exercises.json"
+
+
+def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
+    """What to practise on, frozen at the first look: people chat on while a night is resumed.
+
+    Where some of it was deleted or taken back since, what was learned from it goes; the stage begins anew.
+    """
+    file, learned = night.folder / _EXERCISES, night.folder / night.config.algorithm
+    if night.team.is_chief and not (file.is_file() and may_practise(night.db, read_exercises(file))):
+        if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
+            shutil.rmtree(learned)
+        config = tonight(night, snapshot)
+        write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
-    frozen = json.loads(file.read_text())
-    return frozen["prompts"], [Reply(**row) for row in frozen["ptx"]]
+    return read_exercises(file)
 
 
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}

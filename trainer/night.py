@@ -1,8 +1,9 @@
 """What the stages of one night share, and what a night writes down for the person who reads it later."""
 
+import hashlib
 import json
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
 from trainer.config import RefreshConfig
+from trainer.forward import hash_seed
 from trainer.gate import Verdict
 from trainer.ppo import PPOResult
+from trainer.practice import check_prompts
 from trainer.progress import Progress
 from trainer.publish import check_files
 from trainer.reward import winners_direction
@@ -50,11 +53,12 @@ class Night:
 def begin(
     db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress, team: Team
 ) -> Night:
-    """Settle what the stages share; the operator's seeds and threads."""
+    """Settle what the stages share; the operator's seed, threads and files."""
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
+    check_prompts(db, base, config, limit)
     parent = team.tell(versions.serving(db).current)
     found = versions.get(db, parent)
     if parent != BASE_VERSION and found.base_sha256 != base.sha256:
@@ -77,6 +81,21 @@ def begin(
         reference=anchor.name if anchor else None,
         team=team,
     )
+
+
+def tonight(night: Night, snapshot: Snapshot) -> RefreshConfig:
+    """The settings with a seed of this night's own, for what is practised, sampled and judged on.
+
+    With the same dice every night, each candidate would meet the same prompts and the same draws as the one
+    before, and be chosen by what suits them. The seed follows from what the night begins with and learns
+    from: it is the same when the night is taken up again. Ids and times are left out, which say nothing of
+    what is learned. Reward models and the reference's replies keep the operator's seed: from night to night
+    they are compared.
+    """
+    learned = [[turn.prompt, turn.replies, turn.places] for turn in snapshot.turns]
+    digest = hashlib.sha256(json.dumps([night.parent, learned]).encode()).digest()
+    seed = hash_seed(night.config.seed, int.from_bytes(digest[:4], "big"))
+    return replace(night.config, seed=seed)
 
 
 def write_report(
@@ -110,6 +129,7 @@ def write_report(
         "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "config": asdict(night.config),
+        "seed": tonight(night, snapshot).seed,
     }
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     (night.folder / "ppo.json").write_text(json.dumps(result.history))

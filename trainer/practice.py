@@ -1,19 +1,27 @@
-"""What a night practises on and is judged on. The two share nothing, and neither is what was ranked.
+"""What a night practises on and is judged on. The two share nothing, and neither has a turn that was ranked.
 
-PPO practises on people's own turns that no ranking covers and on the prompts that ship with the project, or
-on a file of the operator's; the gate judges on other prompts, which nothing else in a night sees.
+PPO practises on people's own turns and on the prompts that ship with the project, or on a file of the
+operator's; such a prompt that raters ranked word for word comes last, where too few others are there. The
+gate judges first on people's turns in the conversations that are kept for it, then on other prompts of ours;
+or on a file of the operator's alone.
+
+People's words go no further than the run's folder: what is written into a version shows ours.
 """
 
+import json
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from chatbot.basemodel import Base
-from data import conversations, demonstrations
+from data import asked, demonstrations
 from data.comparisons import RankedTurn
 from data.database import Database
+from data.demonstrations import Demonstration
 from data.errors import Refused
+from data.files import write_json
 from data.prompts import judging_prompts, practice_prompts, read_prompts
 from data.records import Prompt
 from trainer.config import RefreshConfig
@@ -21,50 +29,161 @@ from trainer.examples import tokenise
 from trainer.forward import Reply
 
 T = TypeVar("T")
+Words = tuple[tuple[str, str], ...]
+"""Role and content of each message."""
 
 _LONGEST = 384
-"""Tokens of a prompt to practise on; one long prompt would make its whole batch slow."""
+"""Tokens of a prompt to practise on, or of a person's to judge on; a long one makes its whole batch slow."""
 _REFERENCE_PROMPTS = 64
 _PIECE = 256
 """Tokens of one example of a text file."""
+_ASKED = 500
+"""People's newest turns that are looked through."""
+
+
+@dataclass(frozen=True)
+class Exercises:
+    """All that one night practises on and is judged on."""
+
+    practice: list[Prompt]
+    judging: list[Prompt]
+    ptx: list[Reply]
+    """What PPO-ptx keeps the policy able to say."""
+    demonstrations: list[str]
+    """The messages that `ptx` may have been made of."""
+
+
+def choose(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]) -> Exercises:
+    """What a night begins to practise with; `ranked` is what it learned from."""
+    shown, judged = to_imitate(db, config), judged_on(db, base, config, ranked)
+    return Exercises(
+        practice(db, base, config, ranked, judged),
+        judged,
+        ptx_examples(base, config, shown),
+        [demonstration.message_id for demonstration in shown],
+    )
+
+
+def write_exercises(exercises: Exercises, path: Path) -> None:
+    """As JSON, which is replaced whole."""
+    write_json(path, asdict(exercises))
+
+
+def read_exercises(path: Path) -> Exercises:
+    """What `write_exercises` wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    practised, judged = (
+        [Prompt(tuple(row["messages"]), row["turn_id"], row["source"]) for row in found[name]]
+        for name in ("practice", "judging")
+    )
+    return Exercises(practised, judged, [Reply(**row) for row in found["ptx"]], found["demonstrations"])
+
+
+def may_practise(db: Database, exercises: Exercises) -> bool:
+    """Whether nothing of it was deleted or taken back from training since it was chosen."""
+    turns = {prompt.turn_id for prompt in exercises.practice if prompt.turn_id}
+    if turns != asked.that_may_teach(db, turns):
+        return False
+    shown = set(exercises.demonstrations)
+    return not shown or shown <= {found.message_id for found in demonstrations.collect(db)}
+
+
+def may_judge(db: Database, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of `prompts` of which nothing was deleted or taken back; nothing was learned from the others."""
+    allowed = asked.that_may_teach(db, {prompt.turn_id for prompt in prompts if prompt.turn_id})
+    return [prompt for prompt in prompts if prompt.turn_id is None or prompt.turn_id in allowed]
+
+
+def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply: int) -> None:
+    """Raises NotFound or Refused where the operator's files or lengths would end the night later."""
+    if longest_reply > base.context // 2:
+        raise Refused(
+            f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
+            f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
+        )
+    judging(base, config)
+    reference_prompts(base, config)
+    ptx_examples(base, config, to_imitate(db, config))
 
 
 def practice(
-    db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]
-) -> list[list[int]]:
-    """Token ids of the prompts PPO rolls out on, shuffled, none twice; at most half are people's own."""
-    covered = {turn.turn_id for turn in ranked}
-    asked = [p for p in conversations.user_prompts(db, limit=500) if p.turn_id not in covered]
+    db: Database,
+    base: Base,
+    config: RefreshConfig,
+    ranked: Sequence[RankedTurn],
+    judged: Sequence[Prompt] = (),
+) -> list[Prompt]:
+    """The prompts PPO rolls out on, shuffled, none twice; at most half are people's own."""
+    covered = {_words(turn.prompt) for turn in ranked}
+    elsewhere = covered | {_words(prompt.messages) for prompt in judged}
     needed = config.prompts_per_update * (config.updates + 1)
+    theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
     ours = _shuffled(_ours(config), config.seed)
-    out = _encoded(base, [*asked[: needed // 2], *ours])[:needed]
-    return _shuffled(out, config.seed + 1)
+    ours.sort(key=lambda prompt: _words(prompt.messages) in covered)  # in this order otherwise
+    return _shuffled(_short(base, [*theirs[: needed // 2], *ours])[:needed], config.seed + 1)
 
 
 def reference_prompts(base: Base, config: RefreshConfig) -> list[list[int]]:
     """Token ids of the prompts to which the reference replies, so that scores have a zero and a unit."""
-    return _encoded(base, _shuffled(_ours(config), config.seed + 2))[:_REFERENCE_PROMPTS]
+    chosen = _short(base, _shuffled(_ours(config), config.seed + 2))[:_REFERENCE_PROMPTS]
+    return [base.format.encode(prompt.messages) for prompt in chosen]
 
 
 def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
-    """The prompts of the gate's replay."""
+    """The operator's prompts to judge on, else those that ship; nobody's turn is among them."""
     prompts = read_prompts(Path(config.judging)) if config.judging else list(judging_prompts())
-    fitting = [p for p in prompts if len(base.format.encode(p.messages)) <= base.context // 2]
-    return _shuffled(fitting, config.seed)[: config.gate_prompts]
+    found = _that_fit(base, prompts, base.context // 2)
+    if not found:
+        raise Refused(
+            f"No prompt to judge on has fewer than {base.context // 2} tokens - give shorter ones with "
+            "--judging."
+        )
+    return _shuffled(found, config.seed)[: config.gate_prompts]
 
 
-def ptx_examples(db: Database, base: Base, config: RefreshConfig) -> list[Reply]:
-    """What PPO-ptx keeps the policy able to say: a text file of the operator's, else the demonstrations."""
+def judged_on(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]) -> list[Prompt]:
+    """The prompts of the gate's replay: people's newest turns that are kept for it, up to half, then others.
+
+    So what breaks on what is asked here does not pass by what is asked everywhere. An operator's own file
+    says what is asked here.
+    """
+    others = judging(base, config)
+    if config.judging:
+        return others
+    elsewhere = {_words(turn.prompt) for turn in ranked}
+    elsewhere |= {_words(prompt.messages) for prompt in (*others, *_ours(config))}
+    theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=True))
+    theirs = _that_fit(base, theirs, _room(base))[: config.gate_prompts // 2]
+    return [*theirs, *others][: config.gate_prompts]
+
+
+def to_imitate(db: Database, config: RefreshConfig) -> list[Demonstration]:
+    """The demonstrations of PPO-ptx, where it is wanted and has no text file."""
+    if config.ptx == 0 or config.ptx_data is not None:
+        return []
+    found = demonstrations.collect(db)
+    if not found:
+        raise Refused("There are no demonstrations for PPO-ptx - give a text file with --ptx-data.")
+    return found
+
+
+def ptx_examples(base: Base, config: RefreshConfig, shown: Sequence[Demonstration]) -> list[Reply]:
+    """What PPO-ptx keeps the policy able to say: a text file of the operator's, else what `shown` says."""
     if config.ptx == 0:
         return []
-    if config.ptx_data is not None:
-        ids = base.format.encode_text(_read(Path(config.ptx_data)))
-        pieces = [ids[start : start + _PIECE] for start in range(0, len(ids) - 1, _PIECE)]
-        return [Reply(piece[:1], piece[1:], False) for piece in pieces if len(piece) > 1]
-    shown = demonstrations.collect(db)
-    if not shown:
-        raise Refused("There are no demonstrations for PPO-ptx - give a text file with --ptx-data.")
-    return tokenise(shown, base)
+    if config.ptx_data is None:
+        examples = tokenise(shown, base)
+        if not examples:
+            raise Refused(
+                f"Every demonstration for PPO-ptx is too long for {base.name!r} - add shorter ones, or give "
+                "a text file with --ptx-data."
+            )
+        return examples
+    ids = base.format.encode_text(_read(Path(config.ptx_data)))
+    pieces = [ids[start : start + _PIECE] for start in range(0, len(ids) - 1, _PIECE)]
+    if not pieces:
+        raise Refused(f"The file {config.ptx_data!r} has no text for PPO-ptx - give a longer one.")
+    return [Reply(piece[:1], piece[1:], False) for piece in pieces if len(piece) > 1]
 
 
 def _read(path: Path) -> str:
@@ -80,13 +199,33 @@ def _ours(config: RefreshConfig) -> list[Prompt]:
     return read_prompts(Path(config.practice)) if config.practice else list(practice_prompts())
 
 
-def _encoded(base: Base, prompts: Iterable[Prompt]) -> list[list[int]]:
-    """Token ids of those that are short enough, none twice, in order."""
-    ids = (tuple(base.format.encode(prompt.messages)) for prompt in prompts)
-    found = [list(prompt) for prompt in dict.fromkeys(ids) if len(prompt) <= _LONGEST]
+def _words(messages: Sequence[dict[str, str]]) -> Words:
+    """By these two prompts are the same."""
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def _unless(elsewhere: set[Words], prompts: Sequence[Prompt]) -> list[Prompt]:
+    return [prompt for prompt in prompts if _words(prompt.messages) not in elsewhere]
+
+
+def _short(base: Base, prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Those that are short enough to practise on, none twice, in order."""
+    once: dict[Words, Prompt] = {}
+    for prompt in prompts:
+        once.setdefault(_words(prompt.messages), prompt)
+    longest = _room(base)
+    found = _that_fit(base, once.values(), longest)
     if not found:
-        raise Refused(f"No prompt to practise on has fewer than {_LONGEST} tokens - give shorter ones.")
+        raise Refused(f"No prompt to practise on has fewer than {longest} tokens - give shorter ones.")
     return found
+
+
+def _room(base: Base) -> int:
+    return min(_LONGEST, base.context // 2)
+
+
+def _that_fit(base: Base, prompts: Iterable[Prompt], longest: int) -> list[Prompt]:
+    return [prompt for prompt in prompts if len(base.format.encode(prompt.messages)) <= longest]
 
 
 def _shuffled(items: Sequence[T], seed: int) -> list[T]:

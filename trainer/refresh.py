@@ -30,8 +30,8 @@ from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.gate import Verdict, judge_candidate
-from trainer.improving import improve_policy, wear_reference
-from trainer.night import Night, begin, write_report
+from trainer.improving import improve_policy, prompts_to_judge, wear_reference
+from trainer.night import Night, begin, tonight, write_report
 from trainer.ppo import PPOResult
 from trainer.practice import judging
 from trainer.probes import probe
@@ -148,9 +148,9 @@ def _judge(
     return judge_candidate(
         policy,
         models,
-        judging(night.base, night.config),
+        prompts_to_judge(night),
         judge_report,
-        night.config,
+        tonight(night, snapshot),
         sampling=night.sampling,
         winners_direction=winners_direction(snapshot.turns),
         probes=probes,

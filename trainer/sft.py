@@ -32,7 +32,7 @@ from data.database import Database
 from data.demonstrations import Demonstration
 from data.errors import Problem, Refused
 from data.home import Home
-from data.records import BASE_VERSION, Run, RunState
+from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.examples import split, tokenise
@@ -72,6 +72,7 @@ def fine_tune(
             if config.threads:
                 torch.set_num_threads(config.threads)
             folder = home.runs / run.id
+            prompts = judging(base, config)  # a file that is none must not cost the training
             found = _freeze_demonstrations(db, folder, config, run, progress)
             dtype = pick_dtype(config.precision, pick_device())
             policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)
@@ -82,7 +83,7 @@ def fine_tune(
             progress.enter("publish", "Writing the version.")
             policy.save("reference", folder / "reference")
             report["seconds"] = {stage: round(spent, 1) for stage, spent in progress.seconds.items()}
-            return _publish(db, home, base, config, run, report)
+            return _publish(db, home, base, config, run, report, prompts)
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
@@ -137,11 +138,17 @@ def _imitate(
 
 
 def _publish(
-    db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, report: dict[str, Any]
+    db: Database,
+    home: Home,
+    base: Base,
+    config: RefreshConfig,
+    run: Run,
+    report: dict[str, Any],
+    prompts: Sequence[Prompt],
 ) -> Run:
     """Write the version, which waits as a candidate, and anchor the learning at it."""
     adapter, token = home.runs / run.id / "reference", run.fencing_token
-    canary = canaries(base, adapter, judging(base, config), seed=config.seed, four_bit=config.four_bit)
+    canary = canaries(base, adapter, prompts, seed=config.seed, four_bit=config.four_bit)
     with db.write():  # all three or none
         version = publish_candidate(
             db,

@@ -1,0 +1,54 @@
+"""asked.py: what people let us learn from, and the share of it that only judges."""
+
+from data import asked, conversations, people
+from data.database import Database
+from data.records import Prompt
+from tests.stories import a_turn, somebody
+
+
+def words(prompts: list[Prompt]) -> list[str]:
+    return [prompt.messages[-1]["content"] for prompt in prompts]
+
+
+def everything(db: Database, limit: int = 10) -> list[Prompt]:
+    return [prompt for share in (False, True) for prompt in asked.user_prompts(db, limit, for_judging=share)]
+
+
+def test_user_prompts_are_what_people_let_us_learn_from_once_each(db: Database) -> None:
+    ada, machine = somebody(db), people.add(db, "machine", kind="simulated")
+    chat = conversations.create(db, ada.id)
+    for question in ("old", "twice", "twice"):
+        conversations.add_user_message(db, chat.id, None, question, ada.id)
+    a_turn(db, ada, question="private", may_train=False)
+    a_turn(db, machine, question="simulated")
+    prompts = everything(db)
+    assert words(prompts) == ["twice", "old"]
+    assert prompts[0].turn_id is not None
+    assert words(everything(db, limit=1)) == ["twice"]
+    people.set_disabled(db, ada.id, True)
+    assert everything(db) == []
+
+
+def test_one_conversation_in_five_is_kept_for_judging_whole(db: Database) -> None:
+    ada = somebody(db)
+    for number in range(200):
+        reply = a_turn(db, ada, ["one"], question=str(number))[0]
+        conversations.add_user_message(db, reply.conversation_id, reply.id, f"{number}, again", ada.id)
+    practised, kept = (set(words(asked.user_prompts(db, 400, for_judging=share))) for share in (False, True))
+    assert len(practised) + len(kept) == len(practised | kept) == 400
+    assert 20 <= len(kept) <= 150  # 80, give or take six times what chance gives
+    for share in (practised, kept):
+        assert {f"{word}, again" for word in share if word.isdigit()} <= share
+
+
+def test_a_turn_that_was_taken_back_may_teach_no_longer(db: Database) -> None:
+    ada, eve = somebody(db), somebody(db, "eve")
+    left, shut, gone = (a_turn(db, ada)[0] for _ in range(3))
+    hers = a_turn(db, eve)[0]
+    turns = [str(reply.parent_id) for reply in (left, shut, gone, hers)]
+    assert asked.that_may_teach(db, turns) == set(turns)
+    conversations.set_may_train(db, shut.conversation_id, False)
+    conversations.delete(db, gone.conversation_id)
+    people.set_disabled(db, eve.id, True)
+    assert asked.that_may_teach(db, turns) == {left.parent_id}
+    assert asked.that_may_teach(db, []) == set()
