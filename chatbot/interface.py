@@ -97,6 +97,11 @@ class AnyEngine(ABC):
     # Requests
 
     @property
+    def max_waiting(self) -> int:
+        """Requests that may queue before Busy."""
+        return self._scheduler.max_waiting
+
+    @property
     def room(self) -> int:
         """How many requests of one reply each would be taken at this moment, at most."""
         with self._lock:
