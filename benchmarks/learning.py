@@ -102,7 +102,8 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
     now = trainer("versions")[1]["serving"]["current"]
     folder = home / "runs" / run["id"]
     report = json.loads((folder / "report.json").read_text())
-    curve = json.loads((folder / "ppo.json").read_text())
+    history = folder / "ppo.json"  # missing where no judge was fit to judge
+    curve = json.loads(history.read_text()) if history.is_file() else []
     models = ("accuracy", "accuracy_interval", "always_longest")
     return {
         "state": run["state"],

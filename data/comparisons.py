@@ -24,6 +24,8 @@ from data.versions import number
 HALF_LIFE_SECONDS = 60 * 86400.0
 """A ranking this much older than the newest one weighs half."""
 SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported": 0.5}
+SHORTEST_OPENING = 24
+"""Bytes from which on a first message stands for its dialogue; with a shorter one, like "hi", many begin."""
 LARGEST_SHARE = 0.05
 """No person has more of a night than this, or than 2/n where n people are few."""
 FEWEST_TO_CAP = 4
@@ -66,9 +68,20 @@ class RankedTurn:
         return found
 
     @property
+    def group(self) -> str:
+        """The same for rankings that are not independent: those of dialogues that begin with the same words.
+
+        The conversation does not tell, since each imported row and each simulated turn has one of its own,
+        whatever it shares with others. After a short opening, which says nothing, it is all there is.
+        """
+        opening = next((said["content"] for said in self.prompt if said["role"] == "user"), "").encode()
+        is_telling = len(opening) >= SHORTEST_OPENING
+        return hashlib.sha256(opening).hexdigest() if is_telling else self.conversation_id
+
+    @property
     def part(self) -> Literal["A", "B"]:
-        """A teaches the rewards, B the judge; 60/40 by conversation, for ever the same."""
-        digest = hashlib.sha256(self.conversation_id.encode()).digest()
+        """A teaches the rewards, B the judge; 60/40 by group, for ever the same."""
+        digest = hashlib.sha256(self.group.encode()).digest()
         return "A" if int.from_bytes(digest[:8], "big") % 100 < 60 else "B"
 
 

@@ -84,6 +84,22 @@ def ranked(
     )
 
 
+def shares(turns: Sequence[RankedTurn]) -> dict[str, float]:
+    """What each person has of the weight of these rankings."""
+    whole = sum(turn.weight for turn in turns)
+    held: dict[str, float] = {}
+    for turn in turns:
+        held[turn.person_id] = held.get(turn.person_id, 0.0) + turn.weight / whole
+    return held
+
+
+def fair_share(turns: Sequence[RankedTurn]) -> float:
+    """The most that one of the n people of these rankings may have: 5 %, or 2/n where they are few."""
+    people = len({turn.person_id for turn in turns})
+    assert people >= 4, "among fewer there is no cap"
+    return max(0.05, 2 / people)
+
+
 def a_config(**changes: Any) -> RefreshConfig:
     """One small update without warm-up, and nothing that would stop a random policy."""
     base = RefreshConfig(

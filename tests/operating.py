@@ -85,6 +85,7 @@ def examination(accuracy: float, pairs: int, person: str = "nobody-known") -> di
         "accuracy_interval": [accuracy - 0.06, accuracy + 0.06],
         "pairs": pairs,
         "rankings": pairs // 6,
+        "held_out": 2 * (pairs // 6),
         "ties": 0.12,
         "always_longest": 0.41,
         "always_first_shown": 0.505,

@@ -54,6 +54,29 @@ def test_parts_are_sixty_to_forty_and_of_the_conversation() -> None:
     assert turn_of(1, 2, turn="x").part == replace(turn_of(2, 1, turn="x"), ranking_id="other").part
 
 
+def begun(conversation: str, *said: str) -> RankedTurn:
+    """A ranking in a dialogue of which these are the user's words."""
+    prompt = [{"role": "system", "content": "Be brief."}, *({"role": "user", "content": it} for it in said)]
+    return replace(turn_of(1, 2, turn=conversation), prompt=tuple(prompt))
+
+
+def test_dialogues_that_begin_alike_are_of_one_part_in_whatever_conversation() -> None:
+    same = [begun(f"chat {i}", "Why does bread rise?\nTell me.", *["And then?"] * (i % 3)) for i in range(20)]
+    assert len({turn.group for turn in same}) == len({turn.part for turn in same}) == 1
+    assert begun("chat 0", "Why does bread rise?\nTell us.").group != same[0].group
+
+
+@pytest.mark.parametrize("said", [("hi", "Why does bread rise in the oven?"), ("你好",), ()])
+def test_after_a_short_opening_each_conversation_is_its_own(said: tuple[str, ...]) -> None:
+    turns = [begun(f"chat {i}", *said) for i in range(20)]
+    assert [turn.group for turn in turns] == [turn.conversation_id for turn in turns]
+    assert {turn.part for turn in turns} == {"A", "B"}
+
+
+def test_a_few_chinese_characters_are_no_short_opening() -> None:
+    assert begun("one", "什么东西越洗越脏呢").group == begun("two", "什么东西越洗越脏呢").group
+
+
 def test_a_snapshot_holds_the_texts_versions_and_cuts(db: Database) -> None:
     ada = somebody(db)
     replies = a_turn(db, ada, ["short", "long"], version=["base", "v000001"], question="Why?")
@@ -156,6 +179,13 @@ def test_an_older_ranking_weighs_less_and_an_import_half() -> None:
     old, new = weigh([turn_of(1, 2, at=0), turn_of(1, 2, at=60 * days)])
     assert (old.weight, new.weight) == (0.5, 1.0)
     assert weigh([replace(turn_of(1, 2), source="imported")])[0].weight == 0.5
+
+
+def test_weighing_again_starts_from_nothing() -> None:
+    turns = [turn_of(1, 2, person=f"p{i % 5}", turn=f"t{i}", at=i * 86400.0) for i in range(40)]
+    turns += [turn_of(1, 2, person="loud", turn=f"l{i}") for i in range(200)]
+    assert weigh(weigh(turns)) == weigh(turns)
+    assert weigh(weigh(turns)[:40]) == weigh(turns[:40])
 
 
 @pytest.mark.parametrize(("others", "share"), [(3, 1 / 2), (9, 1 / 5), (60, 1 / 20)])

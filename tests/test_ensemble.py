@@ -15,7 +15,7 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
 from data.errors import Refused
 from data.home import Home, open_home
-from tests.learners import CPU, ranked, some_replies
+from tests.learners import CPU, fair_share, ranked, shares, some_replies
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.ensemble import (
@@ -85,6 +85,13 @@ def test_a_bootstrap_sample_draws_whole_conversations_as_often_as_they_weigh() -
     assert 0.55 < len(sample) / len(turns) < 0.7  # 1 - 1/e
     of_one = {t.conversation_id: t.weight for t in sample}
     assert all(t.weight == of_one[t.conversation_id] for t in sample) and max(of_one.values()) > 1
+
+
+def test_a_bootstrap_sample_draws_dialogues_that_begin_alike_together() -> None:
+    asked = [{"role": "user", "content": f"Why is the number {i} a prime number?"} for i in range(100)]
+    turns = [replace(t, prompt=(asked[i % 100],)) for i, t in enumerate(some_turns(300))]
+    sample = bootstrap_turns(turns, seed=0)
+    assert len(sample) == 3 * len({t.prompt[0]["content"] for t in sample})
 
 
 def test_each_seed_draws_its_own_sample_and_the_same_one_again() -> None:
@@ -278,7 +285,7 @@ def test_a_ranking_that_is_gone_or_revised_is_forgotten_by_learning_everything_a
         now.append(replace(before[0], **change))
     lesson = warm_start(night(before), night(now), CONFIG, seed=0)
     assert (lesson.turns, lesson.is_warm) == (tuple(now), False)
-    assert lesson.reason.endswith("of the 8 rankings learned from before, 1 is deleted or revised.")
+    assert "of the 8 rankings learned from before, 1 is deleted, revised or in the other" in lesson.reason
     assert set(lesson.learned) == {turn.ranking_id for turn in now}
 
 
@@ -297,7 +304,7 @@ def test_a_ranking_that_aged_out_nights_ago_is_missed_when_it_changes(change: di
     now, before = night(turns[4:]), night(turns[2:12])
     later = warm_start(before, now, CONFIG, seed=0, everything=night(there), learned=first.learned)
     assert (later.turns, later.is_warm) == (now.turns, False)
-    assert later.reason.endswith("of the 12 rankings learned from before, 1 is deleted or revised.")
+    assert "of the 12 rankings learned from before, 1 is deleted, revised or in the other" in later.reason
     assert set(later.learned) == {turn.ranking_id for turn in now.turns}
     still = warm_start(before, now, CONFIG, seed=0, everything=night(turns), learned=first.learned)
     assert still.is_warm
@@ -320,7 +327,16 @@ def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:
     write_snapshot(night(before), tmp_path / "snapshot.jsonl")
     now = [replace(t, weight=0.5) for t in before] + some_turns(2, first=10)
     lesson = warm_start(read_snapshot(tmp_path / "snapshot.jsonl"), night(now), CONFIG, seed=0)
-    assert lesson.is_warm and [t.weight for t in lesson.turns].count(0.5) == 1  # tonight's weights
+    assert lesson.is_warm and {t.weight for t in lesson.turns} == {1.0}  # weighed among themselves
+
+
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_nobody_has_more_of_a_lesson_than_of_a_night(is_warm: bool) -> None:
+    turns = [replace(t, person_id=f"p{i % 20}") for i, t in enumerate(some_turns(100))]
+    turns += [replace(t, person_id="loud") for t in some_turns(10, first=100)]
+    config = replace(CONFIG, warm_start=is_warm, replay=1.0)
+    lesson = warm_start(night(turns[:100]), night(turns if is_warm else turns[80:]), config, seed=0)
+    assert lesson.is_warm == is_warm and max(shares(lesson.turns).values()) <= fair_share(lesson.turns) + 1e-9
 
 
 def train_in_a_team(directory: str, home: Home, rank: int, size: int) -> dict[str, Any]:

@@ -222,3 +222,46 @@ def test_a_flip_is_two_replies_that_change_places_when_the_prompt_is_reworded(ti
     assert flip_rate(policy, names, same) == 0
     report = examine(policy, names, some_turns(2), seed=0, paraphrases=asked)
     assert (report["paraphrase_flip_rate"], report["paraphrases"]) == (sum(flips) / 20, 20)
+
+
+def test_of_more_rankings_than_asked_the_newest_that_say_something_are_examined(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    turns = judged_by(policy, names, some_turns(12))
+    silent = [replace(turn, kind="all_bad") for turn in turns[:3]]
+    held_out = [*map(turned_round, turns[:7]), *turns[7:], *silent]
+    report = examine(policy, names, held_out, seed=0, most=5)
+    assert (report["rankings"], report["held_out"], report["accuracy"]) == (5, 12, 1)
+    everything = examine(policy, names, held_out, seed=0)
+    assert (everything["rankings"], everything["held_out"]) == (12, 12) and everything["accuracy"] < 1
+
+
+def test_rankings_that_begin_alike_are_one_group_of_the_interval(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    widths = []
+    for begun in ("Why is it so?", "Why is it so, if I may ask?"):  # 40 groups, and then two
+        asked = [({"role": "user", "content": f"{begun} {i % 2}"},) for i in range(40)]
+        turns = [replace(t, prompt=prompt) for t, prompt in zip(some_turns(40), asked, strict=True)]
+        right = judged_by(policy, names, turns)
+        mixed = [turn if i % 2 else turned_round(turn) for i, turn in enumerate(right)]
+        low, high = examine(policy, names, mixed, seed=0)["accuracy_interval"]
+        widths.append(high - low)
+    assert widths[0] < 0.6 < widths[1]
+
+
+def test_an_examination_tells_how_far_it_is_and_ends_when_told(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, names = an_ensemble(tiny_base)
+    asked = [Paraphrase(f"ask {i}", f"{i}? say", ("aa", "ba")) for i in range(4)]
+    whole = examine(policy, names, some_turns(6), seed=0, paraphrases=asked)
+    monkeypatch.setattr("trainer.examine._AT_ONCE", 4)
+    heard: list[float] = []
+    report = examine(policy, names, some_turns(6), seed=0, paraphrases=asked, tell=heard.append)
+    assert len(heard) == 2 * (5 + 4) and heard == sorted(heard) and heard[-1] == 1.0
+    assert report["disagreement"] == pytest.approx(whole["disagreement"], abs=1e-5)
+
+    def stop(fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        examine(policy, names, some_turns(6), seed=0, tell=stop)

@@ -71,6 +71,19 @@ def test_a_round_trip_loses_nothing(filled: Database, other: Database, fmt: str,
     assert "secret" not in str(expected)
 
 
+def test_rows_of_one_dialogue_are_of_one_part_though_each_is_a_conversation(db: Database) -> None:
+    rows = []
+    for i in range(12):
+        prompt = [{"role": "user", "content": f"What is {i} times a dozen, please?"}]
+        for reply in ("many", "more"):  # branches of the same dialogue
+            rows.append({"prompt": prompt, "chosen": f"{reply} than {i}", "rejected": "none"})
+            prompt = [*prompt, {"role": "assistant", "content": reply}, {"role": "user", "content": "Sure?"}]
+    assert import_rows(db, rows, "preference").added == 24
+    turns = take_snapshot(db).turns
+    assert len({turn.conversation_id for turn in turns}) == 24 and len({turn.group for turn in turns}) == 12
+    assert len({(turn.group, turn.part) for turn in turns}) == 12
+
+
 def test_replies_that_say_the_same_are_no_pair_but_keep_their_tiers(db: Database, other: Database) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada, ["same", "same", "else"]), [1, 2, 3])

@@ -41,7 +41,7 @@ def test_a_judge_that_beats_a_coin_may_judge() -> None:
 def test_a_judge_that_may_be_a_coin_cannot_judge(interval: list[float]) -> None:
     (reason,) = check_judge({"accuracy": 0.6, "accuracy_interval": interval})
     assert "agrees with 60% of held-out comparisons" in reason
-    assert "it cannot judge - collect more rankings" in reason
+    assert "it cannot judge - rank replies in more conversations" in reason
 
 
 @pytest.mark.parametrize("low, passes", [(0.6, True), (0.48, True), (0.47, False), (0.3, False)])

@@ -77,7 +77,6 @@ TESTED_ELSEWHERE = {
     "data/records.py": "test_rankings.py",
     "data/recovery.py": "test_data_cli.py",
     "trainer/commands.py": "test_trainer_cli.py",
-    "trainer/fitting.py": "test_refresh.py",
     "trainer/improving.py": "test_refresh.py",
     "trainer/stages.py": "test_trainer_cli.py",
 }

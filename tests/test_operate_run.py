@@ -112,7 +112,9 @@ def test_accuracy_stands_beside_its_interval_and_both_baselines(db: Database, vi
     html = reward_html(db, visit, whole_report())
     for words in ("68 %", "[62, 74]", "210 pairs", "The longest always wins", "41 %", "first shown", "50 %"):
         assert words in html
-    for words in ("tau", "+0.36", "ECE", "0.07", "−0.31", "0.28", "14 %", "of 50", "75 % sure, 66 % right"):  # noqa: RUF001
+    for words in ("35 <small>of 70", "tau", "+0.36", "ECE", "0.07", "−0.31", "0.28", "14 %", "of 50"):  # noqa: RUF001
+        assert words in html
+    for words in ("75 % sure, 66 % right", "Rankings examined on"):
         assert words in html
 
 
@@ -233,6 +235,17 @@ def test_a_run_without_a_version_has_its_report_in_its_folder(db: Database, home
     (folder / "report.json").write_text(json.dumps(report))
     html = body(db, home, visit, run)
     assert "liked none better than the start" in html and "68 %" in html
+
+
+def test_a_run_without_a_judge_has_a_reward_report_and_no_more(
+    db: Database, home: Home, visit: Visit
+) -> None:
+    run = end_run(db, start_run(db), "refused")
+    (home.runs / run.id).mkdir(parents=True)
+    report = {**whole_report(), "gate": None, "ppo": None}
+    (home.runs / run.id / "report.json").write_text(json.dumps(report))
+    html = body(db, home, visit, run)
+    assert "Reward report" in html and "What happened" in html and "updates" not in html
 
 
 # ---------------------------------------------------------------------------------------------------------

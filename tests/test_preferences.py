@@ -68,6 +68,17 @@ def test_a_split_parts_conversations_and_keeps_every_row(tmp_path: Path) -> None
     assert split_by_conversation(turns, 0.2, seed=1)[1] != held_out
 
 
+def test_a_split_leaves_dialogues_that_begin_alike_together_across_sources(tmp_path: Path) -> None:
+    rows = [
+        a_row(id=f"{source}{i}", prompt=f"question {i} of a great many", source=source)
+        for i in range(50)
+        for source in "st"
+    ]
+    kept, held_out = split_by_conversation(read_rows([a_file(tmp_path / "f", *rows)]), 0.5, seed=0)
+    asked = [{turn.prompt[0]["content"] for turn in side} for side in (kept, held_out)]
+    assert kept and held_out and not asked[0] & asked[1]
+
+
 @pytest.mark.parametrize(
     "row, sentence",
     [

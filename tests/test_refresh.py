@@ -18,6 +18,7 @@ from tests.adapter_files import make_version
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
+from trainer.examine import examine
 from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
@@ -326,3 +327,33 @@ def test_a_night_that_finds_nothing_better_writes_its_report(
     report = json.loads((home.runs / run.id / "report.json").read_text())
     if run.version is None:
         assert report["gate"] is None and "updates was better than the start" in run.reason
+
+
+def blunt(*asked: Any, **how: Any) -> dict[str, Any]:
+    """The examination of models that may be right by chance."""
+    return {**examine(*asked, **how), "accuracy": 0.55, "accuracy_interval": [0.4, 0.7]}
+
+
+def test_where_the_judge_cannot_judge_the_night_ends_before_it_practises(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.fitting.examine", blunt)
+    run = a_night(ranked, home, tiny_base, **SHORT)
+
+    assert (run.state, run.version, run.progress) == ("refused", None, 1.0)
+    assert run.reason.startswith("The judge agrees with 55% of held-out comparisons")
+    assert run.reason.endswith("it cannot judge - rank replies in more conversations.")
+    assert {m.stage for m in runs.metrics(ranked, run.id)} == {"reward", "judge"}
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    assert report["judge"]["accuracy"] == 0.55 and report["gate"] is None and report["ppo"] is None
+
+
+def test_the_stage_reward_alone_pauses_whatever_the_judge_is_worth(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.fitting.examine", blunt)
+    config, run = tiny_night(home, **SHORT), a_run(ranked)
+    paused = refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
+    assert paused.state == "interrupted"
+    done = refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    assert done.state == "refused" and "cannot judge" in done.reason

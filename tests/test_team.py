@@ -104,6 +104,7 @@ def test_two_processes_learn_what_one_learns(
     two = a_refresh(other, tiny_base.directory, config, 2)
     figures = {key for key in one if "seconds" not in key[2]}
     assert figures == {key for key in two if "seconds" not in key[2]}
+    assert ("ppo", 2, "kl") in figures, "the judge is fit to judge, so both practise"
     counted = {key for key in figures if "fraction" in key[2]}  # a token may stand right on the clip
     for chosen, tolerance in ((figures - counted, 1e-4), (counted, 0.01)):
         assert {k: two[k] for k in chosen} == pytest.approx({k: one[k] for k in chosen}, abs=tolerance)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn, Snapshot
+from data.comparisons import RankedTurn, Snapshot, weigh
 from data.files import make_it_appear
 from trainer import reward
 from trainer.config import RefreshConfig
@@ -41,6 +41,7 @@ class Lesson:
     """What tonight's reward models learn from, and whether they go on from last night's."""
 
     turns: tuple[RankedTurn, ...]
+    """Weighed among themselves: nobody has more of this lesson than they may have of a night."""
     is_warm: bool
     reason: str
     learned: Mapping[str, str]
@@ -65,23 +66,25 @@ def warm_start(
     saved_rank: that of the adapters to go on from.
 
     Where a ranking that was learned from is no longer in `everything` as it was, the models must forget it,
-    which only models that start anew do. One that only grew too old for `now` is still there. It stays in
-    `learned` for as long as its models go on, so that it is missed when it is deleted many nights later.
+    which only models that start anew do. (Another release may have put it in the other part.) One that only
+    grew too old for `now` is still there. It stays in `learned` for as long as its models go on, so that it
+    is missed when it is deleted many nights later.
     """
     tonight = _hashes(now)
+
+    def anew(why: str) -> Lesson:
+        return Lesson(tuple(weigh(now.turns)), False, f"Trained anew{why}", tonight)
+
     if not config.warm_start:
-        return Lesson(now.turns, False, "Trained anew, as asked.", tonight)
+        return anew(", as asked.")
     if previous is None:
-        return Lesson(now.turns, False, "Trained anew: there are no reward models to go on from.", tonight)
+        return anew(": there are no reward models to go on from.")
     known = _hashes(previous) if learned is None else learned
     present = _hashes(everything or now)
     gone = sum(present.get(ranking) != content for ranking, content in known.items())
     if gone:
-        reason = (
-            f"Trained anew: of the {len(known)} rankings learned from before, {gone} "
-            f"{'is' if gone == 1 else 'are'} deleted or revised."
-        )
-        return Lesson(now.turns, False, reason, tonight)
+        why = f": of the {len(known)} rankings learned from before, {gone} {'is' if gone == 1 else 'are'} "
+        return anew(why + "deleted, revised or in the other part now.")
     new = [turn for turn in now.turns if turn.ranking_id not in known]
     old = [turn for turn in now.turns if turn.ranking_id in known]
     again = random.Random(seed).sample(old, min(len(old), round(config.replay * len(new))))
@@ -92,8 +95,8 @@ def warm_start(
     )
     if saved_rank not in (None, config.rank):
         reason += f" They keep their rank, {saved_rank}; --no-warm-start trains some of rank {config.rank}."
-    turns = tuple(turn for turn in now.turns if turn.ranking_id in chosen)
-    return Lesson(turns, True, reason, {**known, **tonight})
+    turns = weigh([turn for turn in now.turns if turn.ranking_id in chosen])
+    return Lesson(tuple(turns), True, reason, {**known, **tonight})
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, str]:
@@ -112,19 +115,17 @@ def rank_of(folder: Path) -> int:
 
 
 def bootstrap_turns(turns: Sequence[RankedTurn], seed: int) -> list[RankedTurn]:
-    """As many conversations as there are, drawn with replacement: one drawn n times weighs n times as much.
+    """As many groups as there are, drawn with replacement: one drawn n times weighs n times as much.
 
     So about 63 % of the rankings are there, each scored once a pass. Drawn again until a pair is decided.
     """
-    conversations = sorted({turn.conversation_id for turn in turns})
+    groups = sorted({turn.group for turn in turns})
     assert reward.can_teach(turns), "a sample of ties alone would be drawn for ever"
     pick = random.Random(seed)
     while True:
-        drawn = Counter(pick.choices(conversations, k=len(conversations)))
+        drawn = Counter(pick.choices(groups, k=len(groups)))
         sample = [
-            replace(turn, weight=turn.weight * drawn[turn.conversation_id])
-            for turn in turns
-            if drawn[turn.conversation_id]
+            replace(turn, weight=turn.weight * drawn[turn.group]) for turn in turns if drawn[turn.group]
         ]
         if reward.can_teach(sample):
             return sample

@@ -4,8 +4,9 @@
 
 One model or an ensemble, whose score is the mean over its members. The report holds
 
-- `accuracy` over decided pairs, with a 95 % interval bootstrapped by conversation, since a ranking's pairs
-  are not independent; beside it what "the longest wins" and "the first shown wins" get on the same pairs;
+- `accuracy` over decided pairs, with a 95 % interval bootstrapped by `RankedTurn.group`, since a ranking's
+  pairs are not independent, nor are rankings of one dialogue; beside it what "the longest wins" and "the
+  first shown wins" get on the same pairs;
 - `kendall_tau`, for rankings of more than two replies;
 - `ece` and `reliability`: do the pairs that it is 80 % sure of come out that way in 80 % of cases? Bradley
   and Terry's P(i beats j) = sigmoid(r_i - r_j) is said of raw scores, before they were divided by their
@@ -33,6 +34,17 @@ from trainer.statistics import bootstrap_by_group
 Pair = tuple[int, int, float]
 BINS = 10
 """Equal steps of confidence, from 1/2 to 1."""
+_AT_ONCE = 64
+"""Sequences scored between two words about how far it is."""
+_RANKINGS = 0.8
+"""The part of the time that the rankings take; the rest is the paraphrases."""
+
+Tell = Callable[[float], None]
+"""Hears the fraction that is done, and may raise to end it."""
+
+
+def _quiet(fraction: float) -> None:
+    """For who needs not know."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +72,30 @@ def examine(
     turns: Sequence[RankedTurn],
     *,
     seed: int,
+    most: int | None = None,
     paraphrases: Sequence[Paraphrase] = (),
+    tell: Tell = _quiet,
 ) -> dict[str, Any]:
-    """The report on the reward models `names` of `policy`, as JSON; `seed` is the bootstrap's."""
-    examined, disagreement = _score(policy, names, turns)
+    """The report on the reward models `names` of `policy`, as JSON.
+
+    turns: rankings they did not learn from, oldest first; `held_out` of them say something.
+    seed: the bootstrap's.
+    most: of more rankings than this, only the newest are examined; None examines all.
+    """
+    held_out = [turn for turn in turns if turn.pairs()]
+    asked = held_out if most is None else held_out[-most:]
+    examined, disagreement = _score(policy, names, asked, lambda done: tell(_RANKINGS * done))
+    flips = flip_rate(policy, names, paraphrases, lambda done: tell(_RANKINGS + (1 - _RANKINGS) * done))
     hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
-    by_conversation = _grouped(hits, lambda turn: turn.conversation_id)
+    by_group = _grouped(hits, lambda turn: turn.group)
     bins = reliability([d for e in examined for d in _margins(e)])
     said = sum(len(e.pairs) for e in examined)
     return {
         "accuracy": _mean([hit for _, hit in hits], 0.5),
-        "accuracy_interval": bootstrap_by_group(list(by_conversation.values()), seed) if hits else [0.0, 1.0],
+        "accuracy_interval": bootstrap_by_group(list(by_group.values()), seed) if hits else [0.0, 1.0],
         "pairs": len(hits),
         "rankings": len(examined),
+        "held_out": len(held_out),
         "ties": 1 - len(hits) / said if said else 0.0,
         "always_longest": _mean([hit for e in examined for hit in e.hits(e.sizes)], 0.5),
         "always_first_shown": _mean([hit for e in examined for hit in e.hits(_firsts(e.turn))], 0.5),
@@ -85,15 +108,17 @@ def examine(
         "disagreement": disagreement,
         "accuracy_by_person": _accuracies(hits, lambda turn: turn.person_id),
         "accuracy_by_source": _accuracies(hits, lambda turn: turn.source),
-        "paraphrase_flip_rate": flip_rate(policy, names, paraphrases),
+        "paraphrase_flip_rate": flips,
         "paraphrases": len(paraphrases),
     }
 
 
-def _score(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn]) -> tuple[list[Examined], float]:
-    """Every ranking that says something with its scores, and the members' mean standard deviation."""
-    data = [t for t in tokenise(turns, policy.base.format, policy.base.context) if t.pairs]
-    scores, raw, std = mean_scores(policy, names, [s for t in data for s in t.sequences])
+def _score(
+    policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn], tell: Tell
+) -> tuple[list[Examined], float]:
+    """Every ranking with its scores, and the members' mean standard deviation."""
+    data = tokenise(turns, policy.base.format, policy.base.context)
+    scores, raw, std = mean_scores(policy, names, [s for t in data for s in t.sequences], tell)
     examined, at = [], 0
     for t in data:
         here = slice(at, at := at + len(t.sequences))
@@ -102,12 +127,17 @@ def _score(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn]) ->
 
 
 def mean_scores(
-    policy: Policy, names: Sequence[str], sequences: Sequence[list[int]]
+    policy: Policy, names: Sequence[str], sequences: Sequence[list[int]], tell: Tell = _quiet
 ) -> tuple[list[float], list[float], list[float]]:
     """Of each sequence: the members' mean score, their mean raw score, and the spread among them."""
     if not sequences:
         return [], [], []
-    scores = torch.tensor([score_sequences(policy, name, sequences) for name in names])  # (M, N)
+    rows: list[list[float]] = [[] for _ in names]
+    for i, name in enumerate(names):
+        for first in range(0, len(sequences), _AT_ONCE):
+            rows[i] += score_sequences(policy, name, sequences[first : first + _AT_ONCE])
+            tell((i + len(rows[i]) / len(sequences)) / len(names))
+    scores = torch.tensor(rows)  # (M, N)
     heads = [policy.heads[name] for name in names]
     raw = torch.stack(
         [row * head.std.cpu() + head.mean.cpu() for row, head in zip(scores, heads, strict=True)]
@@ -165,7 +195,9 @@ def mean_tau(examined: Sequence[Examined]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def flip_rate(policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraphrase]) -> float | None:
+def flip_rate(
+    policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraphrase], tell: Tell = _quiet
+) -> float | None:
     """The share of paraphrases under which the two replies change places (a tie that breaks counts half)."""
     chat = policy.base.format
     sequences = [
@@ -174,7 +206,7 @@ def flip_rate(policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraph
         for prompt in (p.prompt, p.reworded)
         for reply in p.replies
     ]
-    scores = mean_scores(policy, names, sequences)[0]
+    scores = mean_scores(policy, names, sequences, tell)[0]
     signs = [(a > b) - (a < b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
     flips = [abs(x - y) / 2 for x, y in zip(signs[::2], signs[1::2], strict=True)]
     return statistics.fmean(flips) if flips else None

@@ -1,8 +1,9 @@
 """Stage 2 of a night: what the rankings say, as a snapshot and as reward models that know it.
 
 The rankings are frozen first, so that all that follows learns from the same ones. The ensemble learns from
-conversations of part A, the judge from part B, and each is examined on the other's part. Where last night's
-reward models are there and nothing they learned from was taken back, they go on from where they were.
+conversations of part A, the judge from part B, and each is examined on the newest of the other's part. Where
+last night's reward models are there and nothing they learned from was taken back, they go on from where they
+were.
 
 Each step leaves its result in the run's folder; a run that is taken up again finds it there.
 """
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 
 from chatbot.policy import Policy
 from data import runs, versions
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, weigh, write_snapshot
 from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
@@ -37,6 +38,10 @@ _REPORTS = "reports.json"
 _LEARNED = "learned.json"
 _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
+_EXAMINED = 200
+"""Held-out rankings that a model is examined on, the newest. All of them may take longer than the lesson."""
+_TRAINING = 0.9
+"""The part of a stage's time that is training; the rest is the examination."""
 
 
 class NothingToLearn(Problem):
@@ -65,8 +70,8 @@ def freeze_snapshot(night: Night) -> Snapshot:
     file = night.folder / SNAPSHOT
     if night.team.is_chief:
         present = take_snapshot(night.db).turns
-        if not _may_go_on(night, {turn.ranking_id for turn in present}):
-            turns = present[-night.config.max_rankings :]
+        if not _may_go_on(night, {(turn.ranking_id, turn.part) for turn in present}):
+            turns = tuple(weigh(present[-night.config.max_rankings :]))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             write_json(night.folder / _BEGINNING, _beginning(night))
@@ -79,16 +84,20 @@ def freeze_snapshot(night: Night) -> Snapshot:
     return snapshot
 
 
-def _may_go_on(night: Night, present: set[str]) -> bool:
-    """Whether all that an earlier process left in the run's folder may be used."""
+def _may_go_on(night: Night, present: set[tuple[str, str]]) -> bool:
+    """Whether all that an earlier process left in the run's folder may be used.
+
+    present: each ranking there is, and its part.
+    """
     files = (night.folder / SNAPSHOT, night.folder / _BEGINNING)
     if not all(file.is_file() for file in files):
         return False
     is_same = json.loads(files[1].read_text()) == _beginning(night)
-    used = {turn.ranking_id for turn in read_snapshot(files[0]).turns}
-    learned = night.folder / _LEARNED  # of earlier nights too, where the models went on from them
-    known = json.loads(learned.read_text()).values() if learned.is_file() else ()
-    return is_same and used.union(*known) <= present
+    used = {(turn.ranking_id, turn.part) for turn in read_snapshot(files[0]).turns}
+    file = night.folder / _LEARNED  # of earlier nights too, where the models went on from them
+    learned = json.loads(file.read_text()) if file.is_file() else {}
+    known = {(ranking, part) for part, rankings in learned.items() for ranking in rankings}
+    return is_same and used | known <= present
 
 
 def _beginning(night: Night) -> dict[str, str | None]:
@@ -117,7 +126,7 @@ def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
         if not can_teach([t for t in turns if t.part == part]):
             raise NothingToLearn(
                 f"None of the {len(turns)} rankings lets {who} prefer one reply over another - "
-                "rank replies in more conversations."
+                "rank replies in more conversations, to other questions."
             )
 
 
@@ -147,14 +156,13 @@ def fit_rewards(
     """The reward models from part A and the judge from part B, each examined on the other's part."""
     file = night.folder / _REPORTS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    before = newest_accepted(night)
-    lessons = _lessons(night, snapshot, before)
-    if night.team.is_chief:  # before anything learns: a run taken up again must know what it may forget
-        write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
+    # The chief's to read: what a member read a moment later might differ, and then so would its steps.
+    found = night.team.tell(_lessons(night, snapshot) if night.team.is_chief else None)
+    assert found is not None, "the chief has read the database"
+    lessons, before = found
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
         seed, lesson = _seed(night, own), lessons[own]
-        warm = before.folder if before and lesson.is_warm else None
-        message = _message(name, night.config.members, len(lesson.turns), lesson.is_warm)
+        message = _message(night, name, lesson)
         night.progress.enter(name, message)
         fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=ensemble.JUDGE)
         fit(
@@ -163,19 +171,16 @@ def fit_rewards(
             config=night.config,
             folder=night.folder,
             reference=reference,
-            warm=warm,
+            warm=before if lesson.is_warm else None,
             seed=seed,
             tell=_teller(night, message),
             team=night.team,
         )
-        if name not in reports:
-            names = ensemble.members_of(policy) if name == "reward" else ["judge"]
-            report = examine(
-                policy, names, _part(snapshot, other).turns, seed=seed, paraphrases=paraphrases()
-            )
+        if night.team.is_chief and name not in reports:
+            report = _examine(night, policy, name, _part(snapshot, other), seed)
             reports[name] = {**report, "warm_start": {"is_warm": lesson.is_warm, "reason": lesson.reason}}
-            if night.team.is_chief:
-                write_json(file, reports)
+            write_json(file, reports)
+        reports = night.team.tell(reports)
         figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
         night.progress.log(0, figures)
     return reports
@@ -185,10 +190,10 @@ def _seed(night: Night, part: str) -> int:
     return night.config.seed + (part == "B")
 
 
-def _lessons(night: Night, snapshot: Snapshot, before: Before | None) -> dict[str, ensemble.Lesson]:
-    """By part, what tonight's models learn from and whether they go on from those of `before`."""
-    everything = take_snapshot(night.db)
-    return {
+def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesson], Path | None]:
+    """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
+    before, everything = newest_accepted(night), take_snapshot(night.db)
+    lessons = {
         part: ensemble.warm_start(
             _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
@@ -200,6 +205,9 @@ def _lessons(night: Night, snapshot: Snapshot, before: Before | None) -> dict[st
         )
         for part in "AB"
     }
+    # Before anything learns: a run taken up again must know what it may have to forget.
+    write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
+    return lessons, before.folder if before else None
 
 
 def newest_accepted(night: Night) -> Before | None:
@@ -220,16 +228,34 @@ def _part(snapshot: Snapshot, part: str) -> Snapshot:
     return Snapshot(tuple(t for t in snapshot.turns if t.part == part), "")
 
 
-def _message(name: str, members: int, rankings: int, is_warm: bool) -> str:
-    who = "the judge" if name == "judge" else f"{members} reward model{'s' if members > 1 else ''}"
-    how = "from last night's, " if is_warm else ""
-    return f"Training {who} {how}on {rankings} rankings."
+def _message(night: Night, name: str, lesson: ensemble.Lesson) -> str:
+    how = "from last night's, " if lesson.is_warm else ""
+    return f"Training {_who(night, name)} {how}on {len(lesson.turns)} rankings."
+
+
+def _who(night: Night, name: str) -> str:
+    members = night.config.members
+    return "the judge" if name == "judge" else f"{members} reward model{'s' if members > 1 else ''}"
 
 
 def _teller(night: Night, message: str) -> Callable[[str, int, float, dict[str, float]], None]:
     def tell(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         mark = name if name == "judge" else name.replace("-", "_")
         night.progress.log(step, {f"{mark}_{k}": v for k, v in metrics.items()})
-        night.progress.tell(fraction * 0.95, message)
+        night.progress.tell(fraction * _TRAINING, message)
 
     return tell
+
+
+def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: int) -> dict[str, Any]:
+    """The report of examine() on the newest of `held_out`; the last tenth of the stage."""
+    message = f"Examining {_who(night, name)} on rankings of the other part."
+    return examine(
+        policy,
+        ensemble.members_of(policy) if name == "reward" else [ensemble.JUDGE],
+        held_out.turns,
+        most=_EXAMINED,
+        seed=seed,
+        paraphrases=paraphrases(),
+        tell=lambda fraction: night.progress.tell(_TRAINING + (1 - _TRAINING) * fraction, message),
+    )

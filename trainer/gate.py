@@ -3,7 +3,8 @@
 In order, each with its figure in the report; any failure is a sentence, and what serves stays:
 
 1. the files: publish.py makes the server's own check of them and refuses a change that is zero;
-2. the judge: on rankings of other conversations than it was trained on, better than a coin;
+2. the judge: on rankings of other conversations than it was trained on, better than a coin (refresh.py asks
+   this before there is a candidate, since without a judge there need be none);
 3. the replay: one reply each from candidate and current to prompts no selection saw, scored by the judge
    (never by PPO's own reward): the lower bound of the win rate must exceed one half less a margin;
 4. vetoes that no vote can buy off: empty, repeated and never-ending replies, lengths nobody asked for, and
@@ -199,7 +200,7 @@ def check_judge(report: dict[str, Any]) -> list[str]:
         return []
     return [
         f"The judge agrees with {report['accuracy']:.0%} of held-out comparisons (95 % interval {low:.0%} to "
-        f"{high:.0%}), which may be chance, so it cannot judge - collect more rankings."
+        f"{high:.0%}), which may be chance, so it cannot judge - rank replies in more conversations."
     ]
 
 

@@ -102,12 +102,12 @@ def write_report(
     night: Night,
     snapshot: Snapshot,
     reports: dict[str, dict[str, Any]],
-    result: PPOResult,
+    result: PPOResult | None,
     verdict: Verdict | None,
 ) -> dict[str, Any]:
     """All that a person needs to understand the night, as JSON in the run's folder and the version's row.
 
-    Without a verdict there was no candidate to judge.
+    Without a verdict there was no candidate to judge, without a result nobody to judge one.
     """
     parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
     report = {
@@ -121,10 +121,7 @@ def write_report(
         "reward": reports["reward"],
         "judge": reports["judge"],
         "algorithm": night.config.algorithm,
-        "ppo": {
-            **{k: v for k, v in asdict(result).items() if k not in ("history", "samples")},
-            "samples": readable(night.base, result.samples),
-        },
+        "ppo": _practised(night.base, result) if result else None,
         "gate": verdict.report() if verdict else None,
         "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
@@ -132,8 +129,14 @@ def write_report(
         "seed": tonight(night, snapshot).seed,
     }
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
-    (night.folder / "ppo.json").write_text(json.dumps(result.history))
+    if result:
+        (night.folder / "ppo.json").write_text(json.dumps(result.history))
     return report
+
+
+def _practised(base: Base, result: PPOResult) -> dict[str, Any]:
+    told = {k: v for k, v in asdict(result).items() if k not in ("history", "samples")}
+    return {**told, "samples": readable(base, result.samples)}
 
 
 def readable(base: Base, samples: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:

@@ -7,8 +7,9 @@ not of this form is refused with its file and line: a figure measured on half a 
 What is only odd stands as it is: an empty reply or two equal ones were judged too, and a file's accuracy
 is over all of its pairs. (`data import`, which keeps rows for ever, is stricter.)
 
-Dialogues of a file often begin alike and part later, and such rows are not independent. So a conversation
-is what begins with the same words of the user in the same source; intervals and splits go by it.
+Dialogues of a file often begin alike and part later, and such rows are not independent: intervals and splits
+go by `RankedTurn.group`. A file names no conversations, so what begins with the same words of the user in the
+same source is one here, however short they are.
 """
 
 import gzip
@@ -40,10 +41,10 @@ def read_rows(
 def split_by_conversation(
     turns: Sequence[RankedTurn], share: float, seed: int
 ) -> tuple[list[RankedTurn], list[RankedTurn]]:
-    """(kept, held out): about `share` of the conversations are held out, by a hash that `seed` salts."""
+    """(kept, held out): about `share` of the groups are held out whole, by a hash that `seed` salts."""
 
     def is_held_out(turn: RankedTurn) -> bool:
-        digest = hashlib.sha256(f"{seed}:{turn.conversation_id}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{turn.group}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < share * 2**64
 
     return [t for t in turns if not is_held_out(t)], [t for t in turns if is_held_out(t)]

@@ -29,7 +29,7 @@ from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
-from trainer.gate import Verdict, judge_candidate
+from trainer.gate import Verdict, check_judge, judge_candidate
 from trainer.improving import improve_policy, prompts_to_judge, wear_reference
 from trainer.night import Night, begin, tonight, write_report
 from trainer.ppo import PPOResult
@@ -82,6 +82,8 @@ def refresh(
             reports = fit_rewards(night, policy, snapshot, reference)
             if until == "reward":
                 return _pause(night, until)
+            if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
+                return _no_judge(night, snapshot, reports, reasons)
             result = improve_policy(night, policy, merged, snapshot, reference, score_sign)
             if until == "ppo":
                 return _pause(night, until)
@@ -125,6 +127,17 @@ def _pause(night: Night, until: Stage) -> Run:
     if not night.team.is_chief:
         return night.run
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="interrupted", reason=reason)
+
+
+def _no_judge(
+    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], reasons: list[str]
+) -> Run:
+    """No judge worth the name, so no candidate could pass the gate."""
+    if not night.team.is_chief:
+        return night.run
+    write_report(night, snapshot, reports, None, None)
+    reason = " ".join(reasons)
+    return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
 
 
 def _nothing_better(

@@ -19,6 +19,7 @@ _HELD_OUT = "held_out_"
 """How the metrics of an examination begin."""
 _BASELINES = ("always_longest", "always_first_shown")
 _FIGURES = (
+    "rankings",
     "kendall_tau",
     "ece",
     "score_length_correlation",
@@ -26,6 +27,8 @@ _FIGURES = (
     "paraphrase_flip_rate",
     "ties",
 )
+_OF = {"paraphrase_flip_rate": "paraphrases", "rankings": "held_out"}
+"""Figures that are of so many."""
 
 
 def measured_so_far(logged: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
@@ -101,10 +104,11 @@ def _figure(visit: Visit, key: str, said: Mapping[str, Any]) -> str:
     if key in ("kendall_tau", "score_length_correlation"):
         return signed(value)
     if key in ("ties", "paraphrase_flip_rate"):
-        asked = number(said.get("paraphrases")) if key == "paraphrase_flip_rate" else None
-        of = f" <small>{visit.html('of', n=round(asked))}</small>" if asked else ""
-        return percent(value) + of
-    return f"{value:.2f}"
+        shown = percent(value)
+    else:
+        shown = f"{value:.0f}" if key == "rankings" else f"{value:.2f}"
+    of = number(said.get(_OF.get(key, "")))
+    return shown + (f" <small>{visit.html('of', n=round(of))}</small>" if of else "")
 
 
 def _groups_html(db: Database, visit: Visit, models: Mapping[str, Mapping[str, Any]]) -> str:

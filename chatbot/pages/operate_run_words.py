@@ -115,6 +115,8 @@ RUN_WORDS: dict[str, tuple[str, str]] = {
     "bin_1": ("{sure} sure, {right} right, 1 pair", "把握 {sure}，正确 {right}，1 对"),
     "figure": ("Figure", "指标"),
     "of": ("of {n}", "共 {n}"),
+    "figure_rankings": ("Rankings examined on", "检验所用排序"),
+    "figure_rankings_note": ("the newest that the other one learned from", "另一模型学习过的最新排序"),
     "figure_kendall_tau": ("Kendall's tau", "Kendall τ"),
     "figure_kendall_tau_note": (
         "order of three replies and more; 1 is the same order",

@@ -1,0 +1,234 @@
+"""trainer/fitting.py: what a night freezes and what its models are given; test_refresh.py trains some."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from chatbot.basemodel import Base
+from chatbot.policy import Policy
+from data import conversations, runs
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
+from data.database import Database
+from data.home import Home
+from tests.learners import fair_share, shares
+from tests.nights import a_run, known_conversations, tiny_night
+from tests.operating import add_version
+from tests.stories import a_turn, rank, somebody
+from trainer import ensemble, fitting
+from trainer.fitting import fit_rewards, freeze_snapshot
+from trainer.night import Night, begin
+from trainer.progress import Cancelled, Progress
+from trainer.team import SOLO, Team
+
+T = TypeVar("T")
+
+NO_POLICY = cast(Policy, SimpleNamespace(heads={}))
+"""Where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Told(Team):
+    """A chief whose words are kept; or, with another rank, a member that hears them one by one."""
+
+    words: list[Any] = field(default_factory=list)
+
+    def tell(self, value: T) -> T:
+        if not self.is_chief:
+            return cast(T, self.words.pop(0))
+        self.words.append(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the ensemble or the judge would have learned, and what it would have gone on from."""
+
+    turns: tuple[RankedTurn, ...]
+    warm: Path | None
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
+    """Every training that there would have been, ensemble and judge in turn; nothing is examined either."""
+    found: list[Training] = []
+
+    def fit(policy: Policy, turns: tuple[RankedTurn, ...], warm: Path | None, **_: object) -> None:
+        found.append(Training(turns, warm))
+
+    monkeypatch.setattr(ensemble, "fit", fit)
+    monkeypatch.setattr(ensemble, "fit_one", fit)
+    monkeypatch.setattr(fitting, "examine", lambda *_, **__: {"accuracy": 0.5})
+    return found
+
+
+def begun(db: Database, home: Home, base: Base, team: Team = SOLO, **changes: Any) -> Night:
+    """A night of its own that has got no further than that."""
+    run = a_run(db)
+    return begin(db, home, base, tiny_night(home, **changes), run, Progress(db, run, quiet=True), team)
+
+
+def many_rankings(db: Database, people: Sequence[str], first: int = 0, question: str = "Why?") -> None:
+    """One ranking a name, each in a conversation of its own; these are numbered from `first` on."""
+    with known_conversations(first):
+        for name in people:
+            person = somebody(db, name)
+            rank(db, person, a_turn(db, person, question=question), (1, 2, 3))
+
+
+def a_night_before(db: Database, home: Home, base: Base) -> Path:
+    """The folder of an accepted version that learned from all there is, with what a warm start needs."""
+    run = a_run(db)
+    folder, snapshot = home.runs / run.id, take_snapshot(db)
+    for name in ("judge", "reward-0", "reward-1"):
+        (folder / name).mkdir(parents=True)
+    (folder / "judge" / "adapter_config.json").write_text('{"r": 8}')
+    write_snapshot(snapshot, folder / "snapshot.jsonl")
+    learned = {
+        part: ensemble.warm_start(
+            None, Snapshot(tuple(t for t in snapshot.turns if t.part == part), ""), tiny_night(home), 0
+        ).learned
+        for part in "AB"
+    }
+    (folder / "learned.json").write_text(json.dumps(learned))
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+    add_version(db, "v000001", run_id=run.id, base_sha256=base.sha256, serve=False)
+    return folder
+
+
+def put_one_into_the_other_part(learned: Path) -> str:
+    """Rewrites what models of part A had learned as a release that parts rankings otherwise would have."""
+    parts = json.loads(learned.read_text())
+    ranking, content = parts["B"].popitem()
+    parts["A"][ranking] = content
+    learned.write_text(json.dumps(parts))
+    return str(ranking)
+
+
+def test_nobody_has_more_than_their_share_of_the_rankings_a_night_takes(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    many_rankings(db, [f"p{i % 20}" for i in range(60)])
+    many_rankings(db, [*["loud"] * 16, *(f"p{i}" for i in range(16))], first=60)
+    night = begun(db, home, tiny_base, max_rankings=32)
+    snapshot = freeze_snapshot(night)
+    fit_rewards(night, NO_POLICY, snapshot, [])
+    assert len(snapshot.turns) == 32 and snapshot == read_snapshot(night.folder / "snapshot.jsonl")
+    for turns in (snapshot.turns, trained[0].turns, trained[1].turns):
+        assert max(shares(turns).values()) <= fair_share(turns) + 1e-9
+
+
+def test_nobody_has_more_than_their_share_of_what_warm_models_learn(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    many_rankings(db, [f"p{i % 30}" for i in range(240)])
+    before = a_night_before(db, home, tiny_base)
+    many_rankings(db, ["loud"] * 16, first=240)
+    night = begun(db, home, tiny_base)
+    snapshot = freeze_snapshot(night)
+    fit_rewards(night, NO_POLICY, snapshot, [])
+    everyone = snapshot.turns
+    assert shares(everyone)[somebody(db, "loud").id] < fair_share(everyone), "so there no cap is needed"
+    for training in trained:
+        assert training.warm == before and len(training.turns) < 32
+        assert max(shares(training.turns).values()) <= fair_share(training.turns) + 1e-9
+
+
+def test_prompts_that_taught_a_model_do_not_examine_it(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[RankedTurn]] = []
+
+    def examine(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn], **_: object) -> Any:
+        asked.append(turns)
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(fitting, "examine", examine)
+    for i in range(10):  # four people are asked each question
+        question = f"What is {i} times {i}, please?"
+        many_rankings(db, ["ada", "bob", "eve", "kim"], first=4 * i, question=question)
+    night = begun(db, home, tiny_base)
+    fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    for training, turns in zip(trained, asked, strict=True):
+        taught, examined = ({str(turn.prompt) for turn in side} for side in (training.turns, turns))
+        assert taught and examined and not taught & examined
+
+
+def test_models_that_learned_from_what_is_of_the_other_part_now_are_not_gone_on_from(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    put_one_into_the_other_part(a_night_before(db, home, tiny_base) / "learned.json")
+    night = begun(db, home, tiny_base)
+    reports = fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    assert trained[0].warm is None
+    assert "1 is deleted, revised or in the other part now." in reports["reward"]["warm_start"]["reason"]
+
+
+def test_a_run_that_learned_from_what_is_of_the_other_part_now_begins_anew(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    night = begun(db, home, tiny_base)
+    fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    (night.folder / "reward-0").mkdir()
+    freeze_snapshot(night)
+    assert (night.folder / "reward-0").is_dir(), "nothing has changed: it is used again"
+    put_one_into_the_other_part(night.folder / "learned.json")
+    freeze_snapshot(night)
+    assert not (night.folder / "reward-0").exists()
+
+
+def accept_a_version(db: Database, home: Home, base: Base) -> None:
+    a_night_before(db, home, base)
+
+
+def delete_a_ranking(db: Database, home: Home, base: Base) -> None:
+    conversations.delete(db, take_snapshot(db).turns[0].conversation_id)
+
+
+@pytest.mark.parametrize("change", [accept_a_version, delete_a_ranking])
+def test_every_member_learns_what_the_chief_does_whatever_it_finds_itself(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    trained: list[Training],
+    change: Callable[[Database, Home, Base], None],
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    if change is delete_a_ranking:
+        a_night_before(db, home, tiny_base)
+    chief = begun(db, home, tiny_base, Told())
+    snapshot = freeze_snapshot(chief)
+    reports = fit_rewards(chief, NO_POLICY, snapshot, [])
+    runs.finish(db, chief.run.id, chief.run.fencing_token, state="cancelled", reason="A test.")
+    change(db, home, tiny_base)
+    words = cast(Told, chief.team).words
+    member = begun(db, home, tiny_base, Told(rank=1, words=[*words]))
+    assert fit_rewards(member, NO_POLICY, snapshot, []) == reports
+    assert trained[2:] == trained[:2]
+    assert not member.folder.exists(), "what is written is the chief's"
+
+
+def test_an_examination_moves_the_bar_and_hears_that_the_run_is_cancelled(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    night = begun(db, home, tiny_base)
+    asked: list[int] = []
+
+    def examine(*_: object, most: int, tell: Callable[[float], None], **__: object) -> Any:
+        asked.append(most)
+        runs.request_cancel(db, night.run.id)
+        tell(1.0)
+
+    monkeypatch.setattr(fitting, "examine", examine)
+    with pytest.raises(Cancelled):
+        fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    run = runs.get(db, night.run.id)
+    assert (run.stage, run.message) == ("reward", "Examining 2 reward models on rankings of the other part.")
+    assert asked == [200] and run.progress == pytest.approx(0.33)
