@@ -30,7 +30,7 @@ from data.database import open_database
 from data.home import Home, open_home
 from data.prompts import practice_prompts
 from trainer.canary import canaries
-from trainer.publish import publish_candidate
+from trainer.publish import write_candidate
 
 PEOPLE, TALKERS, LEAVERS = 12, 6, 2
 CROWD, CROWD_SECONDS = 60, 30.0
@@ -115,7 +115,7 @@ def publish_two(home: Home, model: str, folder: Path) -> list[str]:
     names = []
     for seed in range(2):
         adapter = write_adapter(folder / f"adapter-{seed}", base, seed)
-        made = publish_candidate(
+        with write_candidate(
             db,
             home,
             base,
@@ -125,10 +125,8 @@ def publish_two(home: Home, model: str, folder: Path) -> list[str]:
             canary=canaries(base, adapter, practice_prompts(), seed=seed),
             snapshot_sha256=None,
             rankings=0,
-            report={"why": "a load test"},
-            status="accepted",
-        )
-        names.append(made.name)
+        ) as candidate:
+            names.append(candidate.appear(report={"why": "a load test"}, status="accepted").name)
     db.close()
     return names
 

@@ -23,10 +23,20 @@ def replace_durably(partial: Path, target: Path) -> None:
 
 def make_it_appear(unfinished: Path, target: Path) -> None:
     """Rename the folder `unfinished` to `target`, once all that lies in it is on the disk."""
-    for path in (*unfinished.iterdir(), unfinished):
-        force_to_disk(path)
-    os.rename(unfinished, target)
+    force_folder_to_disk(unfinished)
+    rename_durably(unfinished, target)
+
+
+def rename_durably(folder: Path, target: Path) -> None:
+    """Rename a folder whose files are on the disk, so that a power cut leaves the old or the new name."""
+    os.rename(folder, target)
     force_to_disk(target.parent)
+
+
+def force_folder_to_disk(folder: Path) -> None:
+    """fsync of a folder and of every file in it."""
+    for path in (*folder.iterdir(), folder):
+        force_to_disk(path)
 
 
 def force_to_disk(path: Path) -> None:

@@ -104,19 +104,19 @@ def heartbeat(
 
 def report(
     db: Database,
-    run_id: str,
+    run: Run,
     *,
     stage: str,
     progress: float,
     eta_seconds: float | None = None,
     message: str = "",
 ) -> None:
-    """What the run does now; ignored once it is over."""
+    """What the run does now; ignored once it is over, or another process has taken it up."""
     with db.write() as conn:
         conn.execute(
             "UPDATE runs SET stage = ?, progress = ?, eta_seconds = ?, message = ?"
-            " WHERE id = ? AND state = 'running'",
-            (stage, min(1.0, max(0.0, progress)), eta_seconds, clean(message), run_id),
+            " WHERE id = ? AND fencing_token = ? AND state = 'running'",
+            (stage, min(1.0, max(0.0, progress)), eta_seconds, clean(message), run.id, run.fencing_token),
         )
 
 
@@ -137,12 +137,14 @@ def set_snapshot(db: Database, run_id: str, snapshot: Snapshot) -> None:
         )
 
 
-def log(db: Database, run_id: str, stage: str, step: int, values: Mapping[str, float]) -> None:
-    """Stores the numbers of one step; a step logged again replaces itself."""
+def log(db: Database, run: Run, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Stores the numbers of one step; a step logged again replaces itself. Ignored once another process has
+    taken the run up."""
     with db.write() as conn:
         conn.executemany(
-            "INSERT OR REPLACE INTO metrics (run_id, stage, step, name, value) VALUES (?, ?, ?, ?, ?)",
-            [(run_id, stage, step, name, float(value)) for name, value in values.items()],
+            "INSERT OR REPLACE INTO metrics (run_id, stage, step, name, value)"
+            " SELECT id, ?, ?, ?, ? FROM runs WHERE id = ? AND fencing_token = ?",
+            [(stage, step, name, float(value), run.id, run.fencing_token) for name, value in values.items()],
         )
 
 

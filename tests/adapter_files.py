@@ -15,7 +15,7 @@ from chatbot.manifest import RewardRecord
 from data.database import Database
 from data.home import Home
 from data.records import Run, Version, VersionStatus
-from trainer.publish import publish_candidate
+from trainer.publish import write_candidate
 
 
 def write_adapter(directory: Path, config: PreTrainedConfig, *, seed: int = 0, size: float = 1.0) -> Path:
@@ -51,7 +51,7 @@ def make_version(
 ) -> Version:
     """A real version of `base` that serves nobody yet."""
     adapter = write_adapter(home.runs / f"hand-{seed}-{parent}", base.config, seed=seed, size=size)
-    return publish_candidate(
+    with write_candidate(
         db,
         home,
         base,
@@ -61,7 +61,6 @@ def make_version(
         canary=[],
         snapshot_sha256=None,
         rankings=12,
-        report={"why": "a test"},
-        status=status,
         rewards=rewards,
-    )
+    ) as candidate:
+        return candidate.appear(report={"why": "a test"}, status=status)

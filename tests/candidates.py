@@ -18,7 +18,7 @@ from chatbot.policy import Policy
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
 from trainer.forward import forward_replies, reply_logprobs, sample_replies
-from trainer.gate import Verdict, judge_candidate
+from trainer.gate import Verdict, judge_candidate, replay
 from trainer.probes import probe
 from trainer.rollout import Reply
 from trainer.tastes import Taste
@@ -89,7 +89,7 @@ class Court:
         """What the gate says, as at the end of a night."""
         return judge_candidate(
             self.policy,
-            (model, self.current),
+            (self._replies(model), self._replies(self.current)),
             self.judging,
             self.judge,
             self.config,
@@ -98,6 +98,10 @@ class Court:
             probes=(probe(model, self.policy.base, sampling=self.sampling, seed=0), self._probes),
             tell=lambda fraction, message: None,
         )
+
+    def _replies(self, model: PreTrainedModel) -> list[Reply]:
+        base, seed = self.policy.base, self.config.seed
+        return replay(model, base, self.judging, sampling=self.sampling, seed=seed)
 
     def _true_tastes(self, model: PreTrainedModel, seed: int) -> list[list[float]]:
         chat = self.policy.base.format

@@ -50,7 +50,7 @@ def start_run(db: Database, key: str = "2026-11-21T03:30 UTC", **report: Any) ->
     run = runs.claim(db, key, config={"max_kl": 8.0})
     assert run is not None
     if report:
-        runs.report(db, run.id, **report)
+        runs.report(db, run, **report)
     return runs.get(db, run.id)
 
 
@@ -75,7 +75,7 @@ def log_updates(db: Database, run: Run, updates: int = 13, stage: str = "ppo") -
             "distinct_2": 0.6,
             "disagreement": 0.3 + 0.02 * step,
         }
-        runs.log(db, run.id, stage, step, metrics)
+        runs.log(db, run, stage, step, metrics)
 
 
 def examination(accuracy: float, pairs: int, person: str = "nobody-known") -> dict[str, Any]:

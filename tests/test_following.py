@@ -23,7 +23,7 @@ from tests.adapter_files import make_version, write_adapter
 from tests.test_engine import until
 from tests.tiny import make_tiny_model
 from trainer.canary import canaries
-from trainer.publish import publish_candidate
+from trainer.publish import write_candidate
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 PROMPTS = [Prompt(({"role": "user", "content": text},), None, "test") for text in ("Hello.", "Count to ten.")]
@@ -48,7 +48,7 @@ def canaries_of(home: Home, base: Base) -> list[Canary]:
 
 def version_with(db: Database, home: Home, base: Base, canary: list[Canary]) -> Version:
     """A version of that adapter, with these canaries in its manifest."""
-    return publish_candidate(
+    with write_candidate(
         db,
         home,
         base,
@@ -58,9 +58,8 @@ def version_with(db: Database, home: Home, base: Base, canary: list[Canary]) -> 
         canary=canary,
         snapshot_sha256=None,
         rankings=1,
-        report={},
-        status="accepted",
-    )
+    ) as candidate:
+        return candidate.appear(report={}, status="accepted")
 
 
 def with_canary(db: Database, home: Home, base: Base, shift: float) -> Version:

@@ -23,6 +23,7 @@ from trainer.gate import (
     check_wins,
     judge_candidate,
     profile,
+    replay,
     report_lines,
 )
 from trainer.reward import score_sequences
@@ -116,15 +117,18 @@ def judged(
     prompts: Sequence[Prompt] = JUDGING,
 ) -> Verdict:
     """A verdict on a changed base against the base, over all judging prompts."""
-    models = tuple(load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa") for _ in "ab")
-    change(models[0])
+    sampling = Sampling(max_new_tokens=12)
+    model = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    current = replay(model, policy.base, prompts, sampling=sampling, seed=0)
+    change(model)
+    candidate = replay(model, policy.base, prompts, sampling=sampling, seed=0)
     return judge_candidate(
         policy,
-        (models[0], models[1]),
+        (candidate, current),
         prompts,
         judge,
         RefreshConfig(gate_prompts=len(JUDGING)),
-        sampling=Sampling(max_new_tokens=12),
+        sampling=sampling,
         winners_direction=0.0,
         probes=probes,
         tell=lambda fraction, message: None,

@@ -145,7 +145,7 @@ def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
 def test_curves_are_drawn_from_the_runs_own_numbers(db: Database, visit: Visit) -> None:
     run = start_run(db)
     for step in range(3):
-        runs.log(db, run.id, "ppo", step, {"kl": 0.5 * step})
+        runs.log(db, run, "ppo", step, {"kl": 0.5 * step})
     curve = next(curve for curve in CURVES if "kl" in curve.metrics)
     drawn = plot(db, visit, curve, [run])
     assert drawn["visible"] and list(drawn["value"]["y"]) == [0.0, 0.5, 1.0]
@@ -316,7 +316,7 @@ def test_an_operator_follows_a_run_and_rolls_back(db: Database, address: str) ->
         tab.goto(address)
         bar = tab.get_by_role("progressbar", name="Practising")
         expect(bar).to_have_attribute("aria-valuenow", "40", timeout=20_000)
-        runs.report(db, run.id, stage="ppo", progress=0.6)
+        runs.report(db, run, stage="ppo", progress=0.6)
         tab.reload()
         expect(bar).to_have_attribute("aria-valuenow", "60", timeout=20_000)
         tab.get_by_role("tab", name="Versions").click()

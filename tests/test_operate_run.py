@@ -92,7 +92,7 @@ def test_what_was_kept_but_refused_is_not_called_published(db: Database, visit: 
 def test_best_of_k_and_what_is_not_finite_are_drawn_too(db: Database, visit: Visit) -> None:
     run = start_run(db)
     log_updates(db, run, 3, stage="bestofk")
-    runs.log(db, run.id, "bestofk", 3, {"judge": math.nan, "score": math.inf, "kl": 1.0})
+    runs.log(db, run, "bestofk", 3, {"judge": math.nan, "score": math.inf, "kl": 1.0})
     html = practice_html(visit, run, steps_by_stage(runs.metrics(db, run.id)), {})
     assert "Score by update" in html and "nan" not in html and "inf" not in html
 
@@ -161,7 +161,7 @@ def test_the_story_tells_the_warm_start_why_it_stopped_and_the_notes(visit: Visi
 def test_a_fine_tuning_tells_what_it_imitated(db: Database, home: Home, visit: Visit) -> None:
     run = start_run(db, "sft-1")
     for step in range(1, 9):
-        runs.log(db, run.id, "sft", step, {"loss": 3 / step, "held_out_loss": 3.1 / step})
+        runs.log(db, run, "sft", step, {"loss": 3 / step, "held_out_loss": 3.1 / step})
     sft = {"best_epoch": 2, "stopped_early": True, "held_out_loss": [3.0, 2.6, 2.5]}
     report = {"parent": "base", "reference": None, "people": 1, "demonstrations": 40, "sft": sft}
     add_version(db, "v000001", run_id=run.id, status="candidate", serve=False, report=report)
@@ -217,7 +217,7 @@ def test_a_run_that_measured_nothing_says_so(db: Database, home: Home, visit: Vi
 
 def test_a_living_run_shows_what_its_metrics_already_say(db: Database, home: Home, visit: Visit) -> None:
     run = start_run(db, stage="ppo", progress=0.5, eta_seconds=600)
-    runs.log(db, run.id, "reward", 0, {"held_out_accuracy": 0.66, "held_out_always_longest": 0.4})
+    runs.log(db, run, "reward", 0, {"held_out_accuracy": 0.66, "held_out_always_longest": 0.4})
     log_updates(db, run, 3)
     html = body(db, home, visit, run)
     assert "66 %" in html and "40 %" in html and "Score by update" in html and "published:" not in html
@@ -322,7 +322,7 @@ def test_a_run_is_read_in_a_browser_wide_and_narrow(
         tab.get_by_role("tab", name="Runs").click()
         bar = tab.get_by_role("tabpanel").filter(visible=True).get_by_role("progressbar")
         expect(bar).to_have_attribute("aria-valuenow", "20", timeout=20_000)
-        runs.report(db, living.id, stage="ppo", progress=0.7)
+        runs.report(db, living, stage="ppo", progress=0.7)
         expect(bar).to_have_attribute("aria-valuenow", "70", timeout=20_000)
 
         tab.get_by_role("listbox").or_(tab.get_by_label("Which run")).first.click()

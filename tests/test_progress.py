@@ -91,15 +91,23 @@ def test_a_cancelled_run_stops_at_its_next_word(db: Database, run: Run, told: Pr
         told.tell(1.0, "Trained.")
 
 
-def test_a_run_that_lost_its_lease_stops_at_its_next_word(
-    db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "_HEARTBEAT_SECONDS", 0.01)
+def test_a_run_that_lost_its_lease_stops_at_its_next_word(db: Database, run: Run, told: Progress) -> None:
+    told.enter("snapshot", "Reading.")
     runs.interrupt_expired(db, time.time() + 1000)
-    with Progress(db, run, quiet=True) as told:
-        told._thread.join(5)
-        with pytest.raises(Cancelled, match="lost its lease to another process - nothing was published"):
-            told.enter("reward", "Training.")
+    with pytest.raises(Cancelled, match="lost its lease to another process - nothing was published"):
+        told.enter("reward", "Training.")
+
+
+def test_a_process_that_slept_stops_where_another_has_taken_its_run_up(
+    db: Database, run: Run, told: Progress
+) -> None:
+    told.enter("reward", "Training.")
+    runs.interrupt_expired(db, time.time() + 1000)
+    again = runs.resume(db, run.id)
+    told.log(1, {"loss": 9.0})
+    with pytest.raises(Cancelled, match="lost its lease to another process"):
+        told.tell(1.0, "Trained.")
+    assert runs.get(db, run.id) == again and runs.metrics(db, run.id) == []
 
 
 def test_the_lease_is_renewed_while_the_night_runs_and_not_after(

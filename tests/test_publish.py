@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from data import runs, versions
 from data.database import Database
 from data.errors import Refused
 from data.home import Home
+from data.records import Run
 from tests.adapter_files import make_version, write_adapter
-from trainer.publish import check_files, publish_candidate, verify_for
+from trainer.publish import check_files, verify_for, write_candidate
 
 
 def test_a_version_is_a_directory_that_verifies_and_a_row_that_names_it(
@@ -38,7 +40,7 @@ def test_versions_are_numbered_and_know_their_parent_and_run(
     make_version(db, home, tiny_base)
     adapter = write_adapter(home.runs / "mine", tiny_base.config, seed=1)
     canary = {"ids": [5, 6, 7], "reply_start": 1, "logprob": -5.5}
-    version = publish_candidate(
+    with write_candidate(
         db,
         home,
         tiny_base,
@@ -48,9 +50,8 @@ def test_versions_are_numbered_and_know_their_parent_and_run(
         canary=[canary],  # type: ignore[list-item]
         snapshot_sha256="d" * 64,
         rankings=40,
-        report={"gate": "no"},
-        status="refused",
-    )
+    ) as candidate:
+        version = candidate.appear(report={"gate": "no"}, status="refused")
     manifest = read_manifest(home.adapters / version.path)
     assert run is not None and (version.name, version.status) == ("v000002", "refused")
     assert (manifest.parent, manifest.run_id, manifest.rankings) == ("v000001", run.id, 40)
@@ -69,22 +70,52 @@ def test_a_damaged_candidate_leaves_nothing_behind(db: Database, home: Home, tin
     assert list(home.adapters.iterdir()) == [] and versions.list_all(db) == []
 
 
+def a_candidate(home: Home, run: Run | None = None) -> dict[str, Any]:
+    """What `write_candidate` is asked for in these tests."""
+    return {
+        "adapter_dir": home.runs / "mine",
+        "run": run,
+        "parent": "base",
+        "canary": [],
+        "snapshot_sha256": None,
+        "rankings": 0,
+    }
+
+
 def test_a_folder_that_is_no_adapter_is_refused(db: Database, home: Home, tiny_base: Base) -> None:
-    with pytest.raises(Refused, match=r"has no adapter_config\.json - give the folder of a PEFT adapter"):
-        publish_candidate(
-            db,
-            home,
-            tiny_base,
-            adapter_dir=home.runs,
-            run=None,
-            parent="base",
-            canary=[],
-            snapshot_sha256=None,
-            rankings=0,
-            report={},
-            status="candidate",
-        )
+    writing = write_candidate(db, home, tiny_base, **a_candidate(home))
+    with pytest.raises(Refused, match=r"has no adapter_config\.json - give the folder of a PEFT"), writing:
+        pass
     assert list(home.adapters.iterdir()) == []
+
+
+def test_what_has_not_appeared_is_nowhere(db: Database, home: Home, tiny_base: Base) -> None:
+    write_adapter(home.runs / "mine", tiny_base.config)
+    with write_candidate(db, home, tiny_base, **a_candidate(home)) as candidate:
+        assert verify_for(tiny_base, candidate.directory) == candidate.manifest
+        assert not candidate.target.exists() and versions.list_all(db) == []
+    assert list(home.adapters.iterdir()) == []
+
+
+def test_a_run_that_lost_its_lease_makes_nothing_appear(db: Database, home: Home, tiny_base: Base) -> None:
+    write_adapter(home.runs / "mine", tiny_base.config)
+    run = runs.claim(db, "manual-1", config={})
+    assert run is not None
+    with write_candidate(db, home, tiny_base, **a_candidate(home, run)) as candidate:
+        runs.interrupt_expired(db, run.lease_until)
+        with pytest.raises(Refused, match="lease was lost"):
+            candidate.appear(report={}, status="accepted")
+    assert list(home.adapters.iterdir()) == [] and versions.list_all(db) == []
+
+
+def test_a_name_that_was_taken_meanwhile_keeps_its_files(db: Database, home: Home, tiny_base: Base) -> None:
+    write_adapter(home.runs / "mine", tiny_base.config, seed=1)
+    with write_candidate(db, home, tiny_base, **a_candidate(home)) as candidate:
+        first = make_version(db, home, tiny_base)
+        with pytest.raises(Refused, match="'v000001' is there already"):
+            candidate.appear(report={}, status="accepted")
+    check_files(home, first)
+    assert versions.list_all(db) == [first]
 
 
 def test_a_crash_before_the_rename_shows_no_version(

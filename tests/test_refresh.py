@@ -1,6 +1,8 @@
 """trainer/refresh.py: a whole night on the tiny model, how it ends, and what it leaves behind."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +10,10 @@ import pytest
 
 from chatbot.basemodel import Base, load_base
 from chatbot.manifest import read_manifest
+from chatbot.models import merged_model
 from data import conversations, runs, versions
 from data.comparisons import read_snapshot
-from data.database import Database
+from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Run
@@ -19,6 +22,7 @@ from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
 from trainer.examine import examine
+from trainer.fitting import fit_rewards
 from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
@@ -83,6 +87,73 @@ def test_the_same_seed_gives_the_same_night(ranked: Database, home: Home, tiny_b
     two = a_night(ranked, home, tiny_base, updates=2, seed=3, gate_prompts=4)
 
     assert curve(one.id) == pytest.approx(curve(two.id), abs=1e-4)
+
+
+def test_what_an_operator_lets_serve_while_the_version_is_written_goes_on_serving(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = make_version(ranked, home, tiny_base)
+
+    def verified(*rest: Any) -> Any:  # an operator can write while the files are looked at
+        elsewhere = open_database(home)
+        versions.publish(elsewhere, by_hand.name, actor="ada", reason="By hand.")
+        elsewhere.close()
+        return verify_for(*rest)
+
+    monkeypatch.setattr("trainer.publish.verify_for", verified)
+    run = a_night(ranked, home, tiny_base)
+
+    assert (run.state, run.version) == ("refused", "v000002")
+    assert "While it learned, base was replaced by v000001, with which it was never compared" in run.reason
+    assert versions.serving(ranked).current == "v000001"
+    assert versions.get(ranked, "v000002").status == "accepted"
+    assert versions.publish(ranked, "v000002", actor="ada", reason="").current == "v000002"
+
+
+SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": 3}
+
+
+def test_no_two_plain_models_are_alive_at_once_and_none_while_reward_models_learn(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def count() -> None:
+        gc.collect()
+        alive.append(sum(model() is not None for model in built))
+
+    def building(*rest: Any, **more: Any) -> Any:
+        count()
+        model = merged_model(*rest, **more)
+        built.append(weakref.ref(model))
+        return model
+
+    def fitting(*rest: Any) -> Any:
+        count()
+        return fit_rewards(*rest)
+
+    for module in ("refresh", "canary"):
+        monkeypatch.setattr(f"trainer.{module}.merged_model", building)
+    monkeypatch.setattr("trainer.refresh.fit_rewards", fitting)
+    run = a_night(ranked, home, tiny_base, **SHORT)
+
+    assert run.version is not None, "it came as far as the gate"
+    assert (len(built), alive) == (5, [0] * 6)
+
+
+def test_best_of_k_logs_what_it_measured_before_and_after(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[str, int]] = []
+
+    def log(db: Database, run: Run, stage: str, step: int, values: dict[str, float]) -> None:
+        logged.append((stage, step))
+
+    monkeypatch.setattr(runs, "log", log)
+    a_night(ranked, home, tiny_base, algorithm="bestofk", **SHORT)
+
+    assert [step for stage, step in logged if stage == "ppo"] == [0, 1]
 
 
 def test_an_empty_database_is_nothing_to_learn(db: Database, home: Home, tiny_base: Base) -> None:
@@ -164,9 +235,6 @@ def test_what_would_end_a_night_at_its_end_ends_it_at_once(
     run = runs.latest(ranked)
     assert run is not None
     assert (run.state, run.snapshot_hash) == ("failed", None), "nothing was learned for nothing"
-
-
-SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": 3}
 
 
 def figures(db: Database, run: Run) -> dict[tuple[str, int, str], float]:

@@ -83,7 +83,7 @@ def test_a_heartbeat_renews_the_lease_until_it_is_lost(db: Database) -> None:
 
 def test_a_run_tells_what_it_does(db: Database) -> None:
     run = claimed(db)
-    runs.report(db, run.id, stage="ppo", progress=1.7, eta_seconds=60.0, message="Update 3 of 15.")
+    runs.report(db, run, stage="ppo", progress=1.7, eta_seconds=60.0, message="Update 3 of 15.")
     now = runs.get(db, run.id)
     assert (now.stage, now.progress, now.eta_seconds, now.message) == ("ppo", 1.0, 60.0, "Update 3 of 15.")
 
@@ -100,8 +100,21 @@ def test_a_finished_run_keeps_its_reason_and_hears_no_more_reports(db: Database)
         1.0,
     )
     assert done.finished_at is not None
-    runs.report(db, run.id, stage="gate", progress=0.5)
+    runs.report(db, run, stage="gate", progress=0.5)
     assert runs.get(db, run.id) == done
+
+
+def test_who_lost_a_run_to_another_process_changes_none_of_its_rows(db: Database) -> None:
+    late = claimed(db, now=1000.0)
+    again = runs.resume(db, late.id, now=1100.0)
+    assert again is not None
+    runs.report(db, again, stage="ppo", progress=0.5, message="Update 3 of 15.")
+    runs.log(db, again, "ppo", 3, {"kl": 0.4})
+    before = runs.get(db, late.id)
+    runs.report(db, late, stage="reward", progress=0.1, message="Training.")
+    runs.log(db, late, "ppo", 3, {"kl": 9.0, "score": 1.0})
+    assert runs.get(db, late.id) == before
+    assert [(m.name, m.value) for m in runs.metrics(db, late.id)] == [("kl", 0.4)]
 
 
 def test_a_stale_token_finishes_nothing(db: Database) -> None:
@@ -130,10 +143,10 @@ def test_runs_are_listed_newest_first(db: Database) -> None:
 
 def test_metrics_come_back_in_order_and_replace_themselves(db: Database) -> None:
     run = claimed(db)
-    runs.log(db, run.id, "ppo", 1, {"kl": 0.4, "score": 1})
-    runs.log(db, run.id, "ppo", 0, {"kl": 0.1})
-    runs.log(db, run.id, "ppo", 0, {"kl": 0.2})
-    runs.log(db, run.id, "reward", 0, {"loss": math.inf, "accuracy": math.nan})
+    runs.log(db, run, "ppo", 1, {"kl": 0.4, "score": 1})
+    runs.log(db, run, "ppo", 0, {"kl": 0.1})
+    runs.log(db, run, "ppo", 0, {"kl": 0.2})
+    runs.log(db, run, "reward", 0, {"loss": math.inf, "accuracy": math.nan})
     assert [(m.step, m.name, m.value) for m in runs.metrics(db, run.id, "ppo")] == [
         (0, "kl", 0.2),
         (1, "kl", 0.4),

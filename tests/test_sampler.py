@@ -15,6 +15,7 @@ from data.database import Database
 from data.errors import Problem
 from data.home import Home
 from data.records import Sampling
+from tests.adapter_files import make_version
 from tests.fake_vllm import FakeVllm, until
 from tests.learners import CPU, PROMPTS, a_learner, shake
 from tests.nights import a_night, rank_by_taste
@@ -81,6 +82,37 @@ def test_a_reply_that_servers_lose_ends_the_batch_and_leaves_nothing(
     assert set(home.adapters.iterdir()) == before and remote.known_versions == ["base"]
 
 
+def modes(directory: Path) -> tuple[int, set[int]]:
+    """Who may read a directory, and its files."""
+    return directory.stat().st_mode, {path.stat().st_mode for path in directory.iterdir()}
+
+
+def test_servers_of_another_user_can_read_a_rollout_as_they_can_a_version(
+    db: Database, tiny_base: Base, remote: RemoteEngine, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = remote.load
+    found: list[tuple[int, set[int]]] = []
+
+    def looked_at(name: str, directory: Path) -> None:
+        found.append(modes(directory))
+        load(name, directory)
+
+    monkeypatch.setattr(remote, "load", looked_at)
+    write(ServerSampler(remote, home.adapters), a_learner(tiny_base))
+    assert found == [modes(home.adapters / make_version(db, home, tiny_base).path)]
+
+
+def test_rollouts_of_a_night_that_was_killed_are_removed_and_nothing_else(
+    db: Database, tiny_base: Base, remote: RemoteEngine, home: Home
+) -> None:
+    make_version(db, home, tiny_base)
+    before = set(home.adapters.iterdir())
+    (home.adapters / "rollout-killed").mkdir()
+    (home.adapters / "rollout-killed" / "adapter_config.json").write_text("{}")
+    ServerSampler(remote, home.adapters).remove_leftovers()
+    assert set(home.adapters.iterdir()) == before
+
+
 def test_a_night_whose_replies_servers_write_ends_as_any_other(
     db: Database, home: Home, tiny_base: Base, servers: list[FakeVllm], tmp_path: Path
 ) -> None:
@@ -88,6 +120,7 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
     engine.start()
     rank_by_taste(db, engine, count=30)
     engine.close()
+    (home.adapters / "rollout-killed").mkdir()
     urls = ",".join(server.url for server in servers)
     short = {"updates": 2, "reward_epochs": 1, "reward_steps": 1, "gate_prompts": 8}
     run = a_night(db, home, tiny_base, engine=urls, **short)
@@ -95,4 +128,5 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
     assert sum(len(server.asked) for server in servers) == 3 * 32
     gaps = [m.value for m in runs.metrics(db, run.id) if m.name == "sampler_gap"]
     assert len(gaps) == 3 and max(gaps) < 1e-4
+    assert not list(home.adapters.glob("rollout-*"))
     until(lambda: not any(server.versions for server in servers))

@@ -14,20 +14,21 @@ from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model
 from chatbot.policy import Policy
 from data import conversations, runs, versions
-from data.database import Database
+from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.exchange import import_rows
 from data.home import Home, open_home
 from data.records import Run, Sampling
+from tests.adapter_files import make_version
 from tests.learners import CPU, END, a_learner, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
 from tests.test_team import free_port
-from trainer import sft
+from trainer import publish, sft
 from trainer.config import RefreshConfig
 from trainer.forward import ROOM, Reply, logprobs_of, sample_replies
 from trainer.progress import Cancelled
-from trainer.publish import check_files
+from trainer.publish import check_files, verify_for
 from trainer.sft import TooFewDemonstrations, fine_tune, mean_loss, reply_losses, train_sft
 from trainer.team import SOLO, Team
 
@@ -298,6 +299,27 @@ def test_a_run_that_lost_its_lease_sets_no_reference(
         a_stage(db, home, tiny_base)
     assert runs.list_all(db)[0].state == "interrupted"
     assert versions.serving(db).reference is None
+
+
+def test_a_reference_that_was_chosen_meanwhile_stays(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_politeness(db)
+    chosen = make_version(db, home, tiny_base)
+
+    def verified(*rest: Any) -> Any:  # somebody else can write while the files are looked at
+        elsewhere = open_database(home)
+        versions.set_reference(elsewhere, chosen.name, actor="ada")
+        elsewhere.close()
+        return verify_for(*rest)
+
+    monkeypatch.setattr(publish, "verify_for", verified)
+    run = a_stage(db, home, tiny_base)
+    assert (run.state, run.version) == ("refused", "v000002")
+    assert "While it learned, v000001 was made the reference and stays it" in run.reason
+    assert 'run "trainer reference v000002"' in run.reason
+    assert versions.serving(db).reference == "v000001"
+    assert versions.set_reference(db, "v000002", actor="ada").reference == "v000002"
 
 
 def test_what_a_person_edited_teaches_with_what_was_imported(

@@ -163,7 +163,7 @@ def test_runs_are_listed_and_one_is_shown_with_its_figures(
 ) -> None:
     claimed = runs.claim(db, "manual-1", config={"seed": 3})
     assert claimed is not None
-    runs.log(db, claimed.id, "ppo", 2, {"kl": 1.25, "entropy": float("nan")})
+    runs.log(db, claimed, "ppo", 2, {"kl": 1.25, "entropy": float("nan")})
     assert call("runs")[1][0]["key"] == "manual-1"
     figures = {row["name"]: row["value"] for row in call("runs", claimed.id)[1]["metrics"]}
     assert figures == {"kl": 1.25, "entropy": None}
@@ -234,6 +234,8 @@ def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
     config = tiny_night(home, gate_prompts=8)
     code, rewards = call("reward", f"--model={tiny_base.directory}", *to_flags(config))
     assert code == 0 and rewards["state"] == "interrupted"
+    code, printed = call("gate", rewards["id"])
+    assert code == 2 and f'no candidate yet - go on with "trainer ppo {rewards["id"]}"' in printed["error"]
     code, improved = call("ppo", rewards["id"])
     assert code == 0 and f"trainer gate {rewards['id']}" in improved["reason"]
     code, judged = call("gate", rewards["id"])
@@ -250,6 +252,10 @@ def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directo
     assert run is not None
     assert "under way" in call("gate", run.id)[1]["error"]
     assert "not at this stage" in call("ppo", run.id)[1]["error"]
+    runs.interrupt_expired(db, run.lease_until)
+    assert 'go on with "trainer refresh --resume' in call("gate", run.id)[1]["error"]
+    run = runs.resume(db, run.id)
+    assert run is not None
     runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
     assert "start a new refresh" in call("refresh", "--resume", run.id)[1]["error"]
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from chatbot.basemodel import Base
 from chatbot.flags import table
 from chatbot.policy import Policy
 from data.records import Prompt, Sampling
@@ -68,7 +69,7 @@ class Verdict:
 
 def judge_candidate(
     policy: Policy,
-    models: tuple[PreTrainedModel, PreTrainedModel],
+    replies: tuple[list[Reply], list[Reply]],
     prompts: Sequence[Prompt],
     judge_report: dict[str, Any],
     config: RefreshConfig,
@@ -78,13 +79,12 @@ def judge_candidate(
     probes: Probes | None = None,
     tell: Callable[[float, str], None],
 ) -> Verdict:
-    """Compare `models`, (candidate, current), on `prompts`.
+    """Compare what candidate and current said to `prompts`: their `replies`, one each to each.
 
     `judge_report` is the judge's own examination, `winners_direction` the rankings' taste for length, and
     `probes` what probes.probe found of both; left out, they veto nothing.
     """
-    replies = _replay(policy, models, prompts, sampling, config.seed, tell)
-    tell(0.8, "The judge scores both sides.")
+    tell(0.0, "The judge scores both sides.")
     scores = [score_sequences(policy, "judge", [r.ids for r in side]) for side in replies]
     tell(1.0, "Weighing the result.")
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
@@ -118,33 +118,27 @@ def judge_candidate(
 _SIDES = ("candidate", "current")
 
 
-def _replay(
-    policy: Policy,
-    models: tuple[PreTrainedModel, PreTrainedModel],
+def replay(
+    model: PreTrainedModel,
+    base: Base,
     prompts: Sequence[Prompt],
+    *,
     sampling: Sampling,
     seed: int,
-    tell: Callable[[float, str], None],
-) -> list[list[Reply]]:
-    """One reply to each prompt from candidate and current.
+    tell: Callable[[float], None] = lambda fraction: None,
+) -> list[Reply]:
+    """One reply of `model`, a plain build on `base`, to each prompt; `tell` hears the fraction done.
 
     Both sides draw with the same seeds: what differs is the model, and equal models write equal replies.
     """
-    chat = policy.base.format
-    ids = [chat.fit(prompt.messages, policy.base.context - sampling.max_new_tokens).ids for prompt in prompts]
-    replies: list[list[Reply]] = []
-    for i, (model, who) in enumerate(zip(models, ("the candidate", "what serves"), strict=True)):
-
-        def heard(fraction: float, i: int = i, who: str = who) -> None:
-            tell((i + fraction) * 0.4, f"Replaying {len(prompts)} prompts with {who}.")
-
-        end = chat.end_of_turn
-        replies.append(sample_replies(model, ids, sampling=sampling, end_of_turn=end, seed=seed, tell=heard))
-    return replies
+    chat = base.format
+    ids = [chat.fit(prompt.messages, base.context - sampling.max_new_tokens).ids for prompt in prompts]
+    end = chat.end_of_turn
+    return sample_replies(model, ids, sampling=sampling, end_of_turn=end, seed=seed, tell=tell)
 
 
 def _samples(
-    policy: Policy, prompts: Sequence[Prompt], replies: list[list[Reply]], scores: list[list[float]]
+    policy: Policy, prompts: Sequence[Prompt], replies: Sequence[list[Reply]], scores: list[list[float]]
 ) -> list[dict[str, Any]]:
     """The first few prompts with what both sides said and what the judge thought of it.
 

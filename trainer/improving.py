@@ -49,8 +49,12 @@ def improve_policy(
     _put_on_what_serves(night, policy)
     name = _NAMES[config.algorithm]
 
+    logged: set[int] = set()
+
     def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
-        night.progress.log(update, metrics)
+        if update not in logged:  # best-of-K says how far it is many times between its two rows
+            night.progress.log(update, metrics)
+            logged.add(update)
         message = (
             f"{name}, after {update} updates: score {metrics['score']:+.2f}, judge {metrics['judge']:+.2f}, "
             f"KL {metrics['kl']:.1f}, {metrics['length']:.0f} tokens."
@@ -100,10 +104,12 @@ def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
         dtype=merged.dtype,
         max_waiting=WAITING,
     )
+    sampler = ServerSampler(engine, night.home.adapters)
     try:
         if night.team.is_chief:
+            sampler.remove_leftovers()
             engine.start()
-        yield ServerSampler(engine, night.home.adapters)
+        yield sampler
     finally:
         engine.close()
 

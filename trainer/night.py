@@ -27,6 +27,9 @@ from trainer.publish import check_files
 from trainer.reward import winners_direction
 from trainer.team import Team
 
+HISTORY = "ppo.json"
+"""The figures of every update, in the run's folder once there is a candidate to judge."""
+
 
 @dataclass(frozen=True)
 class Night:
@@ -129,8 +132,6 @@ def write_report(
         "seed": tonight(night, snapshot).seed,
     }
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
-    if result:
-        (night.folder / "ppo.json").write_text(json.dumps(result.history))
     return report
 
 

@@ -65,7 +65,6 @@ class Progress:
         self._started = time.monotonic()
         self._stage_started = self._started
         self._told = 0.0
-        self._lost = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         layout = "{percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
@@ -117,20 +116,19 @@ class Progress:
             return
         self._told = now
         done, eta = self._foretell(fraction)
-        runs.report(
-            self._db, self._run.id, stage=self._stage, progress=done, eta_seconds=eta, message=message
-        )
+        runs.report(self._db, self._run, stage=self._stage, progress=done, eta_seconds=eta, message=message)
         self._bar.set_postfix_str(message + _left(eta), refresh=False)
         self._bar.update(done - self._bar.n)
-        if self._lost.is_set():
+        row = runs.get(self._db, self._run.id)
+        if (row.state, row.fencing_token) != ("running", self._run.fencing_token):
             raise Cancelled("The run lost its lease to another process - nothing was published.")
-        if runs.get(self._db, self._run.id).cancel_requested:
+        if row.cancel_requested:
             raise Cancelled("The run was cancelled by an operator - what served before still serves.")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step of the present stage."""
         if not self._silent:
-            runs.log(self._db, self._run.id, self._stage, step, dict(metrics))
+            runs.log(self._db, self._run, self._stage, step, dict(metrics))
 
     def _renew(self) -> None:
         while not self._ended.wait(_HEARTBEAT_SECONDS):
@@ -139,8 +137,7 @@ class Progress:
             except Problem as problem:  # a locked or full disk may pass before the lease does
                 log.warning("The lease was not renewed: %s", problem)
                 continue
-            if not is_ours:
-                self._lost.set()
+            if not is_ours:  # `tell` finds that out by itself
                 return
 
 

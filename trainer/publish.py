@@ -1,15 +1,18 @@
-"""A version is published whole or not at all: an immutable directory, then one row.
+"""A version is published whole or not at all: an immutable directory and one row.
 
 The candidate's files are copied into a temporary directory beside the versions, hashed, described by a
-manifest and forced to disk; one rename makes the version appear. Only then does its row, so that a crash
-leaves at most a directory without a row, which the next publication of that name removes. Which version
-*serves* is another row (data/versions.py): nothing here changes what anybody is answered by.
+manifest and forced to disk. All that takes long happens there, before any transaction: nobody else can write
+to the database during one. Then one rename and one row make the version appear; a crash between the two
+leaves a directory without a row, which the next publication of that name removes. Which version *serves* is
+another row (data/versions.py): nothing here changes what anybody is answered by.
 """
 
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,51 @@ from chatbot.manifest import (
 from data import versions
 from data.database import Database
 from data.errors import Refused
-from data.files import make_it_appear
+from data.files import force_folder_to_disk, rename_durably
 from data.home import Home
 from data.records import Run, Version, VersionStatus
 
 
-def publish_candidate(
+@dataclass(frozen=True)
+class Candidate:
+    """A version to be: its files are whole, checked and on the disk, but not yet where versions lie."""
+
+    db: Database
+    run: Run | None
+    manifest: Manifest
+    directory: Path
+    target: Path
+
+    def appear(self, *, report: dict[str, Any], status: VersionStatus) -> Version:
+        """Gives the version its row and its place; returns the row.
+
+        A refused candidate becomes a version too: what was refused, and why, can be looked at later.
+        Raises Refused, leaving nothing behind, where the run lost its lease or the name was taken meanwhile.
+        """
+        with self.db.write():
+            if self.run is not None:
+                versions.check_lease(self.db, self.run.id, self.run.fencing_token)
+            version = versions.add(
+                self.db,
+                name=self.manifest.name,
+                parent=self.manifest.parent,
+                base_model=self.manifest.base_model,
+                base_sha256=self.manifest.base_sha256,
+                path=self.target.name,
+                sha256=hash_file(self.directory / MANIFEST),
+                status=status,
+                report=report,
+                run_id=self.manifest.run_id,
+                rankings=self.manifest.rankings,
+            )
+            if self.target.exists():  # without a row: left by a crash between the rename and the commit
+                shutil.rmtree(self.target)
+            rename_durably(self.directory, self.target)
+        return version
+
+
+@contextmanager
+def write_candidate(
     db: Database,
     home: Home,
     base: Base,
@@ -44,14 +86,13 @@ def publish_candidate(
     canary: Sequence[Canary],
     snapshot_sha256: str | None,
     rankings: int,
-    report: dict[str, Any],
-    status: VersionStatus,
     rewards: Sequence[RewardRecord] = (),
-) -> Version:
-    """Writes the PEFT adapter in `adapter_dir` as the next version and returns its row.
+) -> Iterator[Candidate]:
+    """Writes the PEFT adapter in `adapter_dir` down as the next version, for `appear` to show.
 
-    A refused candidate becomes a version too: what was refused, and why, can be looked at later.
-    Raises Refused, leaving nothing behind, where the adapter is damaged, foreign to `base` or empty.
+    Whoever holds the lease is the only one who makes versions, so the name is known before it is taken.
+    Raises Refused where the adapter is damaged, foreign to `base` or empty. What has not appeared by the end
+    of the block is gone.
     """
     name = versions.next_name(db)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=home.adapters) as temporary:
@@ -74,23 +115,8 @@ def publish_candidate(
         )
         write_manifest(directory, manifest)
         verify_for(base, directory)
-        target = home.adapters / name
-        if target.exists():  # without a row: left by a crash between the rename and the row
-            shutil.rmtree(target)
-        make_it_appear(directory, target)
-    return versions.add(
-        db,
-        name=name,
-        parent=parent,
-        base_model=base.name,
-        base_sha256=base.sha256,
-        path=name,
-        sha256=hash_file(home.adapters / name / MANIFEST),
-        status=status,
-        report=report,
-        run_id=manifest.run_id,
-        rankings=rankings,
-    )
+        force_folder_to_disk(directory)
+        yield Candidate(db, run, manifest, directory, home.adapters / name)
 
 
 def verify_for(base: Base, directory: Path) -> Manifest:

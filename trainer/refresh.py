@@ -11,6 +11,7 @@ chief's.
 """
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -23,27 +24,31 @@ from data import runs, versions
 from data.comparisons import Snapshot
 from data.database import Database
 from data.errors import Refused
+from data.files import write_json
 from data.home import Home
-from data.records import BASE_VERSION, Run, RunState
+from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
-from trainer.gate import Verdict, check_judge, judge_candidate
+from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, prompts_to_judge, wear_reference
-from trainer.night import Night, begin, tonight, write_report
+from trainer.night import HISTORY, Night, begin, tonight, write_report
 from trainer.ppo import PPOResult
 from trainer.practice import judging
 from trainer.probes import probe
 from trainer.progress import Cancelled, Progress
-from trainer.publish import publish_candidate
+from trainer.publish import Candidate, write_candidate
 from trainer.reward import winners_direction
+from trainer.rollout import Reply
 from trainer.team import SOLO, Team
 
 Stage = Literal["reward", "ppo", "gate"]
 
-_PROBING = 0.3
-"""The part of the gate's time that the probes of both sides take."""
+_HEARING = 0.86
+"""The part of the gate's time in which both sides reply; the rest is the judge's."""
+_PROBING = 0.35
+"""The part of that which the probes take."""
 
 _ENDS: dict[type[BaseException], RunState] = {
     NothingToLearn: "nothing_to_learn",
@@ -76,15 +81,13 @@ def refresh(
             night = begin(db, home, base, config, run, progress, team)
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
-            merged = _generating(night, None)
-            wear_reference(night, policy, merged)
-            reference = sample_reference(night, merged)
+            reference = _hear_reference(night, policy)
             reports = fit_rewards(night, policy, snapshot, reference)
             if until == "reward":
                 return _pause(night, until)
             if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
                 return _no_judge(night, snapshot, reports, reasons)
-            result = improve_policy(night, policy, merged, snapshot, reference, score_sign)
+            result = _improve(night, policy, snapshot, reference, score_sign)
             if until == "ppo":
                 return _pause(night, until)
             if not team.is_chief:
@@ -92,7 +95,7 @@ def refresh(
             if result.best_update == 0:
                 done = _nothing_better(night, snapshot, reports, result)
             else:
-                verdict = _judge(night, policy, merged, snapshot, reports["judge"])
+                verdict = _judge(night, policy, snapshot, reports["judge"])
                 report = write_report(night, snapshot, reports, result, verdict)
                 done = _publish(night, policy, snapshot, verdict, report)
             for leftover in ("ppo", "bestofk"):  # checkpoints: nothing is left to resume
@@ -118,6 +121,23 @@ def _generating(night: Night, version: str | None) -> PreTrainedModel:
     return merged_model(
         night.base, adapter, device=pick_device(), dtype=_dtype(night.config), four_bit=night.config.four_bit
     )
+
+
+def _hear_reference(night: Night, policy: Policy) -> list[Reply]:
+    """Put the reference on; its replies, from a model that is gone before the reward models learn."""
+    merged = _generating(night, None)
+    wear_reference(night, policy, merged)
+    return sample_reference(night, merged)
+
+
+def _improve(
+    night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply], score_sign: float
+) -> PPOResult:
+    """Stage 3; its figures in the run's folder say that there is a candidate to judge."""
+    result = improve_policy(night, policy, _generating(night, None), snapshot, reference, score_sign)
+    if night.team.is_chief:
+        write_json(night.folder / HISTORY, result.history)
+    return result
 
 
 def _pause(night: Night, until: Stage) -> Run:
@@ -150,32 +170,62 @@ def _nothing_better(
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
 
 
-def _judge(
-    night: Night, policy: Policy, merged: PreTrainedModel, snapshot: Snapshot, judge_report: dict[str, Any]
-) -> Verdict:
-    """The gate: candidate against what serves, on prompts that no selection saw."""
+def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[str, Any]) -> Verdict:
+    """The gate: candidate against what serves, on prompts that no selection saw.
+
+    One side is heard after the other: there is room for one plain model beside the policy.
+    """
     night.progress.enter("gate", "Comparing the candidate with what serves.")
-    policy.write_merged("policy", merged)
-    models = (merged, _generating(night, night.parent))
-    probes = (_probe(night, models[0], 0), _probe(night, models[1], 1))
+    prompts, config = prompts_to_judge(night), tonight(night, snapshot)
+    candidate, its_probes = _hear(night, _candidate(night, policy), prompts, config.seed, 0)
+    current, current_probes = _hear(night, _generating(night, night.parent), prompts, config.seed, 1)
     return judge_candidate(
         policy,
-        models,
-        prompts_to_judge(night),
+        (candidate, current),
+        prompts,
         judge_report,
-        tonight(night, snapshot),
+        config,
         sampling=night.sampling,
         winners_direction=winners_direction(snapshot.turns),
-        probes=probes,
-        tell=lambda fraction, message: night.progress.tell(_PROBING + (1 - _PROBING) * fraction, message),
+        probes=(its_probes, current_probes),
+        tell=lambda fraction, message: night.progress.tell(_HEARING + (1 - _HEARING) * fraction, message),
     )
 
 
-def _probe(night: Night, model: PreTrainedModel, side: int) -> dict[str, float]:
-    def tell(fraction: float) -> None:
-        night.progress.tell((side + fraction) * _PROBING / 2, "Probing both sides for harm.")
+def _candidate(night: Night, policy: Policy) -> PreTrainedModel:
+    """A model to generate with: what was learned."""
+    model = _generating(night, None)
+    policy.write_merged("policy", model)
+    return model
 
-    return probe(model, night.base, sampling=night.sampling, seed=night.config.seed, tell=tell)
+
+def _hear(
+    night: Night, model: PreTrainedModel, prompts: Sequence[Prompt], seed: int, number: int
+) -> tuple[list[Reply], dict[str, float]]:
+    """What one side, `number` 0 or 1, replies, and what the probes find of it."""
+    who = ("the candidate", "what serves")[number]
+
+    def tell(fraction: float, message: str) -> None:
+        night.progress.tell((number + fraction) * _HEARING / 2, message)
+
+    probes = probe(
+        model,
+        night.base,
+        sampling=night.sampling,
+        seed=night.config.seed,
+        tell=lambda fraction: tell(_PROBING * fraction, f"Probing {who} for harm."),
+    )
+    replies = replay(
+        model,
+        night.base,
+        prompts,
+        sampling=night.sampling,
+        seed=seed,
+        tell=lambda fraction: tell(
+            _PROBING + (1 - _PROBING) * fraction, f"Replaying {len(prompts)} prompts with {who}."
+        ),
+    )
+    return replies, probes
 
 
 def _publish(
@@ -186,37 +236,46 @@ def _publish(
     adapter = night.folder / "policy"
     policy.save("policy", adapter)
     prompts, four_bit = judging(night.base, night.config), night.config.four_bit
-    canary = canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit)
-    reason = " ".join(verdict.reasons)
-    with night.db.write():  # all three or none: a night ends with at most one version
-        version = publish_candidate(
+    writing = write_candidate(
+        night.db,
+        night.home,
+        night.base,
+        adapter_dir=adapter,
+        run=night.run,
+        parent=night.parent,
+        canary=canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit),
+        snapshot_sha256=snapshot.sha256,
+        rankings=len(snapshot.turns),
+        rewards=records(policy, night.folder),
+    )
+    with writing as candidate, night.db.write():  # all or nothing: a night ends with at most one version
+        return _settle(night, candidate, verdict, report)
+
+
+def _settle(night: Night, candidate: Candidate, verdict: Verdict, report: dict[str, Any]) -> Run:
+    """The version appears and, where it passed, serves; unless what it was compared with serves no longer."""
+    version = candidate.appear(report=report, status="accepted" if verdict.passed else "refused")
+    reason, serving = " ".join(verdict.reasons), versions.serving(night.db).current
+    is_published = verdict.passed and serving == night.parent
+    if is_published:
+        versions.publish(
             night.db,
-            night.home,
-            night.base,
-            adapter_dir=adapter,
-            run=night.run,
-            parent=night.parent,
-            canary=canary,
-            snapshot_sha256=snapshot.sha256,
-            rankings=len(snapshot.turns),
-            report=report,
-            status="accepted" if verdict.passed else "refused",
-            rewards=records(policy, night.folder),
-        )
-        if verdict.passed:
-            versions.publish(
-                night.db,
-                version.name,
-                actor="trainer",
-                reason=reason,
-                run_id=night.run.id,
-                fencing_token=night.run.fencing_token,
-            )
-        return runs.finish(
-            night.db,
-            night.run.id,
-            night.run.fencing_token,
-            state="published" if verdict.passed else "refused",
+            version.name,
+            actor=versions.TRAINER,
             reason=reason,
-            version=version.name,
+            run_id=night.run.id,
+            fencing_token=night.run.fencing_token,
         )
+    elif verdict.passed:
+        reason += (
+            f" While it learned, {night.parent} was replaced by {serving}, with which it was never compared:"
+            f' what serves stays - run "trainer publish {version.name}" to let it serve even so.'
+        )
+    return runs.finish(
+        night.db,
+        night.run.id,
+        night.run.fencing_token,
+        state="published" if is_published else "refused",
+        reason=reason,
+        version=version.name,
+    )

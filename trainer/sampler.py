@@ -1,7 +1,6 @@
 """Who writes the replies that a policy learns from: a merged copy of it in this process, or vLLM servers."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.policy import Policy
+from data.database import new_id
 from data.errors import Problem
 from data.records import Sampling
 from trainer.forward import Reply, hash_seed, sample_replies
@@ -21,6 +21,8 @@ from trainer.team import SOLO, Team
 Tell = Callable[[float], None]
 WAITING = 256
 """Requests that are sent ahead of the replies: enough to keep a few servers busy."""
+_MARK = "rollout-"
+"""What the names of its versions begin with; they are in no table."""
 _ENDS = ("stop", "length")
 _PATIENCE_SECONDS = 10.0
 
@@ -77,6 +79,11 @@ class ServerSampler:
     folder: Path
     """That the servers see under the same path."""
 
+    def remove_leftovers(self) -> None:
+        """The files of a night that was killed. For the beginning of a night: no other one runs beside it."""
+        for directory in self.folder.glob(f"{_MARK}*"):
+            shutil.rmtree(directory, ignore_errors=True)  # one that stays harms nobody
+
     def write(
         self,
         policy: Policy,
@@ -93,10 +100,13 @@ class ServerSampler:
         self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
     ) -> list[Reply]:
         """Raises Problem where the servers lose a reply."""
-        directory = Path(tempfile.mkdtemp(prefix="rollout-", dir=self.folder))
+        directory = self.folder / f"{_MARK}{new_id()}"
+        directory.mkdir()
         asked: list[Generation] = []
         try:
             policy.save("policy", directory)
+            for file in directory.iterdir():  # its owner's alone so far; a server may be another user
+                file.chmod(directory.stat().st_mode & 0o666)
             self.engine.load(directory.name, directory)
             for number, prompt in enumerate(prompts):
                 if number >= WAITING:

@@ -40,7 +40,7 @@ from trainer.forward import Reply, forward_replies, micro_batches, reply_logprob
 from trainer.optimiser import adamw
 from trainer.practice import judging
 from trainer.progress import FINE_TUNING, Cancelled, Progress
-from trainer.publish import publish_candidate
+from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
 
 Tell = Callable[[int, float, dict[str, float]], None]
@@ -71,6 +71,7 @@ def fine_tune(
         with Progress(db, run, stages=FINE_TUNING, quiet=quiet) as progress:
             if config.threads:
                 torch.set_num_threads(config.threads)
+            before = versions.serving(db).reference
             folder = home.runs / run.id
             prompts = judging(base, config)  # a file that is none must not cost the training
             found = _freeze_demonstrations(db, folder, config, run, progress)
@@ -83,7 +84,7 @@ def fine_tune(
             progress.enter("publish", "Writing the version.")
             policy.save("reference", folder / "reference")
             report["seconds"] = {stage: round(spent, 1) for stage, spent in progress.seconds.items()}
-            return _publish(db, home, base, config, run, report, prompts)
+            return _publish(db, home, base, config, run, report, prompts, before)
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
@@ -145,31 +146,43 @@ def _publish(
     run: Run,
     report: dict[str, Any],
     prompts: Sequence[Prompt],
+    before: str | None,
 ) -> Run:
-    """Write the version, which waits as a candidate, and anchor the learning at it."""
-    adapter, token = home.runs / run.id / "reference", run.fencing_token
-    canary = canaries(base, adapter, prompts, seed=config.seed, four_bit=config.four_bit)
-    with db.write():  # all three or none
-        version = publish_candidate(
-            db,
-            home,
-            base,
-            adapter_dir=adapter,
-            run=run,
-            parent=BASE_VERSION,
-            canary=canary,
-            snapshot_sha256=runs.get(db, run.id).snapshot_hash,
-            rankings=0,
-            report=report,
-            status="candidate",
-        )
-        versions.set_reference(db, version.name, actor=versions.TRAINER, run_id=run.id, fencing_token=token)
-        reason = f"{version.name} imitates {report['demonstrations']} demonstrations and is the reference now"
-        if losses := report["sft"]["held_out_loss"]:
-            best = losses[report["sft"]["best_epoch"]]
-            reason += f"; its loss on others fell from {losses[0]:.2f} to {best:.2f} nats a token"
-        reason += ". What serves stays."
-        return runs.finish(db, run.id, token, state="published", reason=reason, version=version.name)
+    """Write the version, which waits as a candidate, and anchor the learning at it instead of at `before`."""
+    adapter = home.runs / run.id / "reference"
+    writing = write_candidate(
+        db,
+        home,
+        base,
+        adapter_dir=adapter,
+        run=run,
+        parent=BASE_VERSION,
+        canary=canaries(base, adapter, prompts, seed=config.seed, four_bit=config.four_bit),
+        snapshot_sha256=runs.get(db, run.id).snapshot_hash,
+        rankings=0,
+    )
+    with writing as candidate, db.write():  # all or nothing
+        return _settle(db, run, candidate, report, before)
+
+
+def _settle(db: Database, run: Run, candidate: Candidate, report: dict[str, Any], before: str | None) -> Run:
+    """The version appears and becomes the reference, unless another one did while it learned."""
+    name, token = candidate.appear(report=report, status="candidate").name, run.fencing_token
+    present = versions.serving(db).reference
+    is_next = present == before
+    reason = f"{name} imitates {report['demonstrations']} demonstrations"
+    if is_next:
+        versions.set_reference(db, name, actor=versions.TRAINER, run_id=run.id, fencing_token=token)
+        reason += " and is the reference now"
+    if losses := report["sft"]["held_out_loss"]:
+        best = losses[report["sft"]["best_epoch"]]
+        reason += f"; its loss on others fell from {losses[0]:.2f} to {best:.2f} nats a token"
+    reason += ". What serves stays."
+    if not is_next:
+        reason += f" While it learned, {present or BASE_VERSION} was made the reference and stays it"
+        reason += f' - to change that, run "trainer reference {name}".'
+    state: RunState = "published" if is_next else "refused"
+    return runs.finish(db, run.id, token, state=state, reason=reason, version=name)
 
 
 # Its steps

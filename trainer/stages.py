@@ -49,7 +49,18 @@ def ppo(home: Home, db: Database, arguments: argparse.Namespace) -> int:
 
 def gate(home: Home, db: Database, arguments: argparse.Namespace) -> int:
     """The gate alone: judges the candidate of a run that `ppo` brought that far, and publishes it."""
+    _check_candidate(home, runs.get(db, arguments.id))
     return _go_on(home, db, arguments, arguments.id, "gate")
+
+
+def _check_candidate(home: Home, run: Run) -> None:
+    """Raises Refused where a night rests before its gate; `_go_on` says what else is in the way."""
+    from trainer.night import HISTORY
+
+    rests = run.state in ("interrupted", "failed", "cancelled") and not run.key.startswith("sft-")
+    if rests and not (home.runs / run.id / HISTORY).is_file():
+        command = "ppo" if run.key.startswith("reward-") else "refresh --resume"
+        raise Refused(f'Run {run.id!r} has no candidate yet - go on with "trainer {command} {run.id}".')
 
 
 def reward(home: Home, db: Database, arguments: argparse.Namespace) -> int:
