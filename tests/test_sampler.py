@@ -118,11 +118,11 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
 ) -> None:
     engine = Engine(tiny_base)
     engine.start()
-    rank_by_taste(db, engine, count=30)
+    rank_by_taste(db, engine, count=60)  # as many as make a judge, without whom nobody practises
     engine.close()
     (home.adapters / "rollout-killed").mkdir()
     urls = ",".join(server.url for server in servers)
-    short = {"updates": 2, "reward_epochs": 1, "reward_steps": 1, "gate_prompts": 8}
+    short = {"updates": 2, "gate_prompts": 8}
     run = a_night(db, home, tiny_base, engine=urls, **short)
     assert run.state in ("published", "refused")
     assert sum(len(server.asked) for server in servers) == 3 * 32

@@ -91,11 +91,11 @@ def test_two_processes_learn_what_one_learns(
 ) -> None:
     engine = Engine(tiny_base)
     engine.start()
-    rank_by_taste(db, engine, count=30)
+    rank_by_taste(db, engine, count=60)
     engine.close()
     # Adam makes a rounding error as large as the learning rate, and then another token may be drawn.
     config = tiny_night(
-        home, members=2, updates=2, ppo_lr=1e-4, reward_epochs=1, reward_steps=1, gate_prompts=8
+        home, members=2, updates=2, ppo_lr=1e-4, reward_epochs=2, reward_steps=1, gate_prompts=8
     )
     other = tmp_path / "other"
     other.mkdir()
