@@ -65,14 +65,15 @@ def test_what_the_operator_gave_is_read_before_a_night_begins(
 def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(
     db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
 ) -> None:
-    night, turns = began(db, home, tiny_base, told), (ranked("ab", (1, 2)), ranked("cd", (1, 2)))
+    night = began(db, home, tiny_base, told)
+    turns = (ranked("ab", (1, 2), question="Why?"), ranked("cd", (1, 2), question="How?"))
     seed = tonight(night, Snapshot(turns, "")).seed
     assert tonight(night, Snapshot(turns, "")) == replace(night.config, seed=seed)
-    renamed = tuple(replace(turn, ranking_id="x", turn_id="y", created_at=5.0) for turn in turns)
-    assert tonight(night, Snapshot(renamed, "")).seed == seed, "by what was said, not by what it is called"
+    other = tuple(replace(turn, ranking_id="x", created_at=5.0, replies=("e", "f")) for turn in turns)
+    assert tonight(night, Snapshot(other, "")).seed == seed, "what was asked is the same"
     others = (
         tonight(night, Snapshot(turns[:1], "")),
-        tonight(night, Snapshot((turns[0], ranked("cd", (2, 1))), "")),
+        tonight(night, Snapshot((*turns, turns[0]), "")),
         tonight(replace(night, parent="v000001"), Snapshot(turns, "")),
         tonight(replace(night, config=replace(night.config, seed=1)), Snapshot(turns, "")),
     )

@@ -90,13 +90,13 @@ def tonight(night: Night, snapshot: Snapshot) -> RefreshConfig:
     """The settings with a seed of this night's own, for what is practised, sampled and judged on.
 
     With the same dice every night, each candidate would meet the same prompts and the same draws as the one
-    before, and be chosen by what suits them. The seed follows from what the night begins with and learns
-    from: it is the same when the night is taken up again. Ids and times are left out, which say nothing of
-    what is learned. Reward models and the reference's replies keep the operator's seed: from night to night
+    before, and be chosen by what suits them. The seed follows from what serves and from what was asked, in
+    order: it is the same when the night is taken up again, and on a computer that rounds otherwise and wrote
+    other replies. Reward models and the reference's replies keep the operator's seed: from night to night
     they are compared.
     """
-    learned = [[turn.prompt, turn.replies, turn.places] for turn in snapshot.turns]
-    digest = hashlib.sha256(json.dumps([night.parent, learned]).encode()).digest()
+    facts = [night.parent, [turn.prompt for turn in snapshot.turns]]
+    digest = hashlib.sha256(json.dumps(facts).encode()).digest()
     seed = hash_seed(night.config.seed, int.from_bytes(digest[:4], "big"))
     return replace(night.config, seed=seed)
 
