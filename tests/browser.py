@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_pla
 
 from chatbot import accounts
 from data import people
-from data.database import Database
+from data.database import Database, open_database
+from data.home import open_home
 from data.records import Person, PersonRole
 
 FLAGS = [
@@ -55,6 +56,15 @@ def running_server(model: Path, home: Path, *flags: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@contextmanager
+def running_site(model: Path, home: Path, *flags: str) -> Iterator[tuple[Server, Database]]:
+    """The same, with its database."""
+    with running_server(model, home, *flags) as server:
+        db = open_database(open_home(home))
+        yield server, db
+        db.close()
 
 
 def _when_ready(process: "subprocess.Popen[str]", log: Path, seconds: float = 90.0) -> str:

@@ -10,10 +10,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from chatbot.pages.board import shown_replies
 from data import conversations, rankings
-from data.database import Database, open_database
-from data.home import open_home
+from data.database import Database
 from data.records import Message, Ranking
-from tests.browser import Server, Visitor, chromium, running_server, visit
+from tests.browser import Server, Visitor, chromium, running_site, visit
 from tests.stories import a_turn, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
@@ -33,10 +32,8 @@ def site(
 ) -> Iterator[tuple[Server, Database]]:
     """One server for all tests here, and its database."""
     root = tmp_path_factory.mktemp("page") / "var"
-    with running_server(tiny_directory, root, "--max-new-tokens", "24") as server:
-        db = open_database(open_home(root))
-        yield server, db
-        db.close()
+    with running_site(tiny_directory, root, "--max-new-tokens", "24") as site:
+        yield site
 
 
 @pytest.fixture

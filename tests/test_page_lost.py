@@ -13,7 +13,7 @@ from data import conversations
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation
-from tests.browser import Server, Visitor, chromium, running_server, visit
+from tests.browser import Server, Visitor, chromium, running_server, running_site, visit
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -34,10 +34,8 @@ def site(
     browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, Database]]:
     root = tmp_path_factory.mktemp("lost") / "var"
-    with running_server(tiny_directory, root, "--max-new-tokens", "12") as server:
-        db = open_database(open_home(root))
-        yield server, db
-        db.close()
+    with running_site(tiny_directory, root, "--max-new-tokens", "12") as site:
+        yield site
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from data import conversations
-from data.database import Database, open_database
-from data.home import open_home
+from data.database import Database
 from tests.attacks import ATTACKS
-from tests.browser import Server, chromium, running_server, visit
+from tests.browser import Server, chromium, running_site, visit
 from tests.stories import a_turn, somebody
 from tests.tiny import make_tiny_model
 
@@ -31,10 +30,8 @@ def slow_site(
     """A server whose replies take long enough to be stopped: a deep model, still tiny in width."""
     root = tmp_path_factory.mktemp("slow") / "var"
     model = make_tiny_model(root.parent / "deep", layers=96)
-    with running_server(model, root, "--max-new-tokens", "900") as server:
-        db = open_database(open_home(root))
-        yield server, db
-        db.close()
+    with running_site(model, root, "--max-new-tokens", "900") as site:
+        yield site
 
 
 def test_stopping_one_and_all_and_coming_back_in_mid_stream(
