@@ -72,6 +72,7 @@ class NextTokens:
     width: int
     longest: int  # T, the columns that are read
     bias: Tensor | None  # (F, 1, W * H / H_kv, T): minus infinity where a row sees nothing
+    by_products: bool  # or by fused attention
 
     @staticmethod
     def of(shelf: Shelf, places: list[Place], first: int, group: int) -> "NextTokens":
@@ -89,7 +90,7 @@ class NextTokens:
             device=shelf.keys.device,
         )
         longest, seen = max(columns) + 1, None
-        if longest >= LONG and can_pack(shelf.keys):
+        if by_products := longest >= LONG and can_pack(shelf.keys):
             longest = _in_steps(longest, shelf.room)
         if any(place.family.is_shared for place in places):
             shelf.own(places, at)
@@ -102,7 +103,9 @@ class NextTokens:
             bias = torch.zeros(seen.shape, dtype=shelf.keys.dtype, device=at.device)
             bias.masked_fill_(~seen, float("-inf"))
         rows, in_order = slice(first, first + len(places)), len(places) == count * width
-        return NextTokens(shelf, places, rows, positions, families, at, slots, in_order, width, longest, bias)
+        return NextTokens(
+            shelf, places, rows, positions, families, at, slots, in_order, width, longest, bias, by_products
+        )
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The queries that share a key, those of a family's rows among them, are a sequence before it."""
@@ -115,8 +118,7 @@ class NextTokens:
             queries = placed.index_copy_(0, self.slots, queries)
         grouped = queries.view(count, self.width, heads, -1, dim).transpose(1, 2).flatten(2, 3)
         held_keys, held_values = held_keys[:, :, : self.longest], held_values[:, :, : self.longest]
-        is_long = self.longest >= LONG and can_pack(held_keys)
-        attend = _by_products if is_long else F.scaled_dot_product_attention
+        attend = _by_products if self.by_products else F.scaled_dot_product_attention
         out: Tensor = attend(grouped, held_keys, held_values, self.bias)
         out = out.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
         return out if self.in_order else out[self.slots]

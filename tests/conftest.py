@@ -14,6 +14,8 @@ import pytest
 from data.home import Home, open_home
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from chatbot.basemodel import Base
     from chatbot.engine import Engine
     from chatbot.remote import RemoteEngine
@@ -27,6 +29,15 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A real Chromium, for the tests of one file."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -12,18 +12,12 @@ from chatbot.pages.board import shown_replies
 from data import conversations, rankings
 from data.database import Database
 from data.records import Message, Ranking
-from tests.browser import Server, Visitor, chromium, running_site, visit
+from tests.browser import Server, Visitor, running_site, visit
 from tests.stories import a_turn, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
 pytestmark = pytest.mark.browser
 ARRIVAL = Callable[..., Visitor]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

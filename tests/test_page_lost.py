@@ -13,7 +13,7 @@ from data import conversations
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation
-from tests.browser import Server, Visitor, chromium, running_server, running_site, visit
+from tests.browser import Server, Visitor, running_server, running_site, visit
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -21,12 +21,6 @@ EVENTS = "**/queue/join*"
 """Where the page's events go."""
 PATIENCE = 60_000
 """Milliseconds that a test waits for what a busy machine may be slow to do."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,12 @@ from playwright.sync_api import Browser, expect
 from data import conversations
 from data.database import Database
 from tests.attacks import ATTACKS
-from tests.browser import Server, chromium, running_site, visit
+from tests.browser import Server, running_site, visit
 from tests.stories import a_turn, somebody
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.browser
 FORBIDDEN = "img, iframe, object, script, link, meta, base, video, math, form:not(.composer)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -184,11 +184,15 @@ def test_replies_go_on_while_the_files_of_a_version_are_read(
     reply = remote.submit(HELLO, sampling=Sampling(temperature=0, max_new_tokens=400)).replies[0]
     with ThreadPoolExecutor(1) as beside:
         loading = beside.submit(remote.load, "v000001", adapter)
-        is_reading.wait(60)
-        seen = reply.tokens
-        until(lambda: reply.tokens > seen + 5)
-        may_end.set()
+        try:
+            assert is_reading.wait(60)
+            seen = reply.tokens
+            until(lambda: reply.tokens > seen + 5)
+            assert not loading.done(), "the files were being read all the while"
+        finally:
+            may_end.set()
         loading.result(60)
+    assert remote.known_versions == ["base", "v000001"]
 
 
 def test_what_is_loaded_already_is_taken_as_it_is(

@@ -86,14 +86,14 @@ def refresh(
             if until == "reward":
                 return _pause(night, until)
             if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
-                return _no_judge(night, snapshot, reports, reasons)
+                return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
             result = _improve(night, policy, snapshot, reference, score_sign)
             if until == "ppo":
                 return _pause(night, until)
             if not team.is_chief:
                 return run
             if result.best_update == 0:
-                done = _nothing_better(night, snapshot, reports, result)
+                done = _no_candidate(night, snapshot, reports, result, _nothing_better(result))
             else:
                 verdict = _judge(night, policy, snapshot, reports["judge"])
                 report = write_report(night, snapshot, reports, result, verdict)
@@ -149,25 +149,23 @@ def _pause(night: Night, until: Stage) -> Run:
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="interrupted", reason=reason)
 
 
-def _no_judge(
-    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], reasons: list[str]
+def _no_candidate(
+    night: Night,
+    snapshot: Snapshot,
+    reports: dict[str, dict[str, Any]],
+    result: PPOResult | None,
+    reason: str,
 ) -> Run:
-    """No judge worth the name, so no candidate could pass the gate."""
+    """The night ends before the gate: nobody can judge, or what it began with was the best of it."""
     if not night.team.is_chief:
         return night.run
-    write_report(night, snapshot, reports, None, None)
-    reason = " ".join(reasons)
-    return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
-
-
-def _nothing_better(
-    night: Night, snapshot: Snapshot, reports: dict[str, dict[str, Any]], result: PPOResult
-) -> Run:
-    """No candidate: what the night began with was the best of it."""
     write_report(night, snapshot, reports, result, None)
-    reason = f"None of {result.updates} updates was better than the start in the eyes of the judge."
-    reason += f" {result.stopped}" if result.stopped else ""
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
+
+
+def _nothing_better(result: PPOResult) -> str:
+    reason = f"None of {result.updates} updates was better than the start in the eyes of the judge."
+    return reason + (f" {result.stopped}" if result.stopped else "")
 
 
 def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[str, Any]) -> Verdict:
