@@ -4,8 +4,9 @@ A pass (llama.py) is a flat list of tokens. A span is a stretch of it that atten
 in every layer. It puts the keys and values of its tokens on the shelves, then lets its queries read there.
 
 They read by PyTorch's fused attention, except in bfloat16 on a CPU, where its inner products are slow: long
-reads are two plain products and a softmax there, of few different sizes (kernels.py says what a new one
-costs).
+pieces and the next tokens of many rows are two plain products and a softmax there, of few different sizes
+(kernels.py says what a new one costs). Products copy what does not lie densely, so next tokens then read all
+the room of their shelf.
 """
 
 from collections import Counter
@@ -22,8 +23,9 @@ from chatbot.shelves import Place, Shelf
 
 COLUMNS = 128
 """Plain products read so many columns more at a time; a piece that ends before is read by fused attention."""
-LONG = 512
-"""Columns from which on they are the faster way for next tokens too; measured, see benchmarks/RESULTS.md."""
+FEW = 1024
+"""Up to so many columns of all families fused attention is the faster way for next tokens; measured, see
+benchmarks/RESULTS.md."""
 _TILES = (64, 128)
 """Queries of a piece whose scores are computed together: what lies after the last of them is skipped."""
 
@@ -90,8 +92,8 @@ class NextTokens:
             device=shelf.keys.device,
         )
         longest, seen = max(columns) + 1, None
-        if by_products := longest >= LONG and can_pack(shelf.keys):
-            longest = _in_steps(longest, shelf.room)
+        if by_products := count * longest > FEW and can_pack(shelf.keys):
+            longest = shelf.room
         if any(place.family.is_shared for place in places):
             shelf.own(places, at)
             seen = shelf.seen(places, slots, width, longest).repeat_interleave(group, 1)[:, None]
@@ -215,7 +217,9 @@ class PieceTokens:
 def _by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """What scaled_dot_product_attention computes, (F, H_kv, Q, D) of (F, H_kv, T, D)."""
     scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(2, 3))
-    return torch.matmul((scores if bias is None else scores + bias).softmax(-1), values)
+    if bias is not None:
+        scores += bias
+    return torch.matmul(scores.softmax(-1), values)
 
 
 def _in_steps(columns: int, room: int) -> int:

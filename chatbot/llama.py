@@ -154,7 +154,7 @@ class Llama:
         qkv = layer.qkv(self._normed(hidden, layer.norm)).unflatten(-1, (-1, self._dim))
         rotated, values = qkv.split([self._heads + self._kv_heads, self._kv_heads], dim=1)
         half = self._dim // 2
-        rotated = rotated * cos + rotated.roll(half, -1) * sin
+        rotated = torch.addcmul(rotated * cos, rotated.roll(half, -1), sin)
         queries, keys = rotated.split([self._heads, self._kv_heads], dim=1)
         out = [span.attend(number, queries[span.rows], keys[span.rows], values[span.rows]) for span in spans]
         return (out[0] if len(out) == 1 else torch.cat(out)).flatten(1)

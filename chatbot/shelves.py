@@ -21,7 +21,7 @@ from torch import Tensor
 
 SHORTEST = 128
 """Columns of the shortest shelf."""
-_AT_FIRST = 512
+_AT_FIRST = 1024
 """Columns of all families together that a shelf has room for at first."""
 WORTH_SHARING = 0.6
 """A family is parted where reading all of its columns once is more than this part of reading every row alone:
@@ -128,7 +128,7 @@ class Shelf:
     def take(self) -> Family:
         """A family behind the last one, still without a row."""
         if len(self.families) == (most := len(self.owners)):
-            self._resize(most + (most + 1) // 2)
+            self._resize(2 * most)
         family = Family(self, len(self.families))
         self.families.append(family)
         return family
@@ -195,9 +195,9 @@ class Shelf:
 
 def _resized(old: Tensor, most: int) -> Tensor:
     """The same for so many families: (L, F, ...) -> (L, most, ...)."""
-    new = old.new_zeros(len(old), most, *old.shape[2:])
+    new = old.new_empty(len(old), most, *old.shape[2:])
     held = min(most, old.shape[1])
-    new[:, :held] = old[:, :held]
+    new[:, :held], new[:, held:] = old[:, :held], 0
     return new
 
 

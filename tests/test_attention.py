@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chatbot import attention
-from chatbot.attention import COLUMNS, LONG, NextTokens, Piece, PieceTokens
+from chatbot.attention import FEW, NextTokens, Piece, PieceTokens
 from chatbot.shelves import Place, Shape, Shelves
 
 HEADS, GROUP, DIM, CONTEXT = 2, 3, 16, 2048
@@ -69,7 +69,7 @@ def test_a_piece_reads_what_stands_before_each_of_its_tokens(
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("length", [40, LONG - 3, 900])
+@pytest.mark.parametrize("length", [40, FEW - 3, 1500])
 def test_next_tokens_read_their_own_row_alone(dtype: torch.dtype, length: int) -> None:
     """Three replies to one prompt, and a row by itself on a shelf of its own; seven tokens each."""
     draw, store = torch.Generator().manual_seed(0), shelves(dtype)
@@ -111,10 +111,11 @@ def test_what_grows_token_by_token_asks_for_few_sizes(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(attention, "_by_products", noted)
     store, draw = shelves(torch.float32), torch.Generator().manual_seed(0)
-    place = store.take(LONG + 2 * COLUMNS)
-    read_piece(place, LONG, no_row(torch.float32), draw)
-    for _ in range(COLUMNS + 1):
-        span = NextTokens.of(place.shelf, [place], 0, GROUP)
-        span.attend(0, *(drawn(1, heads, torch.float32, draw) for heads in (HEADS * GROUP, HEADS, HEADS)))
+    places = [store.take(500) for _ in range(3)]
+    for place in places:
+        read_piece(place, 400, no_row(torch.float32), draw)
+    for _ in range(100):
+        span = NextTokens.of(places[0].shelf, places, 0, GROUP)
+        span.attend(0, *(drawn(3, heads, torch.float32, draw) for heads in (HEADS * GROUP, HEADS, HEADS)))
         span.lengthen()
-    assert sizes == {LONG + COLUMNS, LONG + 2 * COLUMNS}
+    assert sizes == {places[0].shelf.room}
