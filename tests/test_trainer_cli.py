@@ -22,6 +22,7 @@ from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
 from tests.nights import rank_by_taste, tiny_night
+from tests.test_watch import wait_for
 from trainer.__main__ import run
 
 COMMANDS = [
@@ -89,6 +90,7 @@ def test_the_schedule_is_paused_and_resumed(call: Call, db: Database) -> None:
         (["refresh", "--run", "nobody"], "No run 'nobody' - "),
         (["refresh", "--updates", "0"], "updates is 0 - use 1 or more"),
         (["refresh", "--model", "no/such/dir"], "No directory 'no/such/dir' - give"),
+        (["watch", "--judging", "none.jsonl"], "There is no file 'none.jsonl' - "),
         (["reward", "--data", "none.jsonl", "--model", "no/such/dir"], "There is no file 'none.jsonl' - "),
         (["reward", "--data", __file__, "--evaluate", "none.jsonl"], "There is no file 'none.jsonl' - "),
         (["score", "--version", "base", "--data", "none.jsonl"], "There is no file 'none.jsonl' - check"),
@@ -245,6 +247,26 @@ def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
     version = versions.list_all(db)[0].name
     code, scored = call("score", f"--version={version}", f"--data={file}", f"--model={tiny_base.directory}")
     assert code == 0 and [row["id"] for row in scored] == ["0", "1"] and len(scored[0]["scores"]) == 2
+
+
+def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    engine = Engine(tiny_base)
+    engine.start()
+    rank_by_taste(db, engine)
+    engine.close()
+    flags = [f"--model={tiny_base.directory}", *to_flags(tiny_night(home, reward_epochs=10_000))]
+    night = subprocess.Popen([sys.executable, "-m", "trainer", "refresh", *flags])
+    try:
+        wait_for(lambda: (run := runs.latest(db)) is not None and run.message.startswith("Training"), 60)
+        night.terminate()
+        assert night.wait(30) == 130
+    finally:
+        night.kill()
+    stopped = runs.latest(db)
+    assert stopped is not None and stopped.state == "interrupted"
+    assert runs.resume(db, stopped.id) is not None
 
 
 def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directory: Path) -> None:

@@ -6,6 +6,7 @@ trainer refresh | watch | schedule | simulate | measure | sft | reward | score |
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,7 +22,8 @@ Command = Callable[[Home, Database, argparse.Namespace], int | None]
 
 
 def main() -> int:
-    """The installed script."""
+    """The installed script. A machine that shuts down interrupts like Ctrl-C: the run can go on at once."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_cli(run)
 
 

@@ -6,11 +6,13 @@ Nothing here needs torch, so that looking and rolling back are quick even while 
 import argparse
 from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 
 from chatbot.flags import from_flags, show, table
 from data import runs, schedules, versions
 from data.database import Database
 from data.home import Home
+from data.prompts import read_prompts
 from data.records import BASE_VERSION
 from trainer.config import RefreshConfig, quick
 from trainer.schedule import next_times, validate
@@ -27,7 +29,10 @@ def asked(arguments: argparse.Namespace) -> RefreshConfig:
 
 def watch(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Claims due refreshes and runs them, until it is told to end."""
-    run_watch(home, db, asdict(asked(arguments)))
+    config = asked(arguments)
+    for prompts in filter(None, (config.practice, config.judging)):
+        read_prompts(Path(prompts))  # a mistyped name is told now, not in the night
+    run_watch(home, db, asdict(config))
 
 
 def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:
