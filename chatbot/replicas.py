@@ -18,7 +18,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,8 @@ LOOK_SECONDS = 1.0
 """Between two looks at a server, up or down."""
 REFUSED_SECONDS = 10.0
 """The same for one that is there but does not fit."""
+FAILURES = 3
+"""Requests that a server may fail at one after the other, though it says that it is well."""
 PROBE = (
     "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
     "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
@@ -73,6 +75,8 @@ class Replica:
     is_up: bool = False
     rows: int = 0
     """Replies being written there."""
+    failed_at: set[object] = field(default_factory=set)
+    """Requests, since it last wrote a reply to its end."""
     problem: str | None = None
     """Why it is not up, as a sentence."""
 
@@ -186,6 +190,13 @@ class Replicas:
         if replica.is_up or replica.problem is None or is_other:
             log.error("Without an engine: %s", problem)
         replica.is_up, replica.problem = False, problem
+
+    def note_failure(self, replica: Replica, request: object, error: Exception) -> None:
+        """Take a server out that fails at everything, whatever it says of itself."""
+        replica.failed_at.add(request)
+        if len(replica.failed_at) >= FAILURES:
+            replica.failed_at.clear()
+            self.take_out(replica, error)
 
     async def _look_after(self, replica: Replica) -> bool:
         """Check one that is up, take in one that is back; True where it answers but does not fit."""

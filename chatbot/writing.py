@@ -4,7 +4,8 @@ All replies to a prompt go to one server, so that they share its prefill; each i
 with its own seed, and can be ended by itself. A reply whose server is taken out is gone on with by another
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
 would have given. Where no other is up, it waits a while for one. A reply that a server failed at, though it
-is well, is tried elsewhere and leaves the others there alone.
+is well, is tried elsewhere and leaves the others there alone; a server that fails at request after
+request is taken out for that.
 
 Runs in the event loop of remote.py.
 """
@@ -89,12 +90,14 @@ class Writing:
                 replica.rows += 1
             try:
                 await self._read(request, row, replica)
+                replica.failed_at.clear()
                 break
             except Gone as error:
                 self._replicas.take_out(replica, error)
             except Failed as error:
                 log.error("A reply failed: %s", error)
                 failed_at.append(replica)
+                self._replicas.note_failure(replica, request, error)
             except Exception as error:  # what one request brings about must not end the others
                 log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
                 break

@@ -7,6 +7,7 @@ import pytest
 
 from chatbot.basemodel import Base
 from chatbot.remote import RemoteEngine
+from chatbot.replicas import FAILURES
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Busy
 from data.home import Home
@@ -128,6 +129,22 @@ def test_a_reply_that_one_healthy_server_fails_at_is_written_by_another(
     reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
     assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
     assert [len(server.asked) for server in servers] == [2, 1]
+
+
+def test_a_healthy_server_that_fails_at_everything_is_asked_no_more_until_it_can_write_again(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.replicas.REFUSED_SECONDS", 0.1)
+    (first, second), (replica, _) = servers, remote._replicas.all
+    first.fails_with = 500
+    for _ in range(FAILURES):
+        assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
+        until(lambda: remote.load_now == (0, 0))
+    assert not replica.is_up and [len(server.asked) for server in servers] == [FAILURES, FAILURES]
+    done(remote.submit(HELLO, sampling=GREEDY))
+    assert len(second.asked) == FAILURES + 1
+    first.fails_with = None
+    until(lambda: replica.is_up)
 
 
 @pytest.mark.parametrize(("is_ill", "meaning"), [(True, Gone), (False, Failed)])
