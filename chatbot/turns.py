@@ -133,18 +133,19 @@ class Turns:
         replies: int = 4,
         sampling: Sampling | None = None,
         request_key: str | None = None,
+        may_train: bool = True,
     ) -> LiveTurn:
         """Store what `person` said and begin `replies` replies to it.
 
-        Without `conversation_id` a new conversation is made; `parent_id` is the message it answers. The same
-        `request_key` twice is one turn. Raises Refused for bad text, a foreign conversation, an unfinished
-        parent, a count out of range, or a key whose turn was answered long ago; Busy where the engine's
-        queue is full: the message is stored all the same, and the same key asks again.
+        Without `conversation_id` a new conversation is made, which teaches where it `may_train`; `parent_id`
+        is the message it answers. The same `request_key` twice is one turn. Raises Refused for bad text, a
+        foreign conversation, an unfinished parent, a count out of range, or a key whose turn was answered
+        long ago; Busy where the queue is full: the message is stored, and the same key asks again.
         """
         self._check(text, replies)
         if conversation_id is not None:
             conversations.get(self._db, conversation_id, person.id)
-        turn = self._stored(person, text, conversation_id, parent_id, request_key)
+        turn = self._stored(person, text, conversation_id, parent_id, request_key, may_train)
         with self._alone_with(turn.id):
             live = self.live(turn.id)
             if live is None and conversations.replies(self._db, turn.id):
@@ -213,7 +214,13 @@ class Turns:
                 self._lock.notify_all()
 
     def _stored(
-        self, person: Person, text: str, conversation_id: str | None, parent_id: str | None, key: str | None
+        self,
+        person: Person,
+        text: str,
+        conversation_id: str | None,
+        parent_id: str | None,
+        key: str | None,
+        may_train: bool,
     ) -> Message:
         """The turn, in the conversation given or a new one; the one stored before where the key was used."""
         with self._db.write():
@@ -222,7 +229,7 @@ class Turns:
             if parent_id is not None and not conversations.message(self._db, parent_id).is_finished:
                 raise Refused("This reply is still being written - wait for it, or stop it.")
             if conversation_id is None:
-                conversation_id = conversations.create(self._db, person.id).id
+                conversation_id = conversations.create(self._db, person.id, may_train=may_train).id
             return conversations.add_user_message(
                 self._db, conversation_id, parent_id, text, person.id, request_key=key
             )

@@ -76,6 +76,19 @@ def test_an_untaught_chat_stays_untaught_when_sent_twice(actions: Actions, ada: 
     assert not chat.may_train
 
 
+@pytest.mark.parametrize("may_train", [True, False])
+def test_a_first_message_that_cannot_be_stored_leaves_no_empty_chat(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch, may_train: bool
+) -> None:
+    def is_locked(*_: object, **__: object) -> None:
+        raise Busy("The database is locked - try again in a moment.")
+
+    monkeypatch.setattr(conversations, "add_user_message", is_locked)
+    with pytest.raises(Busy):
+        sent(actions, ada, key="k", may_train=may_train)
+    assert conversations.list_for(actions.db, ada.id) == []
+
+
 def test_a_message_sent_again_from_its_own_turn_is_answered_once(actions: Actions, ada: Person) -> None:
     chat = conversations.create(actions.db, ada.id)
     turn = conversations.add_user_message(actions.db, chat.id, None, "Hello.", ada.id, request_key="k")

@@ -130,8 +130,6 @@ class Actions:
             parent = boards.continued_reply(self.db, person, turn.id, sent.text("chosen"))
             if parent is None:
                 raise Refused("This turn has no finished reply yet - wait for one, or press Regenerate.")
-        elif not conversation_id and text.strip() and not sent.yes("may_train", True):
-            conversation_id = conversations.create(self.db, person.id, may_train=False).id
         turn = self._begin(person, sent, text, conversation_id, parent.id if parent else None)
         return self._shown(person, turn, sent)
 
@@ -234,6 +232,7 @@ class Actions:
                 parent_id=parent_id,
                 replies=sent.number("replies", 1, 9, self.config.replies),
                 request_key=key or None,
+                may_train=sent.yes("may_train", True),
             )
         except Problem as problem:
             stored = self._stored(person, key)
