@@ -90,28 +90,23 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
     os.environ["NIGHTSCHOOL_HOME"] = str(home)
     practice, unseen = part_prompts(home)
     taste = ("--taste", row.taste)
-    day = ("simulate", *taste, f"--turns={TURNS}", f"--replies={REPLIES}", f"--prompts={practice}")
-    simulated = 0.0
-    if rankings(home) < TURNS * night:
-        simulated, _ = trainer(*day, f"--seed={10 * row.seed + night}", f"--flip={row.flipped}")
-    before = trainer("versions")[1]["serving"]["current"]
+    simulated = rank(row, TURNS * night - rankings(home), 10 * row.seed + night, practice)
     settings = [f"--seed={row.seed}", f"--practice={practice}", *["--quick"] * row.quick]
-    killed = ("running", "interrupted")
-    interrupted = [run["id"] for run in trainer("runs")[1] if run["state"] in killed]
-    refreshed, run = trainer("refresh", *([f"--resume={interrupted[0]}"] if interrupted else settings))
-    now = trainer("versions")[1]["serving"]["current"]
+    refreshed, run, was_interrupted = refresh(night, settings)
     folder = home / "runs" / run["id"]
     report = json.loads((folder / "report.json").read_text())
+    before = report["parent"]
+    now = trainer("versions")[1]["serving"]["current"]
     history = folder / "ppo.json"  # missing where no judge was fit to judge
     curve = json.loads(history.read_text()) if history.is_file() else []
     models = ("accuracy", "accuracy_interval", "always_longest")
     return {
         "state": run["state"],
-        "was_interrupted": bool(interrupted),
+        "was_interrupted": was_interrupted,
         "reason": run["reason"],
         "serves": now,
         "simulate_seconds": round(simulated),
-        "refresh_seconds": round(refreshed),
+        "refresh_seconds": round(refreshed or sum(report["seconds"].values())),
         "seconds": report["seconds"],
         "peak_memory_gib": report["peak_memory_gib"],
         "reward": {k: report["reward"][k] for k in models},
@@ -122,6 +117,26 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
         "curve": [{k: m[k] for k in ("score", "judge", "kl", "length")} for m in curve],
         "commit": commit(),
     }
+
+
+def rank(row: Row, missing: int, seed: int, practice: Path) -> float:
+    """As many rankings as the day lacks; the seconds it took. A day that was stopped goes on elsewhere."""
+    if missing <= 0:
+        return 0.0
+    seed += 1000 * (TURNS - missing)  # other prompts than those that were asked before it was stopped
+    flags = [f"--turns={missing}", f"--replies={REPLIES}", f"--prompts={practice}", f"--seed={seed}"]
+    return trainer("simulate", f"--taste={row.taste}", *flags, f"--flip={row.flipped}")[0]
+
+
+def refresh(night: int, settings: list[str]) -> tuple[float, dict[str, Any], bool]:
+    """The run of this night, its seconds (0 where it was over), and whether this or that was interrupted."""
+    runs = trainer("runs")[1][::-1]  # the oldest first
+    over = [run for run in runs if run["state"] in ("published", "refused")]
+    if len(over) >= night:  # stopped while it was measured
+        return 0.0, over[night - 1], True
+    killed = [run["id"] for run in runs if run["state"] in ("running", "interrupted")]
+    seconds, run = trainer("refresh", *([f"--resume={killed[0]}"] if killed else settings))
+    return seconds, run, bool(killed)
 
 
 def rankings(home: Path) -> int:

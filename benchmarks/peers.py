@@ -42,14 +42,17 @@ def options(description: str | None) -> argparse.ArgumentParser:
 def measured(cache: Path, name: str, command: Sequence[str]) -> Result:
     """What `command` prints, or what it printed when `name` was measured before.
 
-    The process sees no local folder of Python packages but its own. With the result go the machine's load
-    when it began, so that a figure from a busy machine is known as one, and the number of threads.
+    A process of ours imports this checkout, one of a peer only what its own environment holds. With the
+    result go the machine's load when it began, so that a figure from a busy machine is known as one, and the
+    number of threads.
     """
     if (found := read(cache)).get(name):
         return dict(found[name])
     load, started = os.getloadavg()[0], time.monotonic()
     print(f"Measuring {name} (load {load:.1f}).", file=sys.stderr, flush=True)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if command[0] == sys.executable:
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name} ended with {done.returncode}: {done.stdout[-2000:]}")

@@ -89,6 +89,8 @@ def cell(name: str, base: Base, config: RefreshConfig, arguments: argparse.Names
     def tell(model: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         bar.update(round(fraction * 1000) - bar.n)
 
+    folder = arguments.out / f"{name}-{mark}"
+    was_begun = any(folder.glob("reward-*"))
     report = train_and_evaluate(
         base,
         data,
@@ -96,11 +98,16 @@ def cell(name: str, base: Base, config: RefreshConfig, arguments: argparse.Names
         config,
         tell=tell,
         limit=arguments.rows,
-        folder=arguments.out / f"{name}-{mark}",
+        folder=folder,
     )
     bar.close()
     taught, asked = read_parts(data, evaluate, limit=arguments.rows, seed=config.seed)
-    row = {"settings": settings, **report, "bag_of_words": bag_of_words(taught, asked)}
+    row = {
+        "settings": settings,
+        **report,
+        "bag_of_words": bag_of_words(taught, asked),
+        "was_begun": was_begun,
+    }
     file.write_text(json.dumps([*known, row], indent=1))
     return row
 
@@ -170,7 +177,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         "-" if row["kendall_tau"] is None else f"{row['kendall_tau']:.2f}",
         "-" if row["ece"] is None else f"{row['ece']:.3f}",
         f"{row['score_length_correlation']:+.2f}",
-        f"{row['seconds']:.0f}",
+        "in parts" if row["was_begun"] else f"{row['seconds']:.0f}",
     ]
 
 

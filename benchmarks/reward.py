@@ -11,7 +11,7 @@ number of sequences into a step; the first step is left out. TRL's gradient chec
 it faster; `--checkpointing` puts its default back.
 
 Accuracy (`--accuracy`): 1,024 pairs to learn from, once, and 500 to be tested on, both sides with the same
-learning rate, warm-up and batch. The difference has a 95 % interval, bootstrapped by conversation.
+learning rate, warm-up and batch. The difference has a 95 % interval, bootstrapped by how a dialogue begins.
 
 The rows are files of published preferences: HH helpful-online, rejection-sampled and base, and the topic
 rankings of UKP's argument pairs, each as JSON lines {"id", "prompt": [messages], "replies", "ranking",
@@ -139,8 +139,8 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
     rows = []
     for precision in arguments.precisions.split(","):
         sides = run_sides(base, job, precision, arguments)
-        hits = {side: hits_by_conversation(test, result["scores"]) for side, result in sides.items()}
-        longest = hits_by_conversation(test, [[float(len(r)) for r in turn.replies] for turn in test])
+        hits = {side: hits_by_group(test, result["scores"]) for side, result in sides.items()}
+        longest = hits_by_group(test, [[float(len(r)) for r in turn.replies] for turn in test])
         cells = [f"{share(hits[side])}" if side in hits else "-" for side in ("ours", "trl")]
         difference = "-"
         if len(hits) == 2:
@@ -157,22 +157,20 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
 
 
 def share(hits: dict[str, list[float]]) -> str:
-    """Per cent right of all decided pairs, with the interval by conversation."""
+    """Per cent right of all decided pairs, with the interval by group."""
     groups = list(hits.values())
     low, high = bootstrap_by_group(groups, seed=0)
     mean = sum(map(sum, groups)) / sum(map(len, groups))
     return f"{100 * mean:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def hits_by_conversation(
-    turns: Sequence[RankedTurn], scores: Sequence[Sequence[float]]
-) -> dict[str, list[float]]:
-    """1, 0 or (equal scores) 1/2 for each decided pair, by conversation."""
+def hits_by_group(turns: Sequence[RankedTurn], scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """1, 0 or (equal scores) 1/2 for each decided pair, by RankedTurn.group."""
     hits: dict[str, list[float]] = {}
     for turn, row in zip(turns, scores, strict=True):
         for better, worse in decided(turn):
             hit = 0.5 if row[better] == row[worse] else float(row[better] > row[worse])
-            hits.setdefault(turn.conversation_id, []).append(hit)
+            hits.setdefault(turn.group, []).append(hit)
     return hits
 
 
@@ -190,12 +188,12 @@ def timing_jobs(base: Base, arguments: argparse.Namespace) -> list[Job]:
 
 
 def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[RankedTurn]]:
-    """Pairs to learn from and pairs to be tested on, with no conversation in common."""
+    """Pairs to learn from and pairs to be tested on, with no dialogue in common, whatever file it is in."""
     turns, test = read_rows(arguments.data), read_rows(arguments.test)
     if not test:
         turns, test = split_by_conversation(turns, 0.5, seed=0)
-    tested = {turn.conversation_id for turn in test}
-    turns = [turn for turn in turns if turn.conversation_id not in tested]
+    tested = {turn.group for turn in test}
+    turns = [turn for turn in turns if turn.group not in tested]
     first, last = arguments.rows
     turns = fitting(turns, base, arguments.longest)[:first]
     test = fitting(test, base, arguments.longest)[:last]

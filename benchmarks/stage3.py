@@ -1,17 +1,19 @@
 """What is stage 3 worth, and what do its brakes do? One set of reward models, several ways to use them.
 
     trainer simulate --taste concise && trainer reward       # prints the run's id
-    python benchmarks/stage3.py --run ID --taste concise     # about an hour on two cores
+    python benchmarks/stage3.py --run ID --taste concise     # about an hour and a half on two cores
 
-    ppo         as a night does it
-    bestofk     as `--algorithm bestofk` does it, with as many sampled replies as PPO
-    sft         imitation of the rankings' winners, without any reward model
-    unguarded   PPO without KL penalty, ensemble penalty and guards: to see over-optimisation
+    ppo            as a night does it
+    bestofk        as `--algorithm bestofk` does it, with as many sampled replies as PPO
+    sft            imitation of the rankings' winners, without any reward model
+    bestofk-long   the same with so many more prompts that it takes as long as PPO
+    sft-long       the same with so many more passes that it takes as long as PPO
+    unguarded      PPO without KL penalty, ensemble penalty and guards: to see over-optimisation
 
-Each row begins with the base and the reward models, judge and snapshot of the run's folder. Its result is
-measured by the true taste, which no reward model saw, on prompts that no stage has seen, against the base
-with the same seeds. `--plot` draws the true taste and the reward models' score of every update against
-sqrt(KL).
+Each row begins with the base and the reward models, judge and snapshot of the run's folder; what those took
+is in no row's time, though `sft` needs none of them. Its result is measured by the true taste, which no
+reward model saw, on prompts that no stage has seen, against the base with the same seeds. `--plot` draws what
+PPO went through (curves.py).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +32,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from curves import as_svg
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
@@ -51,11 +55,16 @@ from trainer.sft import train_sft
 from trainer.tastes import Taste, load_taste
 
 SAMPLING = Sampling()
+ROWS = "ppo,bestofk,sft,bestofk-long,sft-long,unguarded"
 UNGUARDED = {"beta": 0.0, "pessimism": 0.0, "updates": 24, "max_kl": 1e9}
 
 
 class Fearless(Guards):
-    """Guards that never stop a run."""
+    """Guards that never stop a run, and to whom the latest policy is the best one."""
+
+    @property
+    def judge(self) -> float:
+        return float(self._seen.batches)
 
     def check_rollout(self, metrics: dict[str, float]) -> str | None:
         super().check_rollout(metrics)
@@ -72,27 +81,30 @@ def main() -> None:
     )
     parser.add_argument("--run", required=True, help="a run whose reward models are trained")
     parser.add_argument("--taste", required=True, help="the taste of the people who ranked")
-    parser.add_argument("--rows", default="ppo,bestofk,sft,unguarded", help="which of the ways")
+    parser.add_argument("--rows", default=ROWS, help="which of the ways, in this order")
     parser.add_argument("--practice", type=Path, help="the prompts the run practised on, if not ours")
     parser.add_argument("--unseen", type=Path, help="prompts to measure on (default: 200 of ours, kept away)")
     parser.add_argument("--home", type=Path, help="where the run lies, if not where `trainer` looks")
     parser.add_argument("--out", type=Path, default=Path("var/stage3.jsonl"), help="one line a row")
     parser.add_argument("--plot", type=Path, help="write the curves as an SVG file")
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     home = open_home(arguments.home)
     bench = Bench(load_base(None, home), home.runs / arguments.run, load_taste(arguments.taste))
     bench.part_prompts(arguments.practice, arguments.unseen)
-    done = {line["row"] for line in read(arguments.out)}
+    about = {"run": arguments.run, "taste": arguments.taste}
     for row in arguments.rows.split(","):
+        done = {line["row"]: line for line in read(arguments.out, about)}
         if row not in done:
-            line = {"row": row, "taste": arguments.taste, **bench.run(row)}
+            line = {"row": row, **about, **bench.run(row, longer(row, done))}
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps({k: v for k, v in line.items() if k != "curve"}), flush=True)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}\n")
-    print("\n".join(as_table(list(read(arguments.out)))))
+    lines = read(arguments.out, about)
+    print("\n".join(as_table(lines)))
     if arguments.plot:
-        arguments.plot.write_text(as_svg(list(read(arguments.out))))
+        arguments.plot.write_text(as_svg(lines))
 
 
 class Bench:
@@ -106,18 +118,19 @@ class Bench:
         self.dtype = pick_dtype("auto", self.device)
 
     def part_prompts(self, practice: Path | None, unseen: Path | None) -> None:
-        """What is practised on, and what is kept for the measurement."""
-        ours = random.Random(0).sample(practice_prompts(), len(practice_prompts()))
+        """What is practised on, and what is kept for the measurement. Prompts that were ranked come last."""
+        ours = random.Random("stage 3").sample(practice_prompts(), len(practice_prompts()))
         ranked = {as_key(turn.prompt) for turn in self.turns}
         new = [prompt for prompt in ours if as_key(prompt.messages) not in ranked]
         self.unseen: list[Prompt] = read_prompts(unseen) if unseen else new[:200]
         kept = {as_key(prompt.messages) for prompt in self.unseen}
-        asked = read_prompts(practice) if practice else ours
+        asked = list(read_prompts(practice) if practice else ours)
+        asked.sort(key=lambda prompt: as_key(prompt.messages) in ranked)  # in this order otherwise
         ids = [self.base.format.encode(p.messages) for p in asked if as_key(p.messages) not in kept]
         self.prompts = [prompt for prompt in ids if len(prompt) <= 384]
 
-    def run(self, row: str) -> dict[str, Any]:
-        """Train one way, then measure."""
+    def run(self, row: str, more: float) -> dict[str, Any]:
+        """Train one way, `more` times as much as usual, then measure."""
         torch.manual_seed(0)
         policy = Policy(self.base, device=self.device, dtype=self.dtype)
         names = sorted(path.name for path in self.folder.glob("reward-*") if path.is_dir())
@@ -126,35 +139,39 @@ class Bench:
         policy.add("policy", seed=0)
         merged = merged_model(self.base, None, device=self.device, dtype=self.dtype)
         started = time.monotonic()
-        curve = self._train(row, policy, merged)
+        trained = self._train(row, policy, merged, more)
         seconds = time.monotonic() - started
-        return {"seconds": seconds, "curve": curve, **self._measure(policy, merged)}
+        return {"seconds": seconds, "more": more, **trained, **self._measure(policy, merged)}
 
-    def _train(self, row: str, policy: Policy, merged: PreTrainedModel) -> list[dict[str, float]]:
+    def _train(self, row: str, policy: Policy, merged: PreTrainedModel, more: float) -> dict[str, Any]:
+        """What became of it, and the curve of each update where it is PPO."""
         config = RefreshConfig()
-        if row == "sft":
-            train_sft(policy, "policy", self._winners(), [], config, tell=lambda *_: None)
-            return []
-        curve: list[dict[str, float]] = []
 
         def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
-            print(f"{row} {fraction:.0%}: KL {metrics['kl']:.1f}", flush=True)
+            print(f"{row} {fraction:.0%}: KL {metrics.get('kl', math.nan):.1f}", flush=True)
 
-        if row == "bestofk":
-            train_best_of_k(
+        if row.startswith("sft"):
+            config = replace(config, sft_epochs=max(1, round(more * config.sft_epochs)))
+            train_sft(
+                policy, "policy", self._winners(), [], config, tell=tell, temperature=SAMPLING.temperature
+            )
+            return {"curve": []}
+        if row.startswith("bestofk"):
+            result = train_best_of_k(
                 policy,
                 MergedSampler(merged),
                 self.prompts,
-                config,
+                replace(config, updates=max(1, round(more * config.updates))),
                 sampling=SAMPLING,
                 reference=None,
                 tell=tell,
             )
-            return []
+            return {"curve": [], **end_of(result)}
+        curve: list[dict[str, float]] = []
         unguarded = row == "unguarded"
         ppo.Guards = Fearless if unguarded else Guards  # type: ignore[misc]
         with self._true_taste(curve):
-            result: PPOResult = train_ppo(
+            result = train_ppo(
                 policy,
                 MergedSampler(merged),
                 self.prompts,
@@ -166,7 +183,8 @@ class Bench:
                 winners_direction=winners_direction(self.turns),
                 tell=tell,
             )
-        return [{**seen, **update} for seen, update in zip(curve, result.history, strict=False)]
+        curve = [{**seen, **update} for seen, update in zip(curve, result.history, strict=False)]
+        return {"curve": curve, **end_of(result)}
 
     @contextmanager
     def _true_taste(self, curve: list[dict[str, float]]) -> Iterator[None]:
@@ -193,9 +211,11 @@ class Bench:
         return [self.taste(messages, text) for messages, text in zip(asked, said, strict=True)]
 
     def _winners(self) -> list[Reply]:
-        """The reply of each ranking that was put first, ties by the order they came in."""
+        """The reply that each ranking put before another, ties by the order they came in."""
         chat, out = self.base.format, []
         for turn in self.turns:
+            if not any(share == 1.0 for _, _, share in turn.pairs()):
+                continue
             first = turn.places.index(min(turn.places))
             reply = chat.encode_reply(turn.replies[first], finished=not turn.cut[first])
             out.append(Reply(chat.fit(turn.prompt, self.base.context // 2).ids, reply, not turn.cut[first]))
@@ -217,8 +237,8 @@ class Bench:
             "decisive_win_rate": duel.decisive_win_rate,
             "interval": duel.interval(),
             "ties": duel.tie_share,
-            "taste": statistics.fmean(tastes),
-            "base_taste": statistics.fmean(others),
+            "taste_mean": statistics.fmean(tastes),
+            "base_taste_mean": statistics.fmean(others),
             "kl": self._kl(policy, mine),
             "tokens": statistics.fmean(len(reply.reply) for reply in mine),
         }
@@ -241,68 +261,43 @@ def as_key(messages: Sequence[dict[str, str]]) -> str:
     return json.dumps(messages, sort_keys=True)
 
 
-def read(out: Path) -> list[dict[str, Any]]:
-    """The lines there are."""
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+def longer(row: str, done: Mapping[str, dict[str, Any]]) -> float:
+    """How much more of the same a row gets, to take the time of PPO; 1 for those that are not to."""
+    if not row.endswith("-long"):
+        return 1.0
+    missing = {"ppo", row.removesuffix("-long")} - set(done)
+    if missing:
+        sys.exit(f"{row} needs the time of {' and '.join(sorted(missing))} - put them before it in --rows.")
+    return float(done["ppo"]["seconds"] / done[row.removesuffix("-long")]["seconds"])
+
+
+def end_of(result: PPOResult) -> dict[str, Any]:
+    """Which update was kept, of how many, and what stopped it."""
+    return {"best_update": result.best_update, "updates": result.updates, "stopped": result.stopped}
+
+
+def read(out: Path, about: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The lines there are of this run and taste."""
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+    return [line for line in lines if about.items() <= line.items()]
 
 
 def as_table(lines: list[dict[str, Any]]) -> list[str]:
     """A Markdown line a row."""
     table = [
-        "| way | minutes | decisive wins | ties | taste (base) | KL | tokens |",
-        "|---|---|---|---|---|---|---|",
+        "| way | minutes | as much as usual | kept | decisive wins | ties | taste (base) | KL | tokens |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         low, high = line["interval"] or (math.nan, math.nan)
         rate = math.nan if line["decisive_win_rate"] is None else line["decisive_win_rate"]
-        taste = f"{line['taste']:.1f} ({line['base_taste']:.1f}) | {line['kl']:.1f} | {line['tokens']:.0f}"
+        taste = f"{line['taste_mean']:.1f} ({line['base_taste_mean']:.1f})"
+        taste += f" | {line['kl']:.1f} | {line['tokens']:.0f}"
         wins = f"{rate:.1%} [{low:.0%}, {high:.0%}] | {line['ties']:.0%}"
-        table.append(f"| {line['row']} | {line['seconds'] / 60:.1f} | {wins} | {taste} |")
+        kept = f"{line['best_update']} of {line['updates']}" if "updates" in line else "all"
+        spent = f"{line['seconds'] / 60:.1f} | {line['more']:.1f}x | {kept}"
+        table.append(f"| {line['row']} | {spent} | {wins} | {taste} |")
     return table
-
-
-def as_svg(lines: list[dict[str, Any]], width: int = 760, height: int = 300) -> str:
-    """True taste (left) and reward models' score (right) of every update against sqrt(KL)."""
-    curves = {line["row"]: line["curve"] for line in lines if line["curve"]}
-    colours = dict(zip(curves, ("#2563eb", "#d9480f", "#2b8a3e"), strict=False))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-    ]
-    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
-    for panel, (key, title) in enumerate((("taste", "true taste"), ("score", "score of the reward models"))):
-        every = [point for curve in curves.values() for point in curve]
-        xs = [math.sqrt(max(point["kl"], 0.0)) for point in every]
-        ys = [point[key] for point in every]
-        left, top, wide, high = 50 + panel * width / 2, 30, width / 2 - 80, height - 80
-        low, span = min(ys), max(max(ys) - min(ys), 1e-9)
-
-        def place(
-            point: Mapping[str, float],
-            key: str = key,
-            box: tuple[float, float, float, float] = (left, top, wide, high),
-            scale: tuple[float, float, float] = (max(*xs, 1e-9), low, span),
-        ) -> str:
-            x = box[0] + box[2] * math.sqrt(max(point["kl"], 0.0)) / scale[0]
-            return f"{x:.1f},{box[1] + box[3] * (1 - (point[key] - scale[1]) / scale[2]):.1f}"
-
-        parts.append(
-            f'<text x="{left}" y="18" font-size="13">{title}</text>'
-            f'<path d="M{left} {top}V{top + high}H{left + wide}" fill="none" stroke="#888"/>'
-            f'<text x="{left - 6}" y="{top + 8}" font-size="11" text-anchor="end">{max(ys):.1f}</text>'
-            f'<text x="{left - 6}" y="{top + high}" font-size="11" text-anchor="end">{low:.1f}</text>'
-            f'<text x="{left + wide}" y="{top + high + 16}" font-size="11" text-anchor="end">'
-            f"sqrt(KL), to {max(xs):.1f}</text>"
-        )
-        for row, curve in curves.items():
-            points = " ".join(place(point) for point in curve)
-            parts.append(
-                f'<polyline points="{points}" fill="none" stroke="{colours[row]}" stroke-width="2"/>'
-            )
-    for i, (row, colour) in enumerate(colours.items()):
-        parts.append(
-            f'<text x="{50 + i * 120}" y="{height - 12}" font-size="13" fill="{colour}">{row}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
 
 
 if __name__ == "__main__":

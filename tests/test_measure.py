@@ -28,12 +28,18 @@ def test_wins_ties_and_losses_are_counted_over_all_pairs_of_a_prompt() -> None:
     duel = compare([[2.0, 1.0], [5.0]], [[1.0, 1.0], [5.0]])
     assert (duel.wins, duel.losses, duel.ties) == ([2, 0], [0, 0], [2, 1])
     assert duel.win_rate == pytest.approx(3.5 / 5) and duel.tie_share == pytest.approx(3 / 5)
-    assert duel.decisive_win_rate == 1.0 and duel.interval() == (1.0, 1.0)
+    assert duel.decisive_win_rate == 1.0
 
 
 def test_without_a_decisive_pair_there_is_no_decisive_win_rate() -> None:
     duel = compare([[1.0], [2.0]], [[1.0], [2.0]])
     assert duel.win_rate == 0.5 and duel.decisive_win_rate is None and duel.interval() is None
+
+
+@pytest.mark.parametrize(("wins", "low"), [(1, 0.21), (8, 0.68), (50, 0.93)])
+def test_an_interval_has_a_width_even_where_every_decided_prompt_was_won(wins: int, low: float) -> None:
+    duel = compare([[1.0]] * wins + [[0.0]] * 100, [[0.0]] * (wins + 100))
+    assert duel.interval() == pytest.approx((low, 1.0), abs=0.01)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -21,11 +21,15 @@ from tests.adapter_files import make_version
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
+from trainer.config import RefreshConfig
 from trainer.examine import examine
 from trainer.fitting import fit_rewards
+from trainer.gate import check_replies
+from trainer.guards import Guards
 from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
+from trainer.reward import winners_direction
 
 
 def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
@@ -39,9 +43,26 @@ def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, t
     verify_for(tiny_base, home.adapters / version.path)
 
 
-def test_a_night_writes_down_what_it_measured(ranked: Database, home: Home, tiny_base: Base) -> None:
+def test_a_night_writes_down_what_it_measured(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directions = []
+
+    class Noted(Guards):
+        def __init__(self, config: RefreshConfig, winners_direction: float) -> None:
+            directions.append(winners_direction)
+            super().__init__(config, winners_direction)
+
+    def noted(new: dict[str, float], old: dict[str, float], winners_direction: float) -> list[str]:
+        directions.append(winners_direction)
+        return check_replies(new, old, winners_direction)
+
+    monkeypatch.setattr("trainer.ppo.Guards", Noted)
+    monkeypatch.setattr("trainer.gate.check_replies", noted)
     run = a_night(ranked, home, tiny_base)
 
+    asked_for = winners_direction(read_snapshot(home.runs / run.id / "snapshot.jsonl").turns)
+    assert directions == [asked_for, asked_for] and asked_for != 0
     report = json.loads((home.runs / run.id / "report.json").read_text())
     assert report == versions.get(ranked, "v000001").report
     assert report["judge"]["accuracy_interval"][0] > 0.5
@@ -389,12 +410,13 @@ def test_the_second_night_goes_on_from_last_night_s_reward_models(
 
 
 def test_a_night_that_finds_nothing_better_writes_its_report(
-    ranked: Database, home: Home, tiny_base: Base
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = a_night(ranked, home, tiny_base, ppo_lr=1e-9, **SHORT)
+    monkeypatch.setattr(Guards, "judge", property(lambda guards: -float(guards._seen.batches)))
+    run = a_night(ranked, home, tiny_base, **SHORT)
     report = json.loads((home.runs / run.id / "report.json").read_text())
-    if run.version is None:
-        assert report["gate"] is None and "updates was better than the start" in run.reason
+    assert (run.version, report["gate"]) == (None, None)
+    assert "updates was better than the start" in run.reason
 
 
 def blunt(*asked: Any, **how: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from chatbot.basemodel import Base
@@ -31,6 +30,7 @@ from data.home import Home
 from data.records import BASE_VERSION, Prompt, Sampling
 from trainer.raters import ROWS_IN_FLIGHT, Progress
 from trainer.rollout import logprobs_of
+from trainer.statistics import bootstrap_by_group
 from trainer.tastes import Taste
 
 BOOTSTRAPS = 2000
@@ -74,15 +74,13 @@ class Duel:
         return sum(self.wins) / decisive if decisive else None
 
     def interval(self, seed: int = 0) -> tuple[float, float] | None:
-        """95 % of the decisive win rate, bootstrapped over prompts."""
-        wins, losses = np.array(self.wins), np.array(self.losses)
-        picks = np.random.default_rng(seed).integers(len(wins), size=(BOOTSTRAPS, len(wins)))
-        won, lost = wins[picks].sum(1), losses[picks].sum(1)
-        decided = won + lost > 0
-        if not decided.any():
+        """95 % of the decisive win rate, bootstrapped over the prompts that have one."""
+        decisive = [[1.0] * won + [0.0] * lost for won, lost in zip(self.wins, self.losses, strict=True)]
+        groups = [outcomes for outcomes in decisive if outcomes]
+        if not groups:
             return None
-        low, high = np.quantile(won[decided] / (won + lost)[decided], [0.025, 0.975])
-        return float(low), float(high)
+        low, high = bootstrap_by_group(groups, seed, BOOTSTRAPS)
+        return low, high
 
 
 def measure(
