@@ -40,7 +40,7 @@ from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
 from data.home import open_home
 from trainer.config import RefreshConfig
 from trainer.preferences import read_rows, split_by_conversation
-from trainer.reward import score_sequences, tokenise, train_reward
+from trainer.reward import score_replies, tokenise, train_reward
 from trainer.statistics import bootstrap_by_group, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
@@ -216,7 +216,7 @@ def fitting(turns: Sequence[RankedTurn], base: Base, longest: int) -> list[Ranke
     kept = [
         entry.turn
         for entry in tokenise(turns, base.format)
-        if decided(entry.turn) and max(map(len, entry.sequences)) <= longest
+        if decided(entry.turn) and entry.longest <= longest
     ]
     random.Random(0).shuffle(kept)
     return kept
@@ -227,13 +227,19 @@ def decided(turn: RankedTurn) -> list[tuple[int, int]]:
     return [(i, j) for i, j, q in turn.pairs() if q == 1.0]
 
 
+def tested(path: Path) -> Path:
+    """Where the rankings to be tested on lie, beside the token ids at `path`."""
+    return path.with_suffix(".test.jsonl")
+
+
 def write(base: Base, name: str, turns: list[RankedTurn], test: list[RankedTurn], out: Path) -> Job:
     """Both forms of the data, beside the results."""
     path = out.parent / f"{name.replace(' ', '').replace(',', '-').replace('=', '')}.json"
     write_snapshot(Snapshot(tuple(turns), ""), path.with_suffix(".jsonl"))
+    write_snapshot(Snapshot(tuple(test), ""), tested(path))
     ids = {
         part: [
-            {"sequences": entry.sequences, "pairs": decided(entry.turn)}
+            {"sequences": [reply.ids for reply in entry.replies], "pairs": decided(entry.turn)}
             for entry in tokenise(rows, base.format)
         ]
         for part, rows in (("train", turns), ("test", test))
@@ -268,7 +274,7 @@ def run_sides(base: Base, job: Job, precision: str, arguments: argparse.Namespac
 def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
     """One member, one pass over the rankings, then the score of each reply to be tested on."""
     turns = read_snapshot(arguments.ours.with_suffix(".jsonl")).turns
-    test = json.loads(arguments.ours.read_text())["test"]
+    test = read_snapshot(tested(arguments.ours)).turns
     config = RefreshConfig(
         reward_epochs=1, reward_steps=1, reward_batch=arguments.step, reward_lr=arguments.lr, members=1
     )
@@ -277,13 +283,14 @@ def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
     times: list[float] = []
     started = time.monotonic()
     train_reward(policy, "reward-0", turns, config, seed=0, tell=lambda *_: times.append(time.monotonic()))
-    scores = iter(score_sequences(policy, "reward-0", [s for row in test for s in row["sequences"]]))
+    replies = [reply for entry in tokenise(test, base.format) for reply in entry.replies]
+    scores = iter(score_replies(policy, "reward-0", replies))
     return {
         "seconds": times[-1] - times[0],
         "pairs": len(turns) - arguments.step,
         "seconds_in_all": times[-1] - started,
         "peak_memory_gib": peak_memory_gib(),
-        "scores": [[next(scores) for _ in row["sequences"]] for row in test],
+        "scores": [[next(scores) for _ in turn.replies] for turn in test],
     }
 
 

@@ -187,13 +187,6 @@ class Policy:
         """Float32 logits of chosen hidden states: (..., D) -> (..., V)."""
         return logits_of(self._plain, hidden)
 
-    def score(self, name: str, batch: TokenBatch) -> Tensor:
-        """The normalised score of each sequence, read at its last real token: (B,)."""
-        with self.wear(name):
-            hidden = self.hidden(batch)
-        last = batch.mask.long().mul(torch.arange(batch.mask.shape[1], device=self.device)).argmax(1)
-        return cast(Tensor, self.heads[name](hidden[torch.arange(len(last), device=self.device), last]))
-
     def state(self, name: str) -> dict[str, Tensor]:
         """The adapter's LoRA tensors under PEFT's names."""
         assert self._peft is not None, f"{name!r} was never added"

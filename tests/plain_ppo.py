@@ -94,6 +94,11 @@ class PlainModel:
         number: Tensor = ((hidden * head["weight"]).sum() + head["bias"] - head["mean"]) / head["std"]
         return number
 
+    def score(self, prompt: list[int], reply: list[int]) -> Tensor:
+        """What the head says of the tokens of the reply, on average."""
+        numbers = [self.read(state) for state in self.hidden(prompt + reply)[len(prompt) :]]
+        return torch.stack(numbers).mean()
+
     def values(self, prompt: list[int], reply: list[int]) -> list[Tensor]:
         """V before each token of the reply."""
         hidden = self.hidden(prompt + reply)
@@ -131,7 +136,7 @@ def plain_episodes(
         old = [float(x) for x in policy.logprobs(r.prompt, r.reply, temperature)]
         ref = [float(x) for x in reference.logprobs(r.prompt, r.reply, temperature)]
         value = [float(x) for x in rewards[0].values(r.prompt, r.reply)]
-        opinions = [float(model.read(model.hidden(r.prompt + r.reply)[-1])) for model in rewards]
+        opinions = [float(model.score(r.prompt, r.reply)) for model in rewards]
         score = mean(opinions) - pessimism * pstdev(opinions)
         if punish_cut and not r.finished:
             score = min(score, 0.0) - 1.0

@@ -45,7 +45,7 @@ def fresh_score(policy: Policy, config: RefreshConfig) -> float:
 
 
 def reward_of(policy: Policy, replies: list[Reply], config: RefreshConfig) -> list[float]:
-    means, stds = ensemble.score_sequences(policy, [reply.ids for reply in replies])
+    means, stds = ensemble.score_replies(policy, replies)
     return [mean - config.pessimism * std for mean, std in zip(means, stds, strict=True)]
 
 

@@ -26,7 +26,7 @@ from trainer.ensemble import (
     members_of,
     pessimistic,
     rank_of,
-    score_sequences,
+    score_replies,
     warm_start,
 )
 from trainer.team import SOLO, Team
@@ -75,7 +75,7 @@ def a_fit(
 
 
 def scores_of(policy: Policy, name: str) -> list[float]:
-    return reward.score_sequences(policy, name, [r.ids for r in some_replies()])
+    return reward.score_replies(policy, name, some_replies())
 
 
 def test_a_bootstrap_sample_draws_whole_conversations_as_often_as_they_weigh() -> None:
@@ -224,7 +224,7 @@ def test_the_ensemble_s_score_is_the_mean_of_its_members_and_their_spread(
     tiny_base: Base, tmp_path: Path
 ) -> None:
     policy, _ = a_fit(tiny_base, tmp_path, some_turns(8), replace(CONFIG, members=3, reward_epochs=1))
-    means, spreads = score_sequences(policy, [r.ids for r in some_replies()])
+    means, spreads = score_replies(policy, some_replies())
     columns = list(zip(*(scores_of(policy, name) for name in members_of(policy)), strict=True))
     assert means == pytest.approx([statistics.fmean(column) for column in columns], abs=1e-5)
     assert spreads == pytest.approx([statistics.pstdev(column) for column in columns], abs=1e-5)

@@ -25,6 +25,7 @@ from trainer.forward import (
     minibatches,
     reply_entropy,
     reply_logprobs,
+    reply_scores,
     sample_replies,
 )
 
@@ -47,7 +48,17 @@ def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, le
             head = policy.heads["reward-0"]
             values = (head(ours.hidden) * ours.mask, head(padded.hidden) * ours.mask)
             torch.testing.assert_close(*values, atol=1e-4, rtol=0)
-            torch.testing.assert_close(head(ours.last), head(padded.last), atol=1e-4, rtol=0)
+            torch.testing.assert_close(head(ours.pooled), head(padded.pooled), atol=1e-4, rtol=0)
+
+
+def test_an_empty_reply_that_was_cut_scores_nothing_but_the_normalisation(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    head = policy.heads["judge"]
+    head.mean.fill_(0.5)
+    with torch.no_grad():
+        nothing = float(head.bias) - 0.5
+        empty, other = reply_scores(policy, "judge", [Reply([1, 80], [], False), REPLIES[0]])
+    assert float(empty) == pytest.approx(nothing) and float(other) != pytest.approx(nothing)
 
 
 def test_micro_batches_hold_everything_once_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from tests.learners import CPU, shake
 from tests.nights import PRACTICE, a_night
 from tests.tiny import make_tiny_model
 from trainer.canary import canaries
+from trainer.forward import Reply, reply_scores
 
 SEQUENCES = [[1, 80, 90, 100, 2], [1, 7, 8, 9, 10, 11, 12, 13], [5]]
 
@@ -170,7 +171,7 @@ def test_an_adapter_saved_in_four_bits_is_a_plain_one(
 def gradients(policy: Policy) -> list[Tensor]:
     for parameter in policy.parameters("mine"):
         parameter.grad = None
-    policy.score("mine", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    reply_scores(policy, "mine", [Reply(ids[:1], ids[1:], False) for ids in SEQUENCES]).sum().backward()
     return [parameter.grad.clone() for parameter in policy.parameters("mine") if parameter.grad is not None]
 
 

@@ -26,7 +26,7 @@ from trainer.gate import (
     replay,
     report_lines,
 )
-from trainer.reward import score_sequences
+from trainer.reward import score_replies
 from trainer.rollout import Reply
 from trainer.statistics import bootstrap_by_group
 
@@ -213,8 +213,8 @@ def test_samples_carry_the_judge_s_score_of_what_was_said(tiny_base: Base) -> No
         prompt = next(p for p in JUDGING if p.messages[-1]["content"] == sample["prompt"])
         for side in ("candidate", "current"):
             ends = [chat.encode_reply(sample[side], finished=finished) for finished in (True, False)]
-            sequences = [chat.encode(prompt.messages) + ids for ids in ends]
-            scores = score_sequences(policy, "judge", sequences)
+            asked = chat.encode(prompt.messages)
+            scores = score_replies(policy, "judge", [Reply(asked, said, False) for said in ends])
             if "\ufffd" not in sample[side]:  # half a character does not survive being decoded
                 assert min(abs(sample[f"{side}_score"] - score) for score in scores) < 1e-3
 

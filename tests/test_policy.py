@@ -50,7 +50,13 @@ def logits(policy: Policy, name: str | None, left_pad: int | None = None) -> Ten
 
 @torch.no_grad()
 def scores(policy: Policy, name: str = "mine", left_pad: int | None = None) -> Tensor:
-    return policy.score(name, TokenBatch.of(SEQUENCES, CPU, left_pad))
+    """Of every real token of SEQUENCES, one after the other: (N,)."""
+    return read(policy, name, TokenBatch.of(SEQUENCES, CPU, left_pad))
+
+
+def read(policy: Policy, name: str, batch: TokenBatch) -> Tensor:
+    with policy.wear(name):
+        return cast(Tensor, policy.heads[name](policy.hidden(batch)[batch.mask]))
 
 
 @torch.no_grad()
@@ -104,7 +110,7 @@ def test_an_adapter_named_as_a_layer_is_moves_nothing_but_itself(policy: Policy)
 def test_a_loaded_adapter_can_be_trained(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
     policy.save("mine", tmp_path)
     policy.load("again", tmp_path, with_head=True)
-    policy.score("again", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    read(policy, "again", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
     gradients = [parameter.grad for parameter in policy.parameters("again")]
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
     assert all(parameter.grad is None for parameter in policy.parameters("mine"))
@@ -169,7 +175,7 @@ def test_padding_changes_neither_logits_nor_scores(policy: Policy, left_pad: int
 
 def test_a_sequence_scores_alone_as_in_a_batch(policy: Policy) -> None:
     with torch.no_grad():
-        alone = torch.cat([policy.score("mine", TokenBatch.of([ids], CPU)) for ids in SEQUENCES])
+        alone = torch.cat([read(policy, "mine", TokenBatch.of([ids], CPU)) for ids in SEQUENCES])
     torch.testing.assert_close(alone, scores(policy), atol=1e-4, rtol=0)
 
 
@@ -218,7 +224,7 @@ def test_what_was_kept_is_brought_back(policy: Policy) -> None:
 
 def test_only_what_is_worn_learns(policy: Policy) -> None:
     policy.add("other", seed=5, with_head=True)
-    policy.score("other", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    read(policy, "other", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
     assert all(parameter.grad is None for parameter in policy.parameters("mine"))
     assert policy.parameters("other")[-2].grad is not None  # the head's weight
 

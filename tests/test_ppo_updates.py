@@ -209,7 +209,7 @@ def test_a_run_that_a_guard_stops_goes_back_to_the_best_checkpoint(tiny_base: Ba
         policy, a_config(updates=6, ppo_lr=1e-3, inner_epochs=2, max_kl=0.001), starts_at_reference=False
     )
     assert result.stopped is not None and "nats a reply from where it started" in result.stopped
-    assert (result.best_update, result.updates) == (0, 1)
+    assert result.best_update == 0 < result.updates < 6
     assert all(torch.equal(tensor, before[key]) for key, tensor in policy.state("policy").items())
 
 

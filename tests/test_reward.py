@@ -26,7 +26,7 @@ from trainer.reward import (
     passes,
     put_on,
     ranking_loss,
-    score_sequences,
+    score_replies,
     tokenise,
     train_reward,
     winners_direction,
@@ -89,26 +89,27 @@ def test_all_bad_pushes_every_reply_down_and_leaves_the_mean_it_is_held_against(
 
 def test_a_reply_ends_with_its_end_of_turn_unless_it_was_cut(tiny_base: Base) -> None:
     turn = replace(ranked(["one", "two"], (1, 2)), cut=(False, True))
-    whole, cut = tokenise([turn], tiny_base.format)[0].sequences
-    assert (whole[-1] == END, cut[-1] == END) == (True, False)
-    assert whole[:-4] == cut[:-3] == tiny_base.format.encode(turn.prompt)
+    whole, cut = tokenise([turn], tiny_base.format)[0].replies
+    assert (whole.reply[-1] == END, cut.reply[-1] == END) == (True, False)
+    assert (len(whole.reply), len(cut.reply)) == (4, 3)
+    assert whole.prompt == cut.prompt == tiny_base.format.encode(turn.prompt)
 
 
 def test_of_a_message_too_long_to_read_the_end_stays_and_of_such_a_reply_the_beginning(
     tiny_base: Base,
 ) -> None:
     turn = ranked(["y" * 3000, "no"], (1, 2), question="x" * 3000 + "?")
-    long, short = tokenise([turn], tiny_base.format)[0].sequences
-    prompt = tiny_base.format.encode(turn.prompt)[-1024:]
-    assert long == prompt + tiny_base.format.encode_text("y" * 1024)
-    assert short == prompt + tiny_base.format.encode_reply("no")
+    long, short = tokenise([turn], tiny_base.format)[0].replies
+    assert long.prompt == short.prompt == tiny_base.format.encode(turn.prompt)[-1024:]
+    assert long.reply == tiny_base.format.encode_text("y" * 1024)
+    assert short.reply == tiny_base.format.encode_reply("no")
 
 
 def test_prompt_and_reply_together_fit_a_base_with_a_short_context(tiny_base: Base) -> None:
     turn = ranked(["y" * 3000, "no"], (1, 2), question="x" * 3000 + "?")
-    long, short = tokenise([turn], tiny_base.format, 301)[0].sequences
-    assert long[:150] == short[:150] == tiny_base.format.encode(turn.prompt)[-150:]
-    assert (len(long), short[150:]) == (300, tiny_base.format.encode_reply("no"))
+    long, short = tokenise([turn], tiny_base.format, 301)[0].replies
+    assert long.prompt == short.prompt == tiny_base.format.encode(turn.prompt)[-150:]
+    assert (len(long.reply), short.reply) == (150, tiny_base.format.encode_reply("no"))
 
 
 def test_a_long_history_loses_its_oldest_turns_and_keeps_the_system_message(tiny_base: Base) -> None:
@@ -117,7 +118,7 @@ def test_a_long_history_loses_its_oldest_turns_and_keeps_the_system_message(tiny
         messages += [{"role": role, "content": f"{i}" * 100} for role in ("user", "assistant")]
     messages.append({"role": "user", "content": "and now?"})
     turn = replace(ranked(["a", "b"], (1, 2)), prompt=tuple(messages))
-    text = tiny_base.format.decode(tokenise([turn], tiny_base.format)[0].sequences[0])
+    text = tiny_base.format.decode(tokenise([turn], tiny_base.format)[0].replies[0].ids)
     assert "be kind" in text and "and now?" in text and "8888" in text and "0000" not in text
 
 
@@ -140,7 +141,7 @@ def accuracy(policy: Policy, turns: Sequence[RankedTurn]) -> float:
     """The share of rankings of two whose winner scores more."""
     hits = []
     for t in tokenise(turns, policy.base.format):
-        scores = score_sequences(policy, "reward", t.sequences)
+        scores = score_replies(policy, "reward", t.replies)
         hits += [scores[i] > scores[j] for i, j, _ in t.pairs]
     return sum(hits) / len(hits)
 
@@ -169,13 +170,13 @@ def test_a_step_scores_each_reply_once_and_keeps_a_ranking_together(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch, rankings: int
 ) -> None:
     passes_of: list[int] = []
-    score = Policy.score
+    hidden = Policy.hidden
 
-    def counted(policy: Policy, name: str, batch: TokenBatch) -> torch.Tensor:
+    def counted(policy: Policy, batch: TokenBatch) -> torch.Tensor:
         passes_of.append(len(batch.ids))
-        return score(policy, name, batch)
+        return hidden(policy, batch)
 
-    monkeypatch.setattr(Policy, "score", counted)
+    monkeypatch.setattr(Policy, "hidden", counted)
     turns = [ranked("abcd", (1, 2, 3, 4), conversation=f"c{i}") for i in range(4)]
     (first, *_) = tokenise(turns, tiny_base.format)
     monkeypatch.setitem(ROOM, "cpu", rankings * first.tokens)
@@ -232,7 +233,7 @@ def test_no_pass_is_larger_than_there_is_room_for_or_than_one_reply(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = [*LONG, ranked("abcdefghi", range(1, 10)), ranked(["x" * 200, "y"], (1, 2))]
-    longest = max(len(s) for t in tokenise(turns, tiny_base.format) for s in t.sequences)
+    longest = max(t.longest for t in tokenise(turns, tiny_base.format))
     sizes: list[int] = []
     hidden = Policy.hidden
 
@@ -280,8 +281,7 @@ def test_a_heavier_ranking_pulls_harder(tiny_base: Base, batch: int) -> None:
     for weights, winner in (((1.0, 0.1), 0), ((0.1, 1.0), 1)):
         turns = [replace(t, weight=w) for t, w in zip((one, other), weights, strict=True)]
         policy = a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=8, reward_batch=batch))
-        sequences = tokenise([one], tiny_base.format)[0].sequences
-        scores = score_sequences(policy, "reward", sequences)
+        scores = score_replies(policy, "reward", tokenise([one], tiny_base.format)[0].replies)
         assert scores[winner] == max(scores)
 
 
@@ -290,11 +290,11 @@ def test_all_bad_replies_come_to_score_less_than_ranked_ones(tiny_base: Base) ->
     even = [
         ranked(["nn", "n"], (1 + i % 2, 2 - i % 2), conversation=f"e{i}", question=f"q{i}") for i in range(12)
     ]
-    sequences = [s for t in tokenise([bad[0], even[0]], tiny_base.format) for s in t.sequences]
+    replies = [reply for t in tokenise([bad[0], even[0]], tiny_base.format) for reply in t.replies]
     gaps = []
     for turns in (even, [*bad, *even]):
         policy = a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=8))
-        scores = score_sequences(policy, "reward", sequences)
+        scores = score_replies(policy, "reward", replies)
         gaps.append(sum(scores[:2]) / 2 - sum(scores[2:]) / 2)
     assert gaps[1] < gaps[0] - 0.5 and gaps[1] < 0
 
@@ -355,16 +355,16 @@ def test_all_bad_by_itself_is_held_against_what_was_ranked_before(tiny_base: Bas
 def test_a_model_that_goes_on_begins_with_the_raw_scores_it_ended_with(
     tiny_base: Base, tmp_path: Path
 ) -> None:
-    policy, ids = a_trained(tiny_base, likes_z(8)), [r.ids for r in some_replies()]
-    raw = score_sequences(policy, "reward", ids)
+    policy, replies = a_trained(tiny_base, likes_z(8)), some_replies()
+    raw = score_replies(policy, "reward", replies)
     normalise(policy, "reward", some_replies())
-    normalised = score_sequences(policy, "reward", ids)
+    normalised = score_replies(policy, "reward", replies)
     policy.save("reward", tmp_path)
     later = Policy(tiny_base, device=CPU, dtype=torch.float32)
     put_on(later, "reward", CONFIG, seed=1, start=tmp_path)
-    assert score_sequences(later, "reward", ids) == pytest.approx(raw, abs=1e-5)
+    assert score_replies(later, "reward", replies) == pytest.approx(raw, abs=1e-5)
     normalise(later, "reward", some_replies())
-    assert score_sequences(later, "reward", ids) == pytest.approx(normalised, abs=1e-4)
+    assert score_replies(later, "reward", replies) == pytest.approx(normalised, abs=1e-4)
 
 
 def test_a_model_that_goes_on_needs_fewer_rankings_than_a_fresh_one(tiny_base: Base, tmp_path: Path) -> None:
@@ -391,10 +391,10 @@ def test_few_rankings_are_gone_over_more_often_but_not_for_ever() -> None:
 
 def test_after_normalisation_the_reference_scores_0_with_a_spread_of_1(tiny_base: Base) -> None:
     policy, replies = a_learner(tiny_base), some_replies()
-    raw = torch.tensor(score_sequences(policy, "judge", [r.ids for r in replies]))
+    raw = torch.tensor(score_replies(policy, "judge", replies))
     for _ in range(2):  # normalising again changes nothing
         normalise(policy, "judge", replies)
-        scores = torch.tensor(score_sequences(policy, "judge", [r.ids for r in replies]))
+        scores = torch.tensor(score_replies(policy, "judge", replies))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
         assert float(scores.std()) == pytest.approx(1, abs=1e-4)
         torch.testing.assert_close(scores, (raw - raw.mean()) / raw.std(), atol=1e-4, rtol=0)
@@ -408,10 +408,10 @@ def test_one_reply_is_no_reference(tiny_base: Base) -> None:
 def test_scores_come_in_order_however_they_are_batched(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, ids = a_learner(tiny_base), [r.ids for r in some_replies()]
-    alone = [score_sequences(policy, "judge", [one])[0] for one in ids]
+    policy, replies = a_learner(tiny_base), some_replies()
+    alone = [score_replies(policy, "judge", [one])[0] for one in replies]
     monkeypatch.setitem(ROOM, "cpu", 20)
-    assert score_sequences(policy, "judge", ids) == pytest.approx(alone, abs=1e-5)
+    assert score_replies(policy, "judge", replies) == pytest.approx(alone, abs=1e-5)
     assert F.mse_loss(torch.tensor(alone), torch.tensor(alone[::-1])) > 0
 
 

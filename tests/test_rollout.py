@@ -16,7 +16,7 @@ from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
 from trainer.ensemble import pessimistic
 from trainer.forward import ROOM
-from trainer.reward import score_sequences
+from trainer.reward import score_replies
 from trainer.rollout import (
     Roles,
     Rollout,
@@ -54,16 +54,14 @@ def test_temperature_divides_policy_reference_and_start_alike(tiny_base: Base, t
             assert not logprobs[row, len(r.reply) :].any()
 
 
-def test_values_are_read_before_a_token_and_scores_after_the_last(tiny_base: Base) -> None:
+def test_values_are_read_before_a_token_and_scores_over_the_whole_reply(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     rollout = measured(policy)
     slow = PlainModel(tiny_base, policy.state("reward-0"), policy.heads["reward-0"].state_dict())
     for row, r in enumerate(REPLIES):
         values = [x.item() for x in slow.values(r.prompt, r.reply)]
         assert rollout.value[row, : len(r.reply)].tolist() == pytest.approx(values, abs=1e-4)
-        assert rollout.scores[0, row].item() == pytest.approx(
-            slow.read(slow.hidden(r.ids)[-1]).item(), abs=1e-4
-        )
+        assert rollout.scores[0, row].item() == pytest.approx(slow.score(r.prompt, r.reply).item(), abs=1e-4)
 
 
 def test_the_score_inside_ppo_is_the_score_of_the_reward_model(tiny_base: Base) -> None:
@@ -74,7 +72,7 @@ def test_the_score_inside_ppo_is_the_score_of_the_reward_model(tiny_base: Base) 
         ("reward-1", rollout.scores[1]),
         ("judge", rollout.judge_score),
     ):
-        outside = score_sequences(policy, name, [r.ids for r in REPLIES])
+        outside = score_replies(policy, name, REPLIES)
         assert scores.tolist() == pytest.approx(outside, abs=1e-5)
 
 

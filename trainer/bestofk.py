@@ -144,8 +144,7 @@ class Student:
 
     def score(self, replies: Sequence[Reply]) -> list[float]:
         """What the ensemble rewards each reply with."""
-        mine = [reply.ids for reply in self.team.share(replies)]
-        means, stds = ensemble.score_sequences(self.policy, mine)
+        means, stds = ensemble.score_replies(self.policy, self.team.share(replies))
         pessimism = self.config.pessimism
         return self.team.collect([mean - pessimism * std for mean, std in zip(means, stds, strict=True)])
 

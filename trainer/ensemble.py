@@ -230,9 +230,9 @@ def records(policy: Policy, folder: Path) -> list[RewardRecord]:
     ]
 
 
-def score_sequences(policy: Policy, sequences: Sequence[list[int]]) -> tuple[list[float], list[float]]:
-    """The members' mean score of each sequence of token ids and their spread about it, in order."""
-    scores = torch.tensor([reward.score_sequences(policy, name, sequences) for name in members_of(policy)])
+def score_replies(policy: Policy, replies: Sequence[Reply]) -> tuple[list[float], list[float]]:
+    """The members' mean score of each reply and their spread about it, in order."""
+    scores = torch.tensor([reward.score_replies(policy, name, replies) for name in members_of(policy)])
     return scores.mean(0).tolist(), scores.std(0, correction=0).tolist()
 
 

@@ -28,14 +28,15 @@ import torch
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.prompts import Paraphrase
-from trainer.reward import score_sequences, tokenise
+from trainer.forward import Reply
+from trainer.reward import score_replies, tokenise
 from trainer.statistics import bootstrap_by_group
 
 Pair = tuple[int, int, float]
 BINS = 10
 """Equal steps of confidence, from 1/2 to 1."""
 _AT_ONCE = 64
-"""Sequences scored between two words about how far it is."""
+"""Replies scored between two words about how far it is."""
 _RANKINGS = 0.8
 """The part of the time that the rankings take; the rest is the paraphrases."""
 
@@ -118,25 +119,25 @@ def _score(
 ) -> tuple[list[Examined], float]:
     """Every ranking with its scores, and the members' mean standard deviation."""
     data = tokenise(turns, policy.base.format, policy.base.context)
-    scores, raw, std = mean_scores(policy, names, [s for t in data for s in t.sequences], tell)
+    scores, raw, std = mean_scores(policy, names, [reply for t in data for reply in t.replies], tell)
     examined, at = [], 0
     for t in data:
-        here = slice(at, at := at + len(t.sequences))
+        here = slice(at, at := at + len(t.replies))
         examined.append(Examined(t.turn, t.pairs, scores[here], raw[here]))
     return examined, _mean(std, 0.0)
 
 
 def mean_scores(
-    policy: Policy, names: Sequence[str], sequences: Sequence[list[int]], tell: Tell = _quiet
+    policy: Policy, names: Sequence[str], replies: Sequence[Reply], tell: Tell = _quiet
 ) -> tuple[list[float], list[float], list[float]]:
-    """Of each sequence: the members' mean score, their mean raw score, and the spread among them."""
-    if not sequences:
+    """Of each reply: the members' mean score, their mean raw score, and the spread among them."""
+    if not replies:
         return [], [], []
     rows: list[list[float]] = [[] for _ in names]
     for i, name in enumerate(names):
-        for first in range(0, len(sequences), _AT_ONCE):
-            rows[i] += score_sequences(policy, name, sequences[first : first + _AT_ONCE])
-            tell((i + len(rows[i]) / len(sequences)) / len(names))
+        for first in range(0, len(replies), _AT_ONCE):
+            rows[i] += score_replies(policy, name, replies[first : first + _AT_ONCE])
+            tell((i + len(rows[i]) / len(replies)) / len(names))
     scores = torch.tensor(rows)  # (M, N)
     heads = [policy.heads[name] for name in names]
     raw = torch.stack(
@@ -200,13 +201,13 @@ def flip_rate(
 ) -> float | None:
     """The share of paraphrases under which the two replies change places (a tie that breaks counts half)."""
     chat = policy.base.format
-    sequences = [
-        chat.encode([{"role": "user", "content": prompt}]) + chat.encode_reply(reply)
+    replies = [
+        Reply(chat.encode([{"role": "user", "content": prompt}]), chat.encode_reply(reply), True)
         for p in paraphrases
         for prompt in (p.prompt, p.reworded)
         for reply in p.replies
     ]
-    scores = mean_scores(policy, names, sequences, tell)[0]
+    scores = mean_scores(policy, names, replies, tell)[0]
     signs = [(a > b) - (a < b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
     flips = [abs(x - y) / 2 for x, y in zip(signs[::2], signs[1::2], strict=True)]
     return statistics.fmean(flips) if flips else None

@@ -7,6 +7,7 @@ What PPO makes of the numbers lies in rollout.py; nothing here knows of rewards.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class ReplyForward:
     hidden: Tensor  # (B, T, D): position t predicts reply token t, and its value is V(s_t)
     tokens: Tensor  # (B, T)
     mask: Tensor  # (B, T) bool
-    last: Tensor  # (B, D): at the reply's last token, where a score is read
+    pooled: Tensor  # (B, D) float32: the mean over the reply's own tokens, from which it is scored
 
 
 def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | None = None) -> ReplyForward:
@@ -147,13 +148,25 @@ def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | No
     steps = torch.arange(int(lengths.max()), device=device)
     mask = steps < lengths[:, None]
     at = (starts[:, None] + steps).clamp(max=batch.ids.shape[1] - 1)
-    rows = torch.arange(len(replies), device=device)
+    rows = torch.arange(len(replies), device=device)[:, None]
+    said = hidden[rows, at].float() * mask[:, :, None]
     return ReplyForward(
-        hidden=hidden[rows[:, None], at - 1],
-        tokens=batch.ids[rows[:, None], at],
+        hidden=hidden[rows, at - 1],
+        tokens=batch.ids[rows, at],
         mask=mask,
-        last=hidden[rows, starts + lengths - 1],
+        pooled=said.sum(1) / lengths.clamp(min=1)[:, None],
     )
+
+
+def reply_scores(policy: Policy, name: str, replies: Sequence[Reply]) -> Tensor:
+    """The normalised score of each reply, (B,): what the head of reward model `name` says of its tokens, on
+    average.
+
+    InstructGPT reads the last token alone. That asks the adapter to bring there first what was said before,
+    for which a hundred rankings are too few (benchmarks/RESULTS.md).
+    """
+    with policy.wear(name):
+        return cast(Tensor, policy.heads[name](forward_replies(policy, replies).pooled))
 
 
 def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:

@@ -29,7 +29,7 @@ from trainer.config import RefreshConfig
 from trainer.forward import sample_replies
 from trainer.guards import is_length_unasked
 from trainer.probes import check_probes
-from trainer.reward import score_sequences
+from trainer.reward import score_replies
 from trainer.rollout import Reply, distinct_2
 from trainer.statistics import bootstrap_by_group
 
@@ -85,7 +85,7 @@ def judge_candidate(
     `probes` what probes.probe found of both; left out, they veto nothing.
     """
     tell(0.0, "The judge scores both sides.")
-    scores = [score_sequences(policy, "judge", [r.ids for r in side]) for side in replies]
+    scores = [score_replies(policy, "judge", side) for side in replies]
     tell(1.0, "Weighing the result.")
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
     profiles = {name: profile(side) for name, side in zip(_SIDES, replies, strict=True)}

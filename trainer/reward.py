@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from chatbot.chatformat import ChatFormat, Messages
-from chatbot.models import TokenBatch
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, micro_batches
+from trainer.forward import Reply, micro_batches, reply_scores
 from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
 
@@ -40,20 +39,20 @@ Tell = Callable[[int, float, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class TokenisedTurn:
-    """A ranking ready for the model: K sequences, the pairs among them, and what it weighs."""
+    """A ranking ready for the model: K replies, the pairs among them, and what it weighs."""
 
     turn: RankedTurn
-    sequences: list[list[int]]
+    replies: list[Reply]
     pairs: list[tuple[int, int, float]]
     weight: float
 
     @property
     def longest(self) -> int:
-        return max(len(s) for s in self.sequences)
+        return max(len(reply.ids) for reply in self.replies)
 
     @property
     def tokens(self) -> int:
-        return len(self.sequences) * self.longest
+        return len(self.replies) * self.longest
 
 
 def tokenise(
@@ -64,11 +63,11 @@ def tokenise(
     out, longest = [], min(_MAX_TOKENS, context // 2)
     for turn in turns:
         prompt = _fit_prompt(turn.prompt, chat, longest)
-        sequences = [
-            prompt + chat.encode_reply(reply, finished=not cut)[:longest]
+        replies = [
+            Reply(prompt, chat.encode_reply(reply, finished=not cut)[:longest], not cut)
             for reply, cut in zip(turn.replies, turn.cut, strict=True)
         ]
-        out.append(TokenisedTurn(turn, sequences, turn.pairs(), turn.weight))
+        out.append(TokenisedTurn(turn, replies, turn.pairs(), turn.weight))
     return out
 
 
@@ -203,23 +202,23 @@ def _scored(
     policy: Policy, name: str, turns: list[TokenisedTurn]
 ) -> Iterator[tuple[list[TokenisedTurn], list[Tensor]]]:
     """A few whole rankings at a time with the scores of each, (K,), ready for a backward pass."""
-    rows = [len(t.sequences) for t in turns]
+    rows = [len(t.replies) for t in turns]
     for chosen in micro_batches([t.longest for t in turns], policy.device, rows):
         group = [turns[i] for i in chosen]
-        scores = _scores(policy, name, [s for t in group for s in t.sequences])
+        scores = _scores(policy, name, [reply for t in group for reply in t.replies])
         yield group, list(scores.split([rows[i] for i in chosen]))
 
 
-def _scores(policy: Policy, name: str, sequences: list[list[int]]) -> Tensor:
-    """The score of each sequence, (N,), which takes the memory of one pass however many they are.
+def _scores(policy: Policy, name: str, replies: list[Reply]) -> Tensor:
+    """The score of each reply, (N,), which takes the memory of one pass however many they are.
 
     A ranking that is too much for one pass is read in several that keep nothing but the scores; the backward
     pass reads them again, one by one (gradient caching, arXiv 2101.06983). The gradient is the same.
     """
-    parts = list(micro_batches([len(s) for s in sequences], policy.device))
+    parts = list(micro_batches([len(reply.ids) for reply in replies], policy.device))
 
     def read(part: list[int]) -> Tensor:
-        return policy.score(name, TokenBatch.of([sequences[i] for i in part], policy.device))
+        return reply_scores(policy, name, [replies[i] for i in part])
 
     if len(parts) == 1:
         scores = read(parts[0])
@@ -246,11 +245,11 @@ def _hits(scores: Sequence[float], pairs: Sequence[tuple[int, int, float]]) -> l
 
 
 @torch.no_grad()
-def score_sequences(policy: Policy, name: str, sequences: Sequence[list[int]]) -> list[float]:
-    """The normalised score of each sequence of token ids, in order."""
-    scores = [0.0] * len(sequences)
-    for batch in micro_batches([len(s) for s in sequences], policy.device):
-        values = policy.score(name, TokenBatch.of([sequences[i] for i in batch], policy.device)).tolist()
+def score_replies(policy: Policy, name: str, replies: Sequence[Reply]) -> list[float]:
+    """The normalised score of each reply, in order."""
+    scores = [0.0] * len(replies)
+    for batch in micro_batches([len(reply.ids) for reply in replies], policy.device):
+        values = reply_scores(policy, name, [replies[i] for i in batch]).tolist()
         for i, value in zip(batch, values, strict=True):
             scores[i] = value
     return scores
@@ -261,7 +260,7 @@ def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team 
     if len(reference) < 2:
         raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
-    own = score_sequences(policy, name, [r.ids for r in team.share(reference)])
+    own = score_replies(policy, name, team.share(reference))
     scores = torch.tensor(team.collect(own))
     head.mean.add_(scores.mean() * head.std)
     head.std.mul_(scores.std().clamp(min=1e-3))

@@ -28,6 +28,7 @@ from trainer.forward import (
     micro_batches,
     reply_entropy,
     reply_logprobs,
+    reply_scores,
 )
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
@@ -213,8 +214,7 @@ def _measure(
     }
     if roles.start is not None:
         by_token["start"] = reply_logprobs(policy.logits, forward(roles.start), temperature)
-    scorers = (*roles.members, "judge")
-    return by_token, {name: policy.heads[name](forward(name).last) for name in scorers}
+    return by_token, {name: reply_scores(policy, name, replies) for name in (*roles.members, "judge")}
 
 
 def rollout_metrics(rollout: Rollout, score: Tensor, disagreement: Tensor) -> dict[str, float]:

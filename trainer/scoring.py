@@ -117,8 +117,8 @@ def score_file(
     names = [f"reward-{i}" for i in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         policy.load(name, folder, with_head=True)
-    sequences = [s for t in tokenise(turns, base.format, base.context) for s in t.sequences]
-    scores, _, spread = mean_scores(policy, names, sequences)
+    replies = [reply for t in tokenise(turns, base.format, base.context) for reply in t.replies]
+    scores, _, spread = mean_scores(policy, names, replies)
     found, at = [], 0
     for turn in turns:
         here = slice(at, at := at + len(turn.replies))
@@ -195,11 +195,7 @@ def read_parts(
 def _reference(base: Base, turns: Sequence[RankedTurn], seed: int) -> list[Reply]:
     """The replies of some of the rankings."""
     some = random.Random(seed).sample(turns, min(len(turns), _REFERENCE_RANKINGS))
-    return [
-        Reply([], ids, finished=True)
-        for t in tokenise(some, base.format, base.context)
-        for ids in t.sequences
-    ]
+    return [reply for t in tokenise(some, base.format, base.context) for reply in t.replies]
 
 
 @contextmanager

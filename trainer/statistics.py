@@ -13,14 +13,14 @@ _FEW_GROUPS = 10
 
 
 def bootstrap_by_group(groups: Sequence[Sequence[float]], seed: int, samples: int = 1000) -> list[float]:
-    """A 95 % interval of the mean, resampling whole groups; Wilson's too where they are few or all agree.
+    """A 95 % interval of the mean, resampling whole groups; Wilson's too where they are few, or all won.
 
-    Groups that all agree would bootstrap to an interval of no width, which nobody should trust. Outcomes lie
-    from 0 to 1.
+    A handful of groups that agree, or any number of them that were all won or all lost, would bootstrap to an
+    interval of no width, which nobody should trust. Outcomes lie from 0 to 1.
     """
     sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
     low, high = _percentiles(len(groups), seed, samples, lambda chosen: _mean(sums, counts, chosen))
-    if len(groups) >= _FEW_GROUPS and low < high:
+    if len(groups) >= _FEW_GROUPS and not low == high in (0.0, 1.0):
         return [low, high]
     wilson = wilson_interval(sum(sums) / sum(counts), len(groups))
     return [min(low, wilson[0]), max(high, wilson[1])]
