@@ -212,6 +212,15 @@ def require(request: Any, role: PersonRole = "user") -> Person:
     return person
 
 
+def change_role(db: Database, person: Person, role: PersonRole, actor: str) -> None:
+    """Let a person do more, or less. Raises Refused where nobody would be left to operate."""
+    with db.write():
+        people.set_role(db, person.id, role)
+        if may(person, "operator") and not has_operator(db):
+            raise Refused(f"{person.name} is the only operator - make somebody else one first.")
+        people.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
+
+
 # One-time links
 
 
@@ -241,10 +250,15 @@ def use_operator_link(db: Database, token: str, name: str, password: str) -> Per
 
 
 def password_link(db: Database, person: Person) -> str:
-    """The token of a one-time link with which this person sets a password."""
+    """The token of a one-time link with which this person sets a password; good until they have another."""
     token = f"{person.id}.{secrets.token_urlsafe(24)}"
-    people.add_link(db, digest(f"password:{token}"), person.role, time.time() + LINK_SECONDS)
+    people.add_link(db, _link_digest(db, person, token), person.role, time.time() + LINK_SECONDS)
     return token
+
+
+def _link_digest(db: Database, person: Person, token: str) -> str:
+    """What is stored of a password link: it fits the present password only, so that a change ends it."""
+    return digest(f"password:{token}:{people.password_hash(db, person.id)}")
 
 
 def person_of_link(db: Database, token: str) -> Person:
@@ -261,7 +275,7 @@ def use_password_link(db: Database, token: str, password: str) -> Person:
     """Set the password of the person whose link this is; their sessions end. Raises Refused."""
     person, hashed = person_of_link(db, token), hash_password(password)
     with db.write():
-        role = people.use_link(db, digest(f"password:{token}"), time.time())
+        role = people.use_link(db, _link_digest(db, person, token), time.time())
         if role is None or person.is_disabled:
             raise Refused("This link was used or has expired - ask an operator for a new one.")
         people.set_password(db, person.id, hashed)

@@ -85,12 +85,12 @@ class Asked:
         messages: Messages,
         *,
         replies: int,
-        sampling: Sampling | None,
-        seeds: Sequence[int] | None,
-        person: str | None,
-        kind: Kind,
-        stop: Sequence[str],
-        deadline: float | None,
+        sampling: Sampling | None = None,
+        seeds: Sequence[int] | None = None,
+        person: str | None = None,
+        kind: Kind = "chat",
+        stop: Sequence[str] = (),
+        deadline: float | None = None,
     ) -> "Asked":
         """Checked and fitted to the context of `base`; what is left open is chosen. Raises Refused."""
         sampling = sampling or Sampling()

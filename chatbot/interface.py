@@ -143,7 +143,7 @@ class AnyEngine(ABC):
             stop=stop,
             deadline=deadline,
         )
-        return self._accept(asked, version)
+        return self.accept(asked, version)
 
     def submit_tokens(
         self,
@@ -155,9 +155,10 @@ class AnyEngine(ABC):
         kind: Kind = "rollout",
     ) -> Generation:
         """The same for a prompt in token ids that fits, with a reply for each seed."""
-        return self._accept(Asked(FittedPrompt(list(prompt), 0), sampling, seeds, kind=kind), version)
+        return self.accept(Asked(FittedPrompt(list(prompt), 0), sampling, seeds, kind=kind), version)
 
-    def _accept(self, asked: Asked, version: str | None) -> Generation:
+    def accept(self, asked: Asked, version: str | None = None) -> Generation:
+        """Queue what was checked before. Raises NotFound or Busy as `submit` does."""
         with self._lock:
             self._check_open()
             name = version or self._serving

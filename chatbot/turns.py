@@ -1,26 +1,26 @@
 """A turn: a person's message, K replies to it, streamed and stored. The only way a turn happens.
 
 The chat page, the terminal and the simulated raters all come through here. The order of things: the
-message is stored, then the replies are begun as unfinished rows that already carry version, seed and
-sampling, then the engine writes, and a thread of the turn stores each reply when it ends. Whoever shows the
-turn only follows it: closing a page loses nothing. A reply that the database refuses for now, because it is
-locked or the disk full, is kept and tried again.
+message is fitted to the context, since one that can never be answered is not taken; it is stored; the replies
+are begun as unfinished rows that already carry version, seed and sampling; the engine writes, and a thread of
+the turn stores each reply when it ends. Whoever shows the turn only follows it: closing a page loses nothing.
+A reply that the database refuses for now, because it is locked or the disk full, is kept and tried again.
 """
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from chatbot.chatformat import MAX_CHARACTERS
-from chatbot.generation import MAX_REPLIES, Generation, ReplyStream
+from chatbot.chatformat import Messages
+from chatbot.generation import Asked, Generation, ReplyStream
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
-from data.database import Database
+from data.database import Database, clean
 from data.errors import NotFound, Problem, Refused
+from data.messages import prompt_of
 from data.records import FinishReason, Message, Person, Sampling
 
 log = logging.getLogger(__name__)
@@ -138,19 +138,22 @@ class Turns:
         """Store what `person` said and begin `replies` replies to it.
 
         Without `conversation_id` a new conversation is made, which teaches where it `may_train`; `parent_id`
-        is the message it answers. The same `request_key` twice is one turn. Raises Refused for bad text, a
-        foreign conversation, an unfinished parent, a count out of range, or a key whose turn was answered
-        long ago; Busy where the queue is full: the message is stored, and the same key asks again.
+        is the message it answers. The same `request_key` twice is one turn. Raises Refused for a key
+        whose turn was answered long ago, and with nothing stored for bad or too long text, a foreign
+        conversation, an unfinished parent or a count out of range; Busy where the queue is full: the message
+        is stored, and the same key asks again.
         """
-        self._check(text, replies)
+        if not text.strip():
+            raise Refused("The message is empty - write something first.")
         if conversation_id is not None:
             conversations.get(self._db, conversation_id, person.id)
+        asked = self._asked(person, self._said(person, text, parent_id, request_key), replies, sampling)
         turn = self._stored(person, text, conversation_id, parent_id, request_key, may_train)
         with self._alone_with(turn.id):
             live = self.live(turn.id)
             if live is None and conversations.replies(self._db, turn.id):
                 raise Refused("This message was answered already - reload the page to see its replies.")
-            return live or self._begin(person, turn, replies, sampling)
+            return live or self._begin(person, turn, asked)
 
     def regenerate(self, person: Person, turn_id: str, replies: int = 4) -> LiveTurn:
         """Ask again for replies to a turn already asked; the earlier ones stay.
@@ -161,12 +164,12 @@ class Turns:
         conversations.get(self._db, turn.conversation_id, person.id)
         if turn.role != "user":
             raise Refused("Only a person's message can be answered - choose one of yours.")
-        self._check(turn.content, replies)
+        asked = self._asked(person, prompt_of(self._db, turn_id), replies)
         with self._alone_with(turn_id):
             live = self.live(turn_id)
             if live and not live.is_done:
                 raise Refused("This turn is still being answered - stop it first.")
-            return self._begin(person, turn, replies, None)
+            return self._begin(person, turn, asked)
 
     def live(self, turn_id: str) -> LiveTurn | None:
         """The turn while it is written and a minute after; later it is in the database alone."""
@@ -190,15 +193,24 @@ class Turns:
             turn.wait(max(0.0, deadline - time.monotonic()))
         self._closing.set()
 
-    def _check(self, text: str, replies: int) -> None:
-        if not text.strip():
-            raise Refused("The message is empty - write something first.")
-        if len(text) > MAX_CHARACTERS:
-            raise Refused(
-                f"The message has {len(text):,} characters, more than {MAX_CHARACTERS:,} - shorten it."
-            )
-        if not 1 <= replies <= MAX_REPLIES:
-            raise Refused(f"{replies} replies were asked for - use 1 to {MAX_REPLIES}.")
+    def _said(self, person: Person, text: str, parent_id: str | None, key: str | None) -> Messages:
+        """The message after all that it answers; as it is stored already, where the key was used."""
+        if key and (earlier := conversations.by_request_key(self._db, person.id, key)):
+            return prompt_of(self._db, earlier.id)
+        if parent_id is not None and not conversations.message(self._db, parent_id).is_finished:
+            raise Refused("This reply is still being written - wait for it, or stop it.")
+        answered = prompt_of(self._db, parent_id) if parent_id is not None else ()
+        return [*answered, {"role": "user", "content": clean(text)}]
+
+    def _asked(self, person: Person, said: Messages, replies: int, sampling: Sampling | None = None) -> Asked:
+        """What the engine is to do. Raises Refused where it cannot."""
+        return Asked.of(
+            self._engine.base,
+            said,
+            replies=replies,
+            sampling=sampling or self.sampling,
+            person=person.id if person.kind == "human" else None,  # simulated raters have all of the queue
+        )
 
     @contextmanager
     def _alone_with(self, turn_id: str) -> Iterator[None]:
@@ -226,30 +238,18 @@ class Turns:
         with self._db.write():
             if key and (earlier := conversations.by_request_key(self._db, person.id, key)):
                 return earlier
-            if parent_id is not None and not conversations.message(self._db, parent_id).is_finished:
-                raise Refused("This reply is still being written - wait for it, or stop it.")
             if conversation_id is None:
                 conversation_id = conversations.create(self._db, person.id, may_train=may_train).id
             return conversations.add_user_message(
                 self._db, conversation_id, parent_id, text, person.id, request_key=key
             )
 
-    def _begin(self, person: Person, turn: Message, replies: int, sampling: Sampling | None) -> LiveTurn:
-        sampling = sampling or self.sampling
-        seeds = [random.getrandbits(31) for _ in range(replies)]
-        messages = [
-            {"role": message.role, "content": message.content}
-            for message in conversations.path_to(self._db, turn.id)
-        ]
-        generation = self._engine.submit(
-            messages,
-            replies=replies,
-            sampling=sampling,
-            seeds=seeds,
-            person=person.id if person.kind == "human" else None,  # simulated raters have all of the queue
-        )
+    def _begin(self, person: Person, turn: Message, asked: Asked) -> LiveTurn:
+        generation = self._engine.accept(asked)
         try:
-            rows = conversations.start_replies(self._db, turn.id, generation.version, sampling, seeds)
+            rows = conversations.start_replies(
+                self._db, turn.id, generation.version, asked.sampling, asked.seeds
+            )
         except Exception:
             generation.stop()
             raise

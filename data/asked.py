@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 
 from data.database import Database, to_json
-from data.messages import path_to
+from data.messages import prompt_of
 from data.records import Prompt
 
 _MAY_TEACH = (
@@ -29,7 +29,7 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
         if len(found) >= limit:
             break
         if _is_kept_for_judging(row["conversation_id"]) == for_judging:
-            chat = tuple({"role": entry.role, "content": entry.content} for entry in path_to(db, row["id"]))
+            chat = prompt_of(db, row["id"])
             found.setdefault(json.dumps(chat), Prompt(chat, row["id"], "people"))
     return list(found.values())
 

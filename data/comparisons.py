@@ -1,8 +1,8 @@
 """Rankings become comparisons: who beat whom, how much each ranking weighs, whom it teaches.
 
 A night learns from one immutable snapshot: every ranking that teaches, with its prompt and replies as text,
-and every edit, which beats the reply it replaced. Its file is JSONL, whose sha256 stands in the run's row.
-A ranking weighs by its source and its age, and no person more than max(5 %, 2/n) of the night.
+and everybody's last edit of a reply, which beats what it replaced. Its file is JSONL, whose sha256 stands in
+the run's row. A ranking weighs by its source and its age, and no person more than max(5 %, 2/n) of the night.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from data.database import Database, Row
 from data.errors import Refused
-from data.messages import WRITTEN, path_to
+from data.messages import DEMONSTRATED, WRITTEN, prompt_of
 from data.rankings import TEACHING
 from data.records import Prompt as Prompt
 from data.records import RankingKind, Source
@@ -166,25 +166,24 @@ def largest_total(totals: Sequence[float]) -> float:
 
 def stream_turns(db: Database) -> Iterator[RankedTurn]:
     """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time."""
-    for row in _in_batches(
+    for row in in_batches(
         db,
         "SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id"
         f" FROM {TEACHING} AND r.id > ? ORDER BY r.id LIMIT ?",
     ):
         yield from _ranked_turn(db, row)
-    for row in _in_batches(
+    for row in in_batches(
         db,
         "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
         " m.content AS original, m.version, m.finish_reason"
-        f" FROM messages e JOIN messages m ON m.id = e.replaces_id AND {WRITTEN}"
-        " JOIN conversations c ON c.id = e.conversation_id AND c.may_train"
-        " JOIN people p ON p.id = e.author_id AND NOT p.is_disabled"
-        " WHERE e.role = 'assistant' AND e.id > ? ORDER BY e.id LIMIT ?",
+        f" FROM messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
+        " AND e.id > ? ORDER BY e.id LIMIT ?",
     ):
         yield _edited_turn(db, row)
 
 
-def _in_batches(db: Database, sql: str) -> Iterator[Row]:
+def in_batches(db: Database, sql: str) -> Iterator[Row]:
+    """The rows of a query for those whose id comes after the first parameter, at most the second."""
     last = ""
     while rows := db.query(sql, (last, BATCH)):
         yield from rows
@@ -216,11 +215,6 @@ def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
     )
     if turn.pairs() or (placed and turn.kind == "all_bad"):
         yield turn
-
-
-def prompt_of(db: Database, turn_id: str) -> tuple[dict[str, str], ...]:
-    """The chat messages from the root down to this turn."""
-    return tuple({"role": entry.role, "content": entry.content} for entry in path_to(db, turn_id))
 
 
 def _edited_turn(db: Database, row: Row) -> RankedTurn:

@@ -1,8 +1,9 @@
 """Demonstrations: replies that people wrote or edited themselves, and imported ones, to learn to imitate.
 
 An edit counts twice in Night School: as a ranking, since it beats what it replaced (comparisons.py), and as a
-demonstration. A reply that somebody edited once more is out: its better wording is in. What teaches
-is decided as for rankings: chats that may train, people who are not disabled.
+demonstration. Who words a reply anew corrects their former wording, which is out; so is one that somebody
+edited in its turn: the better wording is in. What teaches is decided as for rankings: chats that may train,
+people who are not disabled.
 
 A file of demonstrations is JSONL and begins each line with the message's id under the name that snapshots of
 rankings use, `ranking_id`: a deletion (forgetting.py) finds both kinds by it.
@@ -10,11 +11,13 @@ rankings use, `ranking_id`: a deletion (forgetting.py) finds both kinds by it.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.comparisons import prompt_of
+from data.comparisons import in_batches
 from data.database import Database
+from data.messages import DEMONSTRATED, prompt_of
 from data.records import Source
 
 
@@ -33,27 +36,30 @@ class Demonstration:
 
 
 def collect(db: Database) -> list[Demonstration]:
-    """All that there is to imitate, oldest first; the same reply to the same messages counts once."""
+    """All that there is to imitate at this moment, oldest first."""
     with db.read():
-        rows = db.query(
-            "SELECT m.id, m.parent_id, m.content, m.conversation_id, m.author_id,"
-            " CASE WHEN t.request_key LIKE 'import-%' AND m.replaces_id IS NULL THEN 'imported'"
-            " WHEN p.kind = 'human' THEN 'human' ELSE 'simulated' END AS source"
-            " FROM messages m JOIN messages t ON t.id = m.parent_id"
-            " JOIN conversations c ON c.id = m.conversation_id AND c.may_train"
-            " JOIN people p ON p.id = m.author_id AND NOT p.is_disabled"
-            " WHERE m.role = 'assistant' AND trim(m.content) != '' AND NOT EXISTS"
-            " (SELECT 1 FROM messages e JOIN people q ON q.id = e.author_id AND NOT q.is_disabled"
-            " WHERE e.replaces_id = m.id) ORDER BY m.id"
-        )
-        found: dict[tuple[str, str], Demonstration] = {}
-        for row in rows:
-            messages = prompt_of(db, row["parent_id"])
-            demonstration = Demonstration(
-                messages, row["content"], row["conversation_id"], row["source"], row["id"], row["author_id"]
+        return list(stream(db))
+
+
+def stream(db: Database) -> Iterator[Demonstration]:
+    """The same, few at a time. The same reply to the same messages counts once."""
+    seen: set[bytes] = set()
+    for row in in_batches(
+        db,
+        "SELECT e.id, e.parent_id, e.content, e.conversation_id, e.author_id,"
+        " CASE WHEN t.request_key LIKE 'import-%' AND e.replaces_id IS NULL THEN 'imported'"
+        " WHEN p.kind = 'human' THEN 'human' ELSE 'simulated' END AS source"
+        f" FROM messages t JOIN {DEMONSTRATED} AND t.id = e.parent_id AND NOT EXISTS"
+        " (SELECT 1 FROM messages better JOIN people q ON q.id = better.author_id AND NOT q.is_disabled"
+        " WHERE better.replaces_id = e.id) AND e.id > ? ORDER BY e.id LIMIT ?",
+    ):
+        messages, reply = prompt_of(db, row["parent_id"]), row["content"]
+        digest = hashlib.sha256(json.dumps([messages, reply]).encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield Demonstration(
+                messages, reply, row["conversation_id"], row["source"], row["id"], row["author_id"]
             )
-            found.setdefault((json.dumps(messages), row["content"]), demonstration)
-    return list(found.values())
 
 
 def write_down(db: Database, run_id: str, demonstrations: list[Demonstration], path: Path) -> str:

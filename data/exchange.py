@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from data import conversations, people, rankings
-from data.comparisons import prompt_of, stream_turns
+from data import conversations, demonstrations, people, rankings
+from data.comparisons import stream_turns
 from data.database import Database
 from data.errors import Refused, no_file
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
@@ -44,19 +44,8 @@ def _comparisons(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
 
 
 def _demonstrations(db: Database) -> Iterator[dict[str, Any]]:
-    """Replies that people wrote, each with what stood before it."""
-    last = ""
-    while rows := db.query(
-        "SELECT m.id, m.parent_id, m.content FROM messages m"
-        " JOIN conversations c ON c.id = m.conversation_id AND c.may_train"
-        " JOIN people p ON p.id = m.author_id AND NOT p.is_disabled"
-        " WHERE m.role = 'assistant' AND m.id > ? ORDER BY m.id LIMIT ?",
-        (last, BATCH),
-    ):
-        for row in rows:
-            last = row["id"]
-            said = {"role": "assistant", "content": row["content"]}
-            yield {"messages": [*prompt_of(db, row["parent_id"]), said]}
+    for found in demonstrations.stream(db):
+        yield {"messages": [*found.messages, {"role": "assistant", "content": found.reply}]}
 
 
 def write_rows(rows: Iterable[dict[str, Any]], file: IO[str]) -> int:

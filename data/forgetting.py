@@ -6,12 +6,13 @@ prompts to practise on, only the log stays: snapshots, samples and reward models
 starts warm from them; the reports of their versions lose the samples and the person's figures. A reference
 that learned from them anchors nothing more.
 
-What stays: the audit without their name, the ids of the rankings a run learned from, which name nobody, and
-the versions themselves. One that serves teaches its descendants until somebody publishes another. Backups
-are listed, since only the operator can say whether they may go.
+What stays: the audit and the reason why what serves does, without their name; the ids of the rankings a run
+learned from, which name nobody; and the versions themselves. One that serves teaches its descendants until
+somebody publishes another. Backups are listed, since only the operator can say whether they may go.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,9 @@ def _remove_words(conn: Connection, person: Person) -> None:
 
 
 def _unname(db: Database, conn: Connection, person: Person) -> None:
-    """Takes the name and the id out of the audit."""
+    """Takes the name and the id out of the audit, and the name out of the reason why what serves does."""
+    reason = _reworded(versions.serving(db).reason, person)
+    conn.execute("UPDATE serving SET reason = ? WHERE id = 1", (reason,))
     for row in db.query("SELECT id, person, detail FROM audit"):
         actor = NOBODY if row["person"] in (person.name, person.id) else row["person"]
         detail = to_json(_without(json.loads(row["detail"]), person))
@@ -146,10 +149,21 @@ def _unname(db: Database, conn: Connection, person: Person) -> None:
 
 def _without(value: Any, person: Person) -> Any:
     if isinstance(value, dict):
-        return {name: _without(entry, person) for name, entry in value.items()}
+        return {
+            name: _reworded(entry, person) if name == "reason" else _without(entry, person)
+            for name, entry in value.items()
+        }
     if isinstance(value, list):
         return [_without(entry, person) for entry in value]
     return NOBODY if value in (person.name, person.id) else value
+
+
+def _reworded(reason: str, person: Person) -> str:
+    """A sentence without their name, where it is a word of its own: part of another word is not theirs.
+
+    Only letters of ASCII make it part of one, since Chinese has no gaps between words.
+    """
+    return re.sub(rf"(?<!\w){re.escape(person.name)}(?!\w)", NOBODY, reason, flags=re.ASCII)
 
 
 def _touched_runs(db: Database, person: Person, gone: list[str]) -> list[str]:

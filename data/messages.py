@@ -19,6 +19,14 @@ _MESSAGE = (
 WRITTEN = "(m.content != '' OR m.finish_reason IN ('stop', 'length'))"
 """A reply that can be judged: it has words, or its model chose to say none and was not cut off."""
 
+DEMONSTRATED = """messages e
+    JOIN conversations c ON c.id = e.conversation_id AND c.may_train
+    JOIN people p ON p.id = e.author_id AND NOT p.is_disabled
+    WHERE e.role = 'assistant' AND trim(e.content) != '' AND NOT EXISTS (SELECT 1 FROM messages later
+        WHERE later.replaces_id = e.replaces_id AND later.author_id = e.author_id AND later.id > e.id)"""
+"""The FROM and WHERE of every query for replies by people that the nights may learn from: of somebody's
+wordings of the same reply the last one, since it corrects the others."""
+
 
 def message_of(row: Row) -> Message:
     """A Message from a row that has all of its columns."""
@@ -66,6 +74,11 @@ def path_to(db: Database, message_id: str) -> list[Message]:
     if not rows:
         raise NotFound("This message does not exist or was deleted - reload the page.")
     return [message_of(row) for row in rows]
+
+
+def prompt_of(db: Database, message_id: str) -> tuple[dict[str, str], ...]:
+    """What a model sees of the messages from the root down to this one."""
+    return tuple({"role": entry.role, "content": entry.content} for entry in path_to(db, message_id))
 
 
 def replies(db: Database, turn_id: str) -> list[Message]:

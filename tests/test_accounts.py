@@ -157,6 +157,29 @@ def test_a_password_link_sets_one_persons_password_once(db: Database, ada: Perso
         accounts.use_password_link(db, link, "and another")
 
 
+def test_a_changed_password_ends_the_links_that_were_made_before(db: Database, ada: Person) -> None:
+    first, second = accounts.password_link(db, ada), accounts.password_link(db, ada)
+    accounts.use_password_link(db, second, "a new password")
+    third = accounts.password_link(db, ada)
+    accounts.change_password(db, Throttle(), ada, "a new password", "another night", "here")
+    for link in (first, third):
+        with pytest.raises(Refused, match="used or has expired"):
+            accounts.use_password_link(db, link, "a stolen night")
+    assert sign_in(db, "Ada", "another night")
+
+
+def test_the_last_operator_who_can_sign_in_stays_one(db: Database, ada: Person) -> None:
+    boss = people.add(db, "Boss", role="operator")
+    people.set_disabled(db, people.add(db, "Away", role="operator").id, True)
+    with pytest.raises(Refused, match="Boss is the only operator - make somebody else one first"):
+        accounts.change_role(db, boss, "rater", "command line")
+    assert people.get(db, boss.id).role == "operator" and people.audit_log(db) == []
+    accounts.change_role(db, boss, "operator", "command line")
+    accounts.change_role(db, ada, "operator", "command line")
+    accounts.change_role(db, boss, "user", "command line")
+    assert people.get(db, boss.id).role == "user"
+
+
 def test_a_password_link_fits_no_other_person_and_makes_no_operator(db: Database, ada: Person) -> None:
     boss = people.add(db, "Boss", role="operator")
     secret = accounts.password_link(db, ada).partition(".")[2]

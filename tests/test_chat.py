@@ -110,6 +110,7 @@ def test_a_message_answered_long_ago_is_shown_without_a_warning(actions: Actions
         {"text": " "},
         {"text": "x" * 32_001},
         {"text": "x" * 200_001},
+        {"text": "字" * 20_000, "key": "k"},
         {"text": 5},
         {"replies": 0},
         {"replies": 10},

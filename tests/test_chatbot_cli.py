@@ -67,6 +67,41 @@ def test_a_reset_ends_sessions_and_revokes_keys(
     assert accounts.person_of(db, token) is None and owner_of(db, key) is None
 
 
+def test_after_a_reset_neither_the_old_password_nor_an_older_link_opens_anything(
+    home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a leaked night\n"))
+    assert main(["person", "add", "Ada", "--password-stdin"]) == 0
+    assert main(["person", "reset", "Ada"]) == 0
+    with pytest.raises(accounts.WrongPassword):
+        accounts.sign_in(db, accounts.Throttle(), "Ada", "a leaked night", "")
+    assert main(["person", "reset", "Ada"]) == 0
+    older, newer = re.findall(r"set-password\?link=(\S+)", capsys.readouterr().out)
+    with pytest.raises(Refused, match="used or has expired"):
+        accounts.use_password_link(db, older, "a stolen night")
+    accounts.use_password_link(db, newer, "a quiet night")
+    assert accounts.sign_in(db, accounts.Throttle(), "Ada", "a quiet night", "")
+
+
+def test_a_role_is_changed_but_somebody_must_be_left_to_operate(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, role in (("Ada", "operator"), ("Eve", "user")):
+        assert main(["person", "add", name, "--role", role]) == 0
+    assert main(["person", "role", "Ada", "user"]) == 2
+    assert "Ada is the only operator - make somebody else one first." in capsys.readouterr().err
+    assert main(["person", "role", "eve", "operator", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["role"] == "operator"
+    assert main(["person", "role", "Ada", "rater"]) == 0
+    assert capsys.readouterr().out == "Ada is rater from their next click on.\n"
+    ada, said = people.by_name(db, "Ada"), people.audit_log(db)[0]
+    assert ada and ada.role == "rater"
+    assert (said.action, said.detail) == (
+        "person role",
+        {"name": "Ada", "role": "rater", "before": "operator"},
+    )
+
+
 def test_an_empty_house_says_how_to_begin(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["person", "list"]) == 0
     assert "chatbot serve" in capsys.readouterr().out
@@ -94,7 +129,17 @@ def test_what_cannot_be_done_is_a_sentence_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["serve"], ["chat"], ["person"], ["person", "add"], ["person", "reset"], ["key"], ["key", "add"]],
+    [
+        [],
+        ["serve"],
+        ["chat"],
+        ["person"],
+        ["person", "add"],
+        ["person", "role"],
+        ["person", "reset"],
+        ["key"],
+        ["key", "add"],
+    ],
 )
 def test_every_command_explains_itself(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -170,7 +170,7 @@ def a_person_who_taught(db: Database, home: Home) -> Person:
     shown = {"samples": {"4": [{"prompt": CANARY, "reply": CANARY}]}}
     report = {"ppo": shown, "reward": {"accuracy_by_person": {person.id: 1.0}}}
     a_version(db, run, report, "v000001")
-    versions.publish(db, "v000001", actor=CANARY, reason="It won.")
+    versions.publish(db, "v000001", actor=CANARY, reason=f"Published by hand by {CANARY}.")
     versions.set_reference(db, "v000001", actor=CANARY)
     people.record(db, "ada", "disable", {"who": [CANARY]})
     return person
@@ -195,6 +195,15 @@ def test_a_forgotten_person_is_nowhere_in_the_files(
         if path.is_file():
             assert CANARY.encode() not in path.read_bytes(), path
             assert person.id.encode() not in path.read_bytes(), path
+
+
+def test_a_forgotten_name_goes_out_of_a_reason_and_not_out_of_other_words(db: Database, home: Home) -> None:
+    a_version(db, a_run(db, home, "yesterday", "words"), {}, "v000001")
+    versions.publish(db, "v000001", actor="eve", reason="Ann: published by Ann (Annual, v000001). 由Ann发布")
+    forget(db, home, somebody(db, "Ann"))
+    told = "a deleted person: published by a deleted person (Annual, v000001). 由a deleted person发布"
+    assert versions.serving(db).reason == told
+    assert versions.history(db)[0].detail["reason"] == told
 
 
 def test_a_forgotten_persons_versions_stay_known_after_the_rankings_are_gone(

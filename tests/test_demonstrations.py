@@ -74,6 +74,27 @@ def test_of_an_edited_edit_only_the_better_wording_is_left(db: Database) -> None
     assert [demonstration.reply for demonstration in collect(db)] == ["three"]
 
 
+def test_a_corrected_rewording_is_the_only_one_that_teaches(db: Database) -> None:
+    ada, eve = somebody(db), somebody(db, "eve")
+    reply = a_turn(db, ada, ["one"], question="Count.")[0]
+    for person, text in ((ada, "Better wordng"), (eve, "Eve's own"), (ada, "Better wording")):
+        conversations.add_edit(db, reply.id, text, person.id)
+    wanted = ["Eve's own", "Better wording"]
+    assert [demonstration.reply for demonstration in collect(db)] == wanted
+    assert [turn.replies for turn in take_snapshot(db).turns] == [(text, "one") for text in wanted]
+    assert [row["messages"][-1]["content"] for row in export_rows(db, "sft")] == wanted
+    assert [row["chosen"][0]["content"] for row in export_rows(db, "preference")] == wanted
+
+
+def test_what_is_exported_is_what_is_learned_from(db: Database) -> None:
+    ada, eve = somebody(db), somebody(db, "eve")
+    first = conversations.add_edit(db, a_turn(db, ada, ["one"])[0].id, "two", ada.id)
+    conversations.add_edit(db, first.id, "three", eve.id)
+    conversations.add_edit(db, a_turn(db, eve, ["one"])[0].id, "three", eve.id)
+    assert [row["messages"][-1]["content"] for row in export_rows(db, "sft")] == ["three"]
+    assert [demonstration.reply for demonstration in collect(db)] == ["three"]
+
+
 def test_they_come_oldest_first_and_the_same_words_once(db: Database) -> None:
     ada, eve = somebody(db), somebody(db, "eve")
     for person, text in ((ada, "b"), (eve, "a"), (eve, "b")):

@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from chatbot import turns as turns_module
 from chatbot.engine import Engine
+from chatbot.generation import Asked, Generation
 from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
 from data import conversations, rankings
@@ -134,6 +134,32 @@ def test_an_empty_or_endless_message_is_refused(turns: Turns, db: Database, ada:
     assert conversations.list_for(db, ada.id) == []
 
 
+def test_a_message_that_can_never_be_answered_is_refused_before_it_is_stored(
+    turns: Turns, db: Database, ada: Person
+) -> None:
+    first = done(turns.send(ada, "Hello.", replies=1))
+    too_long = "字" * turns.engine.base.context
+    under = {"conversation_id": first.conversation_id, "parent_id": first.replies[0].message_id}
+    for where in ({}, under):
+        with pytest.raises(Refused, match=r"does not fit in .* tokens - shorten it"):
+            turns.send(ada, too_long, request_key="k", **where)
+    assert [chat.id for chat in conversations.list_for(db, ada.id)] == [first.conversation_id]
+    assert len(conversations.messages(db, first.conversation_id)) == 2
+
+
+def test_a_key_that_comes_again_is_answered_as_it_was_stored(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = done(turns.send(ada, "One.", replies=1))
+    under = {"conversation_id": first.conversation_id, "parent_id": first.replies[0].message_id}
+    with monkeypatch.context() as full, pytest.raises(Busy):
+        full.setattr(turns.engine._scheduler, "max_waiting", 0)
+        turns.send(ada, "Two.", request_key="k", **under)
+    live = done(turns.send(ada, "Other words.", replies=1, request_key="k"))
+    said = turns.engine.base.format.decode(live._generation.prompt)
+    assert "One." in said and "Two." in said and "Other words." not in said
+
+
 @pytest.mark.parametrize("replies", [0, 10])
 def test_a_count_out_of_range_is_refused(turns: Turns, db: Database, ada: Person, replies: int) -> None:
     with pytest.raises(Refused, match="use 1 to 9"):
@@ -202,17 +228,17 @@ def test_many_clicks_at_once_are_one_turn(turns: Turns, db: Database, ada: Perso
 def test_a_turn_that_takes_long_to_begin_holds_up_no_other(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit, is_beginning, may_go_on = turns.engine.submit, threading.Event(), threading.Event()
+    accept, is_beginning, may_go_on = turns.engine.accept, threading.Event(), threading.Event()
 
-    def slow_submit(messages: Any, **options: Any) -> Any:
-        if messages[-1]["content"] == "A long story.":
+    def slow_accept(asked: Asked) -> Generation:
+        if asked.person == ada.id:
             is_beginning.set()
             assert may_go_on.wait(60)
-        return submit(messages, **options)
+        return accept(asked)
 
-    monkeypatch.setattr(turns.engine, "submit", slow_submit)
+    monkeypatch.setattr(turns.engine, "accept", slow_accept)
     with ThreadPoolExecutor(2) as people:
-        slow = people.submit(turns.send, ada, "A long story.", replies=1)
+        slow = people.submit(turns.send, ada, "Hello.", replies=1)
         try:
             assert is_beginning.wait(60)
             quick = people.submit(turns.send, somebody(db, "eve"), "Hello.", replies=1)
