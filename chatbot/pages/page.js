@@ -123,8 +123,10 @@ window.night ??= (() => {
     if (keeping.has(name)) return keeping.get(name);
     try { return sessionStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
   };
-  // Who signs out leaves no text to the next person.
   const forget = () => { try { sessionStorage.clear(); } catch { /* nothing was kept */ } };
+  // What is kept belongs to one person, whom the sign-in names in a cookie: the next one finds nothing of it.
+  const person = cookie('person');
+  if (kept('person') !== person) { forget(); keep('person', person); }
   // The conversation in the address; empty is a new chat.
   const address = () => new URL(location).searchParams.get('c') || '';
 
