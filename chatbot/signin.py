@@ -20,6 +20,8 @@ from data.database import Database
 from data.errors import NotFound, Problem, Refused
 from data.records import Person
 
+PERSON_COOKIE = "night_person"
+"""The id of who signed in last: page.js shows what a browser tab has kept to nobody else."""
 EVERY = 1_000_000
 Field = Annotated[str, Form(max_length=4096)]
 
@@ -53,7 +55,7 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
                 else pages.sign_in_page(name=name, next_path=own_path(next), said=said)
             )
             return _html(again, problem)
-        return _signed_in(request, config, token, own_path(next))
+        return _signed_in(request, config, db, token, own_path(next))
 
     @router.get("/set-password")
     def show_set_password(link: str = "") -> Response:
@@ -74,7 +76,7 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
             return _html(
                 pages.set_password_page(link, name, said=said) if name else pages.message_page(said), problem
             )
-        return _signed_in(request, config, accounts.open_session(db, person), "/")
+        return _signed_in(request, config, db, accounts.open_session(db, person), "/")
 
     @router.get("/logout")
     @router.post("/logout")
@@ -109,7 +111,8 @@ def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
             accounts.change_password(db, throttle, person, old, new, _address(request))
         except Problem as problem:
             return _html(pages.account_page(person, said=str(problem)), problem)
-        return _signed_in(request, config, accounts.open_session(db, person), "/account/?done=password")
+        token = accounts.open_session(db, person)
+        return _signed_in(request, config, db, token, "/account/?done=password")
 
     @router.post("/sign-out-everywhere")
     def sign_out_everywhere(request: Request) -> Response:
@@ -170,17 +173,20 @@ def _html(text: str, problem: Problem | None = None) -> Response:
     return HTMLResponse(text, status, headers)
 
 
-def _signed_in(request: Request, config: ServeConfig, token: str, path: str) -> Response:
-    is_https = request.url.scheme == "https" or config.public_url == f"https://{request.headers.get('host')}"
+def _signed_in(request: Request, config: ServeConfig, db: Database, token: str, path: str) -> Response:
+    """On to `path` with the cookie of the session, and the one that tells page.js who it is."""
+    is_https = request.url.scheme == "https" or f"https://{request.headers.get('host')}" in config.origins
     answer = RedirectResponse(path, 303, headers={"cache-control": "no-store"})
-    answer.set_cookie(
-        accounts.COOKIE,
-        token,
-        max_age=accounts.SESSION_SECONDS,
-        httponly=True,
-        samesite="lax",
-        secure=is_https,
-    )
+    person = accounts.person_of(db, token)
+    for cookie, value in ((accounts.COOKIE, token), (PERSON_COOKIE, person.id if person else "")):
+        answer.set_cookie(
+            cookie,
+            value,
+            max_age=accounts.SESSION_SECONDS,
+            httponly=cookie == accounts.COOKIE,
+            samesite="lax",
+            secure=is_https,
+        )
     return answer
 
 

@@ -9,16 +9,18 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from data import conversations
+from chatbot import accounts
+from data import conversations, people
 from data.database import Database, open_database
 from data.home import open_home
-from data.records import Conversation
+from data.records import Conversation, Person
 from tests.browser import Server, Visitor, running_server, running_site, visit
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
 EVENTS = "**/queue/join*"
 """Where the page's events go."""
+PASSWORD = "a quiet night"
 PATIENCE = 60_000
 """Milliseconds that a test waits for what a busy machine may be slow to do."""
 
@@ -233,6 +235,42 @@ def test_the_switch_belongs_to_its_chat(visitor: Visitor, db: Database) -> None:
     page.locator(".new-chat").click()
     expect(switch(page)).not_to_be_checked()
     assert not the_chat(db, visitor).may_train
+
+
+def with_password(db: Database, name: str) -> Person:
+    return people.add(db, name, password_hash=accounts.hash_password(PASSWORD))
+
+
+def sign_in(page: Page, server: Server, person: Person) -> None:
+    page.goto(f"{server.url}/login")
+    page.get_by_label("Name").fill(person.name)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".who .name")).to_have_text(person.name, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("way", ["Sign out", "Sign out everywhere"])
+def test_the_next_person_finds_nothing_that_was_typed(
+    visitor: Visitor, site: tuple[Server, Database], way: str
+) -> None:
+    page, server = visitor.page, site[0]
+    typist, next_person = (with_password(site[1], f"{who}, {way}") for who in ("typist", "next"))
+    sign_in(page, server, typist)
+    box(page).fill("Half a thought")
+    page.goto(f"{server.url}/account/")
+    page.get_by_role("button", name=way, exact=True).click()
+    page.wait_for_url("**/login")
+    sign_in(page, server, next_person)
+    expect(box(page)).to_have_value("")
+
+
+def test_who_signs_in_again_finds_what_was_typed(visitor: Visitor, site: tuple[Server, Database]) -> None:
+    page, person = visitor.page, with_password(site[1], "forgetful")
+    sign_in(page, site[0], person)
+    box(page).fill("Half a thought")
+    visitor.context.clear_cookies(name=accounts.COOKIE)
+    sign_in(page, site[0], person)
+    expect(box(page)).to_have_value("Half a thought")
 
 
 def test_a_server_that_stops_under_a_new_chat_costs_neither_text_nor_switch(

@@ -63,7 +63,8 @@ def test_the_sign_in_page_says_what_becomes_of_ones_words(browser: TestClient) -
 
 
 def test_the_cookie_of_a_session_is_out_of_reach(browser: TestClient, ada: Person) -> None:
-    cookie = browser.post("/login", data={"name": "Ada", "password": PASSWORD}).headers["set-cookie"]
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(accounts.COOKIE))
     assert all(part in cookie for part in ("HttpOnly", "SameSite=lax", "Max-Age=2592000", "Path=/"))
     assert "Secure" not in cookie
 
@@ -73,6 +74,25 @@ def test_the_cookie_is_secure_on_https(app: FastAPI, ada: Person) -> None:
     answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
     assert "Secure" in answer.headers["set-cookie"]
     assert "max-age" in answer.headers["strict-transport-security"]
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_the_cookie_is_secure_behind_a_proxy_that_ends_https(
+    db: Database, home: Home, ada: Person, end: str
+) -> None:
+    config = ServeConfig(public_url=f"https://night.example.org{end}")
+    app = open_site(Site(db, home, config, Metrics(db)))
+    browser = TestClient(app, base_url="http://night.example.org", follow_redirects=False)
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    assert all("Secure" in cookie for cookie in answer.headers.get_list("set-cookie"))
+
+
+def test_the_page_can_read_who_signed_in(browser: TestClient, ada: Person) -> None:
+    answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    cookie = next(
+        one for one in answer.headers.get_list("set-cookie") if one.startswith(signin.PERSON_COOKIE)
+    )
+    assert f"={ada.id};" in cookie and "HttpOnly" not in cookie
 
 
 def test_a_wrong_password_keeps_the_name_and_says_so(browser: TestClient, ada: Person) -> None:

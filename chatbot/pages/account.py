@@ -110,7 +110,7 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         "Account",
         f'<div class="card"><h1>{escape(person.name)}</h1><p>Signed in as {person.role}.</p>'
         f'<div class="row"><a class="button" href="/">Back to the chat</a>{operate}'
-        '<form method="post" action="/logout" onsubmit="sessionStorage.clear()">'
+        '<form method="post" action="/logout">'
         '<button class="quiet">Sign out</button></form></div></div>'
         f'<div class="card"><h2>Change the password</h2>{_said(said)}{_said(done, "good")}'
         '<form method="post" action="/account/password">'

@@ -199,6 +199,7 @@ const rebuild = () => {
   cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));
   list.replaceChildren(...[...cards.values()].map((part) => part.root));
   list.dataset.count = replies().length;
+  replies().filter((reply) => night.draft(reply.id)).forEach((reply) => does.edit(reply.id));
   root.replaceChildren(notice, list, foot.root);
 };
 const draw = () => {

@@ -28,6 +28,20 @@ const rankSelect = (reply, count, setPlace) => {
   }, h('option', { value: 0 }, t('no_rank')), options);
 };
 
+const closeEditor = (part) => {
+  const hasFocus = part.editor.contains(document.activeElement);
+  part.editor.replaceChildren();
+  if (hasFocus) part.root.focus();
+};
+// The text box in which a person writes the reply they would have wanted; `updateCard` closes it once that is stored.
+const openEditor = (part, reply, save) => {
+  if (part.editor.firstChild) return;
+  part.editor.replaceChildren(...night.editor({
+    id: reply.id, text: reply.edit ? reply.edit.text : reply.text, label: t('your_version', { letter: reply.letter }),
+    verb: 'save_demonstration', save: ({ text }) => { part.root.focus(); save(text); }, close: () => closeEditor(part),
+  }));
+};
+
 // The card's elements by name; `update` fills them from a reply and from the board's state.
 const makeCard = (reply, count, does) => {
   const { letter } = reply;
@@ -43,7 +57,10 @@ const makeCard = (reply, count, does) => {
   part.edited = h('section', { class: 'edited', hidden: true }, h('h4', {}, t('edited_by_you')), part.edit);
   part.stop = iconButton('stop', many ? t('stop_reply', { letter }) : t('stop'), () => does.stop(reply.id));
   part.copy = iconButton('copy', many ? t('copy_reply', { letter }) : t('copy'), () => does.copy(reply.id, part.copy));
-  part.change = iconButton('edit', many ? t('edit_reply', { letter }) : t('edit'), () => does.edit(reply.id));
+  part.change = iconButton('edit', many ? t('edit_reply', { letter }) : t('edit'), () => {
+    does.edit(reply.id);
+    part.editor.querySelector('textarea').focus();
+  });
   part.next = iconButton('next', t('continue_from', { letter }), () => does.next(reply.id), { 'aria-pressed': 'false' });
   const tools = h('div', { class: 'tools' }, part.stop, part.copy, part.change, many && part.next);
   const foot = h('div', { class: 'card-foot' });
@@ -82,6 +99,10 @@ const updateCard = (part, reply, seen) => {
   part.root.classList.toggle('is-selected', seen.isSelected);
   part.root.classList.toggle('is-next', seen.isNext);
   part.root.classList.toggle('is-writing', writing);
+  if (reply.edit && reply.edit.text === night.draft(reply.id)?.text) {
+    night.settle(reply.id);
+    closeEditor(part);
+  }
   if (!part.ranks) return;
   part.best.disabled = writing;
   part.best.setAttribute('aria-pressed', String(seen.isBest));
@@ -92,19 +113,4 @@ const updateCard = (part, reply, seen) => {
   }
   part.ranks.disabled = writing;
   part.ranks.querySelectorAll('input').forEach((input) => { input.checked = Number(input.value) === seen.place; });
-};
-
-// The text box in which a person writes the reply they would have wanted.
-const openEditor = (part, reply, save) => {
-  const close = () => { part.editor.replaceChildren(); part.root.focus(); };
-  if (part.editor.firstChild) { close(); return; }
-  const area = h('textarea', { 'aria-label': t('your_version', { letter: reply.letter }), maxlength: 32000 });
-  area.value = reply.edit ? reply.edit.text : reply.text;
-  area.addEventListener('input', () => night.grow(area));
-  area.addEventListener('keydown', (event) => { if (event.key === 'Escape') { event.stopPropagation(); close(); } });
-  part.editor.append(area, h('div', { class: 'row' },
-    h('button', { type: 'button', class: 'primary', onclick: () => { save(area.value); close(); } }, t('save_demonstration')),
-    h('button', { type: 'button', class: 'quiet', onclick: close }, t('cancel'))));
-  night.grow(area);
-  area.focus();
 };

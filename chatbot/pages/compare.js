@@ -51,5 +51,5 @@ const makeCompare = (replies) => {
   const root = h('section', { class: 'compare', hidden: true, 'aria-label': t('compare') },
     h('div', { class: 'row' }, picks[0], h('span', {}, t('compare_with')), picks[1]), out);
   const toggle = () => { root.hidden = !root.hidden; if (!root.hidden) fill(); return !root.hidden; };
-  return { root, toggle, close: () => { root.hidden = true; } };
+  return { root, toggle };
 };

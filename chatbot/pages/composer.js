@@ -1,8 +1,7 @@
 // Where a message is written: it grows with its text, keeps a draft for each chat, and turns Send into Stop while
 // replies stream. A message is remembered until the server has taken it: none is lost, and none is stored twice.
-const { t, h, icon } = night;
+const { t, h, icon, ANSWER_MS } = night;
 const LONGEST = 32000;
-const ANSWER_MS = 10000; // after this long without an answer a person may send again
 const fire = night.patient(trigger, watch);
 let value = null;
 let place = night.address(); // the chat that the text in the box is for: shown, or asked for and not yet shown
@@ -84,6 +83,7 @@ const moveTo = (id) => {
 };
 const draw = () => {
   const next = props.value;
+  if (next?.answered) document.dispatchEvent(new CustomEvent('night:answered', { detail: next }));
   if (next && sent && next.answered === sent.key) answered(next.is_sent);
   if (!night.isStale(next)) {
     value = next;
@@ -94,7 +94,7 @@ const draw = () => {
 area.addEventListener('input', () => { keepDraft(place, area.value); update(); });
 area.addEventListener('keydown', (event) => {
   // While a Chinese or Japanese input method is open, Enter chooses a character.
-  if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+  if (event.key === 'Enter' && !event.shiftKey && !night.isComposing(event)) {
     event.preventDefault();
     send();
   } else if (event.key === 'Escape') {

@@ -15,34 +15,42 @@ const log = h('div', { class: 'log', role: 'log', 'aria-label': t('conversation'
 const latest = h('button', { type: 'button', class: 'quiet latest', onclick: () => ask('open_chat') }, t('to_latest'));
 element.replaceChildren(bar, hello, log, latest);
 
-const ask = (event, more = {}) => fire(event, {
-  look: night.look(), conversation_id: value.conversation_id,
-  replies: Number(night.preference('replies')) || value.default_replies, ...more,
-});
+const ask = (event, more = {}) => {
+  const look = night.look();
+  fire(event, {
+    look, conversation_id: value.conversation_id,
+    replies: Number(night.preference('replies')) || value.default_replies, ...more,
+  });
+  setTimeout(() => night.lookBack(look, value.look), night.ANSWER_MS);
+};
 
-const edit = (turn, bubble) => {
-  const area = h('textarea', { 'aria-label': t('edit_message'), maxlength: 32000 });
-  area.value = turn.text;
-  const close = () => { editor.replaceWith(bubble); };
-  const editor = h('div', { class: 'editor' }, area, h('div', { class: 'row' },
-    h('button', {
-      type: 'button', class: 'primary',
-      onclick: () => { if (area.value.trim()) ask('branch', { turn_id: turn.turn_id, text: area.value, key: night.key() }); },
-    }, t('send_edited')),
-    h('button', { type: 'button', class: 'quiet', onclick: close }, t('cancel'))));
-  area.addEventListener('keydown', (event) => { if (event.key === 'Escape') close(); });
-  area.addEventListener('input', () => night.grow(area));
-  bubble.replaceWith(editor);
-  night.grow(area);
-  area.focus();
+let branched = null; // the turn whose rewording went off last
+document.addEventListener('night:answered', ({ detail }) => {
+  if (detail.is_sent && branched && night.draft(branched)?.key === detail.answered) night.settle(branched);
+});
+// The text box in place of a message that is being reworded.
+const editing = (turn, node) => {
+  const box = h('div', { class: 'editor' }, night.editor({
+    id: turn.turn_id, text: turn.text, label: t('edit_message'), verb: 'send_edited',
+    save: (wording) => {
+      branched = turn.turn_id;
+      ask('branch', { turn_id: branched, ...wording });
+    },
+    close: () => box.replaceWith(node),
+  }));
+  return box;
 };
 
 const said = (turn) => {
   const copy = iconButton('copy', t('copy'), () => night.copy(turn.text, copy));
   const node = h('div', { class: 'said' }, h('span', { class: 'unseen' }, `${t('you')}: `),
     h('div', { class: 'bubble' }, turn.text),
-    h('div', { class: 'tools' }, copy, iconButton('edit', t('edit_message'), () => edit(turn, node))));
-  return node;
+    h('div', { class: 'tools' }, copy, iconButton('edit', t('edit_message'), () => {
+      const box = editing(turn, node);
+      node.replaceWith(box);
+      box.querySelector('textarea').focus();
+    })));
+  return night.draft(turn.turn_id) ? editing(turn, node) : node;
 };
 
 const answered = (turn) => {

@@ -104,6 +104,8 @@ window.night ??= (() => {
     area.style.height = `${Math.min(area.scrollHeight + 2, window.innerHeight * 0.4)}px`;
   };
   const key = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, '0')).join('');
+  // While an input method is open, Enter and Escape are its own.
+  const isComposing = (event) => event.isComposing || event.keyCode === 229;
 
   const dark = window.matchMedia('(prefers-color-scheme: dark)');
   const showTheme = () => {
@@ -123,8 +125,46 @@ window.night ??= (() => {
     if (keeping.has(name)) return keeping.get(name);
     try { return sessionStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
   };
-  // Who signs out leaves no text to the next person.
   const forget = () => { try { sessionStorage.clear(); } catch { /* nothing was kept */ } };
+  // What is kept belongs to one person, whom the sign-in names in a cookie: the next one finds nothing of it.
+  const person = cookie('person');
+  if (kept('person') !== person) { forget(); keep('person', person); }
+  const ANSWER_MS = 10000; // after this long without an answer a person may send again
+  // What a person writes in place of a text, by the id of that text: kept until the server has taken it (`settle`)
+  // or the person cancels. Each wording has a key of its own, by which the server knows one that it has stored.
+  const draft = (id) => JSON.parse(kept(`edit_${id}`) || 'null');
+  const settle = (id) => keep(`edit_${id}`, '');
+  // The box in which it is written, and the buttons below: `verb` hands the wording to `save`.
+  const editor = ({ id, text, label, verb, save, close }) => {
+    let wording = draft(id) ?? { text, key: key() };
+    const area = h('textarea', { 'aria-label': label, maxlength: 32000 });
+    area.value = wording.text;
+    const cancel = () => { settle(id); close(); };
+    const allow = () => { saveButton.disabled = !area.value.trim(); };
+    const saveButton = h('button', {
+      type: 'button', class: 'primary',
+      onclick: () => {
+        saveButton.disabled = true;
+        setTimeout(allow, ANSWER_MS);
+        save(wording);
+      },
+    }, t(verb));
+    area.addEventListener('input', () => {
+      wording = { text: area.value, key: key() };
+      keep(`edit_${id}`, area.value === text ? '' : JSON.stringify(wording));
+      allow();
+      grow(area);
+    });
+    area.addEventListener('keydown', (event) => {
+      if (event.key !== 'Escape' || isComposing(event)) return;
+      event.stopPropagation(); // elsewhere on the page Escape stops the replies
+      cancel();
+    });
+    requestAnimationFrame(() => grow(area));
+    return [area, h('div', { class: 'row' }, saveButton,
+      h('button', { type: 'button', class: 'quiet', onclick: cancel }, t('cancel')))];
+  };
+
   // The conversation in the address; empty is a new chat.
   const address = () => new URL(location).searchParams.get('c') || '';
 
@@ -154,7 +194,7 @@ window.night ??= (() => {
       trigger(event, data);
     };
   };
-  const shared = { chosen: null, turn: null };
-  return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, language, preference, prefer,
-    showTheme, keep, kept, forget, address, look, lookBack, isStale, patient, shared };
+  const shared = { turn: null, noTraining: false };
+  return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, isComposing, language, preference,
+    prefer, showTheme, keep, kept, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, patient, shared };
 })();

@@ -29,10 +29,14 @@ const renameChat = (chat, row) => {
   const input = h('input', { class: 'search', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
   const done = () => { if (input.isConnected) row.replaceChildren(...chatRow(chat)); };
   input.addEventListener('keydown', (event) => {
+    if (night.isComposing(event)) return;
     if (event.key === 'Enter' && input.value.trim()) {
       ask('rename_chat', { target: chat.id, title: input.value });
       done();
-    } else if (event.key === 'Escape') done();
+    } else if (event.key === 'Escape') {
+      event.stopPropagation(); // elsewhere on the page Escape stops the replies
+      done();
+    }
   });
   input.addEventListener('blur', done);
   row.replaceChildren(input);
