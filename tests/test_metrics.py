@@ -11,6 +11,7 @@ from chatbot.turns import Turns
 from data import runs
 from data.database import Database
 from data.records import Sampling
+from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
 
@@ -48,6 +49,17 @@ def test_an_idle_server_says_so_and_names_what_serves(db: Database, engine: Engi
     seen = samples(metrics)
     assert (seen["nightschool_requests_running"], seen["nightschool_requests_waiting"]) == (0, 0)
     assert seen["nightschool_serving_infobase"] == 1
+
+
+def test_the_version_named_is_the_one_that_answers(db: Database, engine: Engine) -> None:
+    metrics = Metrics(db)
+    add_version(db, "v000001")
+    assert not any(name.startswith("nightschool_serving") for name in samples(metrics))
+    metrics.turns = Turns(db, engine)
+    assert "nightschool_serving_infobase" in samples(metrics)
+    engine.load("v000001", None)
+    engine.serve("v000001")
+    assert "nightschool_serving_infov000001" in samples(metrics)
 
 
 def test_the_times_to_tokens_of_each_reply_are_noted(db: Database, engine: Engine) -> None:
