@@ -32,6 +32,15 @@ def test_rankings_that_teach_are_counted(db: Database) -> None:
     assert samples(Metrics(db))["nightschool_rankings_total"] == 1
 
 
+def test_many_rankings_are_not_counted_at_every_scrape(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatbot.kept.FREE_SECONDS", 0.0)
+    monkeypatch.setattr("chatbot.kept.KEPT_TIMES", 1e9)
+    ada, metrics = somebody(db), Metrics(db)
+    assert samples(metrics)["nightschool_rankings_total"] == 0
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert samples(metrics)["nightschool_rankings_total"] == 0
+
+
 def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
     for key, state in (("one", "published"), ("two", "refused"), ("three", "published")):
         run = runs.claim(db, key, config={})

@@ -27,6 +27,7 @@ from data.home import Home
 from data.records import Metric, Person, Schedule
 from tests.browser import chromium
 from tests.operating import NASTY, add_version, built_page, call, end_run, obedient, served, start_run
+from tests.stories import a_turn, rank
 
 
 @pytest.fixture
@@ -148,6 +149,16 @@ def test_a_request_waits_until_a_run_takes_it_and_the_page_says_so(
     own = refresh_html(desk, visit, None, True)
     alone = refresh_html(replace(desk, config=ServeConfig(trainer=False)), visit, None, True)
     assert "within a minute" in own and "run `trainer watch`" in alone
+
+
+def test_new_rankings_are_counted_once_for_all_who_look(
+    db: Database, desk: Desk, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.kept.FREE_SECONDS", 0.0)
+    monkeypatch.setattr("chatbot.kept.KEPT_TIMES", 1e9)
+    assert "0 new rankings" in refresh_html(desk, visit, None, False)
+    rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "0 new rankings" in refresh_html(desk, visit, None, False)
 
 
 def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
