@@ -2,11 +2,13 @@
 
 The wire between trainer and server is one row, `serving`. A changed row is followed in four steps: verify
 the files, build the version beside the old one, compare its log-probabilities with those in its manifest,
-move the pointer. If any of them fails, what serves stays, the failure is logged once and shown by `problem`.
+move the pointer. If any of them fails, what serves stays, the failure is logged once, and the operator's page
+shows it as long as it lasts (`Answering.problem`).
 """
 
 import logging
 import time
+from dataclasses import dataclass
 
 from chatbot import adapters
 from chatbot.canary import nats_off, tolerance
@@ -25,6 +27,15 @@ RETRY_SECONDS = 30.0
 """A version that could not be loaded is tried again after this: memory or a disk may have been short."""
 
 
+@dataclass(frozen=True)
+class Answering:
+    """What the engine answers with at this moment, which need not be what the database says."""
+
+    version: str
+    problem: str | None = None
+    """Why the version that should serve does not, as a sentence; None when it does, or is being loaded."""
+
+
 class Follower:
     """Keeps an engine serving what the database says."""
 
@@ -37,6 +48,10 @@ class Follower:
         self._retry_at = 0.0
         self.problem: str | None = None
         """Why the version that should serve does not, as a sentence; None when it does."""
+
+    def answering(self) -> Answering:
+        """Which version answers, and what keeps another from it."""
+        return Answering(self._engine.version, self.problem)
 
     def start(self) -> None:
         self._looking.start()

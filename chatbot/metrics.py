@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from data import rankings, runs, versions
+from chatbot.kept import Kept
+from data import rankings, runs
 from data.database import Database
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class _Now(Collector):
     def __init__(self, db: Database, metrics: Metrics) -> None:
         self._db = db
         self._metrics = metrics
+        self._count = Kept(rankings.count)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not read the database."""
@@ -84,11 +86,12 @@ class _Now(Collector):
         yield GaugeMetricFamily("nightschool_requests_running", "Requests being written.", running)
         yield GaugeMetricFamily("nightschool_requests_waiting", "Requests in the queue.", waiting)
         ranked = CounterMetricFamily("nightschool_rankings", "Rankings that teach.")
-        ranked.add_metric([], rankings.count(self._db))
+        ranked.add_metric([], self._count(self._db))
         yield ranked
         yield from self._refreshes()
         serving = InfoMetricFamily("nightschool_serving", "The version that answers.")
-        serving.add_metric([], {"version": versions.serving(self._db).current})
+        if turns:
+            serving.add_metric([], {"version": turns.engine.version})
         yield serving
 
     def _refreshes(self) -> Iterator[Metric]:

@@ -113,7 +113,7 @@ async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") 
     if serving.done():
         return  # told to end while loading
     loaded = loading.result()
-    mount_pages(app, loaded.turns)
+    mount_pages(app, loaded.turns, loaded.follower)
     async with app.router.lifespan_context(app):
         if loaded.trainer:
             loaded.trainer.start()

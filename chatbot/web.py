@@ -34,6 +34,7 @@ from data.records import Person, PersonRole
 if TYPE_CHECKING:
     from gradio import Blocks
 
+    from chatbot.following import Follower
     from chatbot.turns import Turns
 
 LEAST_FREE_DISK = 5.0  # per cent
@@ -72,8 +73,10 @@ class Site:
 
 def build_app(db: Database, turns: "Turns", home: Home, config: ServeConfig) -> FastAPI:
     """The whole application around a model that is loaded."""
+    from chatbot.following import Follower
+
     app = open_site(Site(db, home, config, Metrics(db)))
-    mount_pages(app, turns)
+    mount_pages(app, turns, Follower(db, home, turns.engine))
     return app
 
 
@@ -99,7 +102,7 @@ def open_site(site: Site) -> FastAPI:
     return app
 
 
-def mount_pages(app: FastAPI, turns: "Turns") -> None:
+def mount_pages(app: FastAPI, turns: "Turns", follower: "Follower") -> None:
     """Add the API and the pages; whoever calls this runs the application's lifespan afterwards."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; no request leaves this host
     from chatbot.pages.chat import build_chat
@@ -107,7 +110,7 @@ def mount_pages(app: FastAPI, turns: "Turns") -> None:
 
     site: Site = app.state.site
     mount_api(app, turns)  # first: the chat's mount takes what is left
-    mount(app, "/operate", "operator", build_operate(site.db, site.home, site.config))
+    mount(app, "/operate", "operator", build_operate(site.db, site.home, site.config, follower.answering))
     mount(app, "/", "user", build_chat(site.db, turns, site.home, site.config))
     site.turns = turns
     site.metrics.turns = turns

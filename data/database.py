@@ -32,11 +32,13 @@ else:
 
 BUSY_SECONDS = 5.0
 LOCK_SECONDS = 60.0
+PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
 
 Connection = sqlite3.Connection
 Row = sqlite3.Row
 
 _LOCKED = "Another process is writing to the database - try again in a moment."
+_QUEUED = "Others are still writing to the database - try again in a moment."
 _RESTORE = 'stop the server and run "python -m data restore"'
 _SENTENCES = {
     "disk is full": "The disk is full, nothing was stored - free some space and try again.",
@@ -90,7 +92,7 @@ class Database:
         self._local = threading.local()
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._readers_lock = threading.Lock()
-        with _as_sentences(path):
+        with as_sentences(path):
             self._writer = connect(path)
             self._writer.execute("PRAGMA journal_mode = WAL")
 
@@ -98,9 +100,10 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """A transaction that is on the disk when the block ends, and never happened if it raises.
 
-        A write inside a write of the same thread joins it, and is undone alone if it raises.
+        A write inside a write of the same thread joins it, and is undone alone if it raises. Raises Busy
+        where the writers of this process and of others together leave it no turn within `BUSY_SECONDS`.
         """
-        with self._lock, _as_sentences(self.path):
+        with self._holding_writer(), as_sentences(self.path):
             if self._writing_thread is not None:
                 with _savepoint(self._writer):
                     yield self._writer
@@ -114,6 +117,19 @@ class Database:
                 self._writing_thread = None
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+
+    @contextmanager
+    def _holding_writer(self) -> Iterator[None]:
+        """The writer is this thread's alone. What the queue of threads took, SQLite does not wait again."""
+        asked_at = time.monotonic()
+        if not self._lock.acquire(timeout=BUSY_SECONDS):
+            raise Busy(_QUEUED)
+        try:
+            left = max(0.0, BUSY_SECONDS - (time.monotonic() - asked_at))
+            self._writer.execute(f"PRAGMA busy_timeout = {round(1000 * left)}")
+            yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -130,7 +146,7 @@ class Database:
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
         """The rows of a SELECT; inside `write` it sees what that block has written."""
-        with _as_sentences(self.path), self._reading() as conn:
+        with as_sentences(self.path), self._reading() as conn:
             return conn.execute(sql, params).fetchall()
 
     def one(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
@@ -140,7 +156,7 @@ class Database:
 
     def vacuum(self) -> bool:
         """Rewrites the file without its free pages and empties the log; False if a reader kept the log."""
-        with self._lock, _as_sentences(self.path):
+        with self._holding_writer(), as_sentences(self.path):
             assert self._writing_thread is None, "vacuum inside a write"
             self._writer.execute("VACUUM")
             row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -151,7 +167,7 @@ class Database:
         partial = target.with_name(target.name + ".part")
         partial.unlink(missing_ok=True)
         try:
-            with _as_sentences(self.path):
+            with as_sentences(self.path):
                 conn = connect(self.path)
                 try:
                     conn.execute("VACUUM INTO ?", (str(partial),))
@@ -191,13 +207,12 @@ class Database:
             yield reader.conn
 
 
-def connect(path: Path, busy_seconds: float = BUSY_SECONDS) -> Connection:
+def connect(path: Path, busy_seconds: float = BUSY_SECONDS, pragmas: Sequence[str] = PRAGMAS) -> Connection:
     """A connection in autocommit mode with this project's pragmas."""
     conn = sqlite3.connect(str(path), timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     conn.row_factory = Row
-    conn.execute("PRAGMA synchronous = FULL")
-    conn.execute("PRAGMA foreign_keys = ON")
-    conn.execute("PRAGMA secure_delete = ON")
+    for pragma in pragmas:
+        conn.execute(f"PRAGMA {pragma}")
     return conn
 
 
@@ -215,7 +230,7 @@ def _savepoint(conn: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _as_sentences(path: Path) -> Iterator[None]:
+def as_sentences(path: Path) -> Iterator[None]:
     """SQLite's errors that a person can mend, as sentences; all others pass."""
     try:
         yield
@@ -242,21 +257,6 @@ def damage_of(path: Path, check: str = "integrity_check") -> str | None:
     except sqlite3.DatabaseError as error:
         return str(error)
     return None if row[0] == "ok" else str(row[0])
-
-
-def is_in_use(path: Path) -> bool:
-    """Whether any connection of any process has the file open (in WAL mode each holds a lock)."""
-    if not path.exists():
-        return False
-    try:
-        conn = connect(path, busy_seconds=0.2)
-        try:
-            conn.execute("PRAGMA journal_mode = DELETE")
-        finally:
-            conn.close()
-    except sqlite3.DatabaseError as error:
-        return "locked" in str(error)
-    return False
 
 
 def lock_of(home: Home) -> FileLock:
@@ -308,5 +308,5 @@ def _migrate(db: Database, home: Home) -> None:
         return
     if MIGRATIONS.applied(tables):
         db.backup(backup_path(home, time.time(), "before-migration"))
-    with _as_sentences(home.database):
+    with as_sentences(home.database):
         prepare(tables)

@@ -1,13 +1,14 @@
 """Making a backup of the whole memory and going back to one."""
 
+import os
 import shutil
 import time
 from pathlib import Path
 
 from data.backups import backup_path, rotate
-from data.database import Database, damage_of, is_in_use, lock_of
-from data.errors import Busy, NotFound, Refused
-from data.files import replace_durably
+from data.database import Database, as_sentences, connect, damage_of, lock_of
+from data.errors import Busy, NotFound, Problem, Refused
+from data.files import force_to_disk, replace_durably
 from data.home import Home
 
 
@@ -22,7 +23,8 @@ def make_backup(db: Database, home: Home) -> Path:
 def restore(home: Home, backup: Path) -> Path | None:
     """Puts a backup in the database's place; what was there is kept aside and its path returned.
 
-    Refused while a server or a trainer has the database open, and where the backup itself is damaged.
+    Whenever it is killed, the old database or the new one is there, whole. Refused while a server or a
+    trainer has the database open, and where the backup itself is damaged.
     """
     if not backup.is_file():
         raise NotFound(f"There is no backup {str(backup)!r} - look into {str(home.backups)!r}.")
@@ -33,11 +35,52 @@ def restore(home: Home, backup: Path) -> Path | None:
             raise Busy("The database is in use - stop the server and the trainer, then restore.")
         partial = home.root / "restored.part"
         shutil.copyfile(backup, partial)
-        aside = None
-        if home.database.exists():
-            aside = backup_path(home, time.time(), "replaced")
-            home.database.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            home.database.with_name(home.database.name + suffix).unlink(missing_ok=True)
+        aside = _keep(home) if home.database.exists() else None
+        for suffix in ("-wal", "-shm"):  # SQLite would play an old log into the new database
+            _beside(home.database, suffix).unlink(missing_ok=True)
         replace_durably(partial, home.database)
     return aside
+
+
+def _keep(home: Home) -> Path:
+    """A second name, among the backups, for the database and for a log that SQLite could not fold into it."""
+    aside = backup_path(home, time.time(), "replaced")
+    for suffix in ("", "-wal"):
+        if _beside(home.database, suffix).exists():
+            _also_at(_beside(home.database, suffix), _beside(aside, suffix))
+    force_to_disk(home.backups)
+    return aside
+
+
+def _also_at(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except FileExistsError:
+        raise Busy(f"{str(name)!r} was made this very second - restore again.") from None
+    except OSError:  # another volume, or one without hard links
+        shutil.copyfile(path, name)
+        force_to_disk(name)
+
+
+def _beside(database: Path, suffix: str) -> Path:
+    return database.with_name(database.name + suffix)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether any connection of any process has the file open: in WAL mode each holds a lock.
+
+    Nothing is changed; but like any last connection this one folds a log that a crash left into the file.
+    """
+    if not path.exists():
+        return False
+    conn = connect(path, 0.2, pragmas=("locking_mode = EXCLUSIVE",))  # the others read a damaged schema
+    try:
+        with as_sentences(path):
+            conn.execute("BEGIN EXCLUSIVE")
+    except Busy:
+        return True
+    except Problem:  # damaged, which is why somebody restores
+        return False
+    finally:
+        conn.close()
+    return False

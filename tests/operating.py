@@ -6,7 +6,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from chatbot.config import ServeConfig
+from chatbot.following import Answering
 from chatbot.pages import look
 from chatbot.pages.operate import build_operate
 from data import runs, versions
@@ -145,11 +146,16 @@ def whole_report(text: str = "A reply.", person: str = "nobody-known") -> dict[s
     }
 
 
+def obedient(db: Database) -> Callable[[], Answering]:
+    """An engine that answers with whatever the database says."""
+    return lambda: Answering(versions.serving(db).current)
+
+
 def built_page(db: Database, home: Home) -> gr.Blocks:
     """The page. Outside a running loop Gradio makes one of its own for each page and never closes it."""
 
     async def build() -> gr.Blocks:
-        return build_operate(db, home, ServeConfig())
+        return build_operate(db, home, ServeConfig(), obedient(db))
 
     return asyncio.run(build())
 

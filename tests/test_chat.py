@@ -19,6 +19,7 @@ from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.home import Home
 from data.records import Person
+from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
 
@@ -209,6 +210,17 @@ def test_the_sidebar_knows_chats_links_and_version(actions: Actions, ada: Person
     people.set_role(actions.db, ada.id, "operator")
     links = actions.search_chats(people.get(actions.db, ada.id), Payload({}))["links"]
     assert ("operate", "/operate/") in links
+
+
+def test_the_sidebar_names_the_version_that_answers_not_the_one_that_should(
+    actions: Actions, ada: Person
+) -> None:
+    add_version(actions.db, "v000001")
+    assert actions.search_chats(ada, Payload({}))["version"]["name"] == "base"
+    actions.turns.engine.load("v000001", None)
+    actions.turns.engine.serve("v000001")
+    version = actions.search_chats(ada, Payload({}))["version"]
+    assert (version["name"], version["rankings"], version["yours"]) == ("v000001", 7, 0)
 
 
 def test_a_chat_is_renamed_exported_and_deleted(actions: Actions, ada: Person) -> None:

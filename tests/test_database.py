@@ -1,14 +1,18 @@
 """database.py: what is acknowledged is stored, writers never meet a lock, damage is a sentence."""
 
 import contextlib
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from data import people
+from data import people, recovery
 from data.backups import backup_files, backup_path, rotate
 from data.database import Database, clean, damage_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
@@ -33,14 +37,13 @@ def test_the_pragmas_that_keep_acknowledged_rows_are_on(db: Database) -> None:
     with db.write() as conn:
         found = {
             name: conn.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
         }
     assert found == {
         "journal_mode": "wal",
         "synchronous": 2,
         "foreign_keys": 1,
         "secure_delete": 1,
-        "busy_timeout": 5000,
     }
 
 
@@ -114,16 +117,52 @@ def test_two_processes_of_four_threads_read_and_write_without_losing_one(db: Dat
     assert db.query("SELECT min_rankings FROM schedule")[0][0] == 200
 
 
-def test_a_lock_held_elsewhere_is_a_busy_sentence(db: Database, home: Home) -> None:
+def test_a_lock_held_elsewhere_is_a_busy_sentence(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Database(home.database)
-    with db.write() as conn:
-        conn.execute("PRAGMA busy_timeout = 0")
-    with other.write(), pytest.raises(Busy, match=r"another process|Another process"), db.write():
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.0)
+    with other.write(), pytest.raises(Busy, match="Another process"), db.write():
         pass
     with db.write():
         people.add(db, "ada")
     assert people.count(other) == 1
     other.close()
+
+
+def test_who_stands_behind_a_slow_writer_is_refused_too(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It waited for ever, and in a queue each waited anew when those before had given up.
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.05)
+    refused: list[str] = []
+
+    def write() -> None:
+        try:
+            people.add(db, "bob")
+        except Busy as problem:
+            refused.append(str(problem))
+
+    queue = [threading.Thread(target=write, daemon=True) for _ in range(6)]
+    with db.write():
+        for thread in queue:
+            thread.start()
+        for thread in queue:
+            thread.join(20)
+        said = list(refused)
+        people.add(db, "ada")
+    assert said == ["Others are still writing to the database - try again in a moment."] * 6
+    assert [person.name for person in people.list_all(db)] == ["ada"]
+
+
+def test_what_the_queue_took_is_not_waited_for_once_more(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 13.0, 20.0, 20.0])  # asked, in turn; asked, in turn
+    monkeypatch.setattr("data.database.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for left in (2000, 5000):
+        with db.write() as conn:
+            assert conn.execute("PRAGMA busy_timeout").fetchone()[0] == left
 
 
 def test_a_full_disk_is_a_sentence_and_the_next_write_works(db: Database) -> None:
@@ -202,6 +241,93 @@ def test_a_restore_brings_the_rows_back_and_keeps_what_was_there(db: Database, h
     again.close()
     assert aside is not None
     assert damage_of(aside) is None
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("step", ["shutil.copyfile", "os.link", "force_to_disk", "replace_durably"])
+def test_a_restore_that_is_killed_leaves_the_database_that_was_there(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    made = make_backup(db, home)
+    people.add(db, "ada")
+    db.close()
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"data.recovery.{step}", killed)
+        with pytest.raises(Killed):
+            restore(home, made)
+    again = open_database(home)
+    assert [person.name for person in people.list_all(again)] == ["ada"]
+    again.close()
+    with monkeypatch.context() as patched:  # a second one would have the name of the first
+        patched.setattr("data.recovery.time", SimpleNamespace(time=lambda: 1e9))
+        assert restore(home, made) == backup_path(home, 1e9, "replaced")
+    again = open_database(home)
+    assert people.list_all(again) == []
+    again.close()
+
+
+def test_asking_whether_a_database_is_in_use_leaves_it_as_it_is(db: Database, home: Home) -> None:
+    people.add(db, "ada")
+    assert recovery.is_in_use(home.database)
+    db.close()
+    before = home.database.read_bytes()
+    assert not recovery.is_in_use(home.database) and home.database.read_bytes() == before
+
+
+def test_a_damaged_database_that_a_server_still_has_open_is_in_use(db: Database, home: Home) -> None:
+    # Not one page of it is in the log, and the schema is no schema.
+    db.vacuum()
+    content = bytearray(home.database.read_bytes())
+    content[100:4096] = b"\xa5" * 3996
+    home.database.write_bytes(content)
+    assert recovery.is_in_use(home.database)
+    db.close()
+    assert not recovery.is_in_use(home.database)
+
+
+def test_a_log_that_could_not_be_folded_in_is_kept_with_the_database(
+    db: Database, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_backup(db, home)
+    people.add(db, "ada")
+    names = [home.database.name, f"{home.database.name}-wal"]
+    for name in names:
+        shutil.copy(home.root / name, tmp_path / name)
+    db.close()
+    for name in names:  # as a crash leaves them
+        shutil.copy(tmp_path / name, home.root / name)
+    monkeypatch.setattr(recovery, "is_in_use", lambda path: False)  # it could not: the disk was full
+    aside = restore(home, made)
+    assert aside is not None
+    kept, now = Database(aside), open_database(home)
+    assert people.by_name(kept, "ada") and people.list_all(now) == []
+    kept.close()
+    now.close()
+
+
+def test_a_volume_without_hard_links_keeps_a_copy(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_backup(db, home)
+    people.add(db, "ada")
+    db.close()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("data.recovery.os.link", refuse)
+    aside = restore(home, made)
+    assert aside is not None
+    kept = Database(aside)
+    assert people.by_name(kept, "ada")
+    kept.close()
 
 
 def test_a_damaged_or_missing_backup_is_not_restored(db: Database, home: Home) -> None:

@@ -12,7 +12,7 @@ from chatbot import adapters, following
 from chatbot.basemodel import Base, load_base
 from chatbot.canary import CANARY_TOLERANCE
 from chatbot.engine import Engine
-from chatbot.following import Follower, load_verified
+from chatbot.following import Answering, Follower, load_verified
 from chatbot.manifest import MANIFEST, Canary
 from data import versions
 from data.database import Database
@@ -115,6 +115,7 @@ def test_a_damaged_version_does_not_serve_and_a_sentence_says_why(
     assert follower.problem is not None
     assert follower.problem.startswith(f"{bad.name} does not serve: ")
     assert follower.problem.endswith(f" {good.name} goes on answering.")
+    assert follower.answering() == Answering(good.name, follower.problem)
 
 
 def test_another_manifest_than_the_published_one_is_refused(

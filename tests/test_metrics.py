@@ -11,6 +11,7 @@ from chatbot.turns import Turns
 from data import runs
 from data.database import Database
 from data.records import Sampling
+from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
 
@@ -31,6 +32,15 @@ def test_rankings_that_teach_are_counted(db: Database) -> None:
     assert samples(Metrics(db))["nightschool_rankings_total"] == 1
 
 
+def test_many_rankings_are_not_counted_at_every_scrape(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatbot.kept.FREE_SECONDS", 0.0)
+    monkeypatch.setattr("chatbot.kept.KEPT_TIMES", 1e9)
+    ada, metrics = somebody(db), Metrics(db)
+    assert samples(metrics)["nightschool_rankings_total"] == 0
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert samples(metrics)["nightschool_rankings_total"] == 0
+
+
 def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
     for key, state in (("one", "published"), ("two", "refused"), ("three", "published")):
         run = runs.claim(db, key, config={})
@@ -48,6 +58,17 @@ def test_an_idle_server_says_so_and_names_what_serves(db: Database, engine: Engi
     seen = samples(metrics)
     assert (seen["nightschool_requests_running"], seen["nightschool_requests_waiting"]) == (0, 0)
     assert seen["nightschool_serving_infobase"] == 1
+
+
+def test_the_version_named_is_the_one_that_answers(db: Database, engine: Engine) -> None:
+    metrics = Metrics(db)
+    add_version(db, "v000001")
+    assert not any(name.startswith("nightschool_serving") for name in samples(metrics))
+    metrics.turns = Turns(db, engine)
+    assert "nightschool_serving_infobase" in samples(metrics)
+    engine.load("v000001", None)
+    engine.serve("v000001")
+    assert "nightschool_serving_infov000001" in samples(metrics)
 
 
 def test_the_times_to_tokens_of_each_reply_are_noted(db: Database, engine: Engine) -> None:

@@ -5,6 +5,7 @@ One test drives the real page in Chromium: a run's progress, then a roll back in
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from string import Formatter
 
 import gradio as gr
@@ -12,8 +13,9 @@ import pytest
 from playwright.sync_api import expect
 
 from chatbot.config import ServeConfig
+from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit
-from chatbot.pages.operate_learning import CURVES, plot
+from chatbot.pages.operate_learning import CURVES, RUNS_DRAWN, _drawn, plot
 from chatbot.pages.operate_now import bar_html, refresh_html, serving_html
 from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
@@ -22,9 +24,10 @@ from chatbot.pages.operate_words import WORDS, duration, moment, say
 from data import forecast, people, requests, runs, schedules, versions
 from data.database import Database
 from data.home import Home
-from data.records import Person, Schedule
+from data.records import Metric, Person, Schedule
 from tests.browser import chromium
-from tests.operating import NASTY, add_version, built_page, call, served, start_run
+from tests.operating import NASTY, add_version, built_page, call, end_run, obedient, served, start_run
+from tests.stories import a_turn, rank
 
 
 @pytest.fixture
@@ -35,6 +38,11 @@ def operator(db: Database) -> Person:
 @pytest.fixture
 def visit(operator: Person) -> Visit:
     return Visit(operator, "en", "UTC")
+
+
+@pytest.fixture
+def desk(db: Database, home: Home) -> Desk:
+    return Desk(db, home, ServeConfig(), obedient(db))
 
 
 @pytest.fixture
@@ -58,13 +66,11 @@ def test_every_function_of_the_page_refuses_who_is_no_operator(db: Database, pag
                 block.fn(*[None] * len(block.inputs), request=request)
 
 
-def test_the_page_speaks_the_language_that_was_chosen_on_the_chat_page(
-    db: Database, home: Home, operator: Person
-) -> None:
+def test_the_page_speaks_the_language_that_was_chosen_on_the_chat_page(desk: Desk, operator: Person) -> None:
     request = gr.Request(
         username=operator.id, headers={"accept-language": "en"}, cookies={"night_language": "zh-CN"}
     )
-    assert Desk(db, home, ServeConfig()).open(request).say("versions") == "版本"
+    assert desk.open(request).say("versions") == "版本"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ def test_the_page_speaks_the_language_that_was_chosen_on_the_chat_page(
 
 def test_the_overview_says_what_serves_and_why(db: Database, visit: Visit) -> None:
     add_version(db, "v000001")
-    html = serving_html(db, visit)
+    html = serving_html(db, visit, Answering("v000001"))
     for words in (
         "v000001",
         "learned from 7 rankings",
@@ -85,7 +91,27 @@ def test_the_overview_says_what_serves_and_why(db: Database, visit: Visit) -> No
 
 
 def test_before_any_version_the_base_serves_without_a_verdict(db: Database, visit: Visit) -> None:
-    assert "the base model, before any ranking" in serving_html(db, visit)
+    assert "the base model, before any ranking" in serving_html(db, visit, Answering("base"))
+
+
+def test_a_version_that_cannot_serve_is_an_alert_and_the_one_that_answers_is_named(
+    db: Database, visit: Visit
+) -> None:
+    add_version(db, "v000001")
+    add_version(db, "v000002", "v000001", report={"gate": {"reasons": ["It wins 99 %."]}})
+    html = serving_html(db, visit, Answering("v000001", f"v000002 does not serve: {NASTY}."))
+    assert "<p class='ns-big'>v000001</p>" in html and "It wins 61 % of 300 replies." in html
+    assert "role='alert'" in html and "v000002 does not serve: &lt;img" in html and "<img" not in html
+    assert "It wins 99 %" not in html and "since" not in html
+
+
+def test_a_version_that_is_being_loaded_does_not_serve_yet(db: Database, visit: Visit) -> None:
+    add_version(db, "v000001")
+    html = serving_html(db, visit, Answering("base"))
+    assert "<p class='ns-big'>base</p>" in html and "role='alert'" not in html
+    assert "v000001 is chosen; it serves as soon as it is loaded and checked." in html
+    served_now = serving_html(db, visit, Answering("v000001"))
+    assert "role='status'" not in served_now and "role='alert'" not in served_now
 
 
 def test_a_living_run_shows_its_stage_its_share_and_the_time_left(db: Database, visit: Visit) -> None:
@@ -95,11 +121,12 @@ def test_a_living_run_shows_its_stage_its_share_and_the_time_left(db: Database, 
     assert "aria-valuenow='42'" in html
 
 
-def test_what_the_trainer_wrote_is_escaped(db: Database, visit: Visit) -> None:
+def test_what_the_trainer_wrote_is_escaped(db: Database, desk: Desk, visit: Visit) -> None:
     run = start_run(db, stage=NASTY, progress=0.5, message=NASTY)
     add_version(db, "v000001", report={"gate": {"reasons": [NASTY]}})
     people.record(db, NASTY, NASTY, {"note": NASTY})
-    pages = [bar_html(visit, run), serving_html(db, visit), listing_html(db, visit), runs_html(visit, [run])]
+    serving = serving_html(db, visit, Answering("v000001"))
+    pages = [bar_html(visit, run), serving, listing_html(desk, visit), runs_html(visit, [run])]
     assert all("<img" not in html and "&lt;img" in html for html in pages)
 
 
@@ -116,12 +143,22 @@ def test_refresh_now_leaves_one_request_that_one_run_takes(
 
 
 def test_a_request_waits_until_a_run_takes_it_and_the_page_says_so(
-    db: Database, home: Home, visit: Visit
+    db: Database, desk: Desk, visit: Visit
 ) -> None:
     requests.ask(db, visit.person)
-    own = refresh_html(Desk(db, home, ServeConfig()), visit, None, True)
-    alone = refresh_html(Desk(db, home, ServeConfig(trainer=False)), visit, None, True)
+    own = refresh_html(desk, visit, None, True)
+    alone = refresh_html(replace(desk, config=ServeConfig(trainer=False)), visit, None, True)
     assert "within a minute" in own and "run `trainer watch`" in alone
+
+
+def test_new_rankings_are_counted_once_for_all_who_look(
+    db: Database, desk: Desk, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.kept.FREE_SECONDS", 0.0)
+    monkeypatch.setattr("chatbot.kept.KEPT_TIMES", 1e9)
+    assert "0 new rankings" in refresh_html(desk, visit, None, False)
+    rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "0 new rankings" in refresh_html(desk, visit, None, False)
 
 
 def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
@@ -153,6 +190,26 @@ def test_curves_are_drawn_from_the_runs_own_numbers(db: Database, visit: Visit) 
     assert not plot(db, visit, other, [run])["visible"]
 
 
+def test_only_the_runs_that_are_drawn_are_read(
+    db: Database, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for key in range(RUNS_DRAWN + 2):
+        run = start_run(db, f"manual-{key}")
+        runs.log(db, run, "ppo", 0, {"kl": 0.5})
+        made.append(end_run(db, run).id)
+    read: set[str] = set()
+
+    def metrics(db: Database, run_id: str, stage: str | None = None) -> list[Metric]:
+        read.add(run_id)
+        return measured(db, run_id, stage)
+
+    measured = runs.metrics
+    monkeypatch.setattr(runs, "metrics", metrics)
+    assert f"The last {RUNS_DRAWN} runs" in _drawn(db, visit)[0]
+    assert read == set(made[-RUNS_DRAWN:])
+
+
 def test_the_table_of_runs_gives_state_and_reason(db: Database, visit: Visit) -> None:
     run = start_run(db, "manual-1")
     ended = runs.finish(db, run.id, run.fencing_token, state="refused", reason="No better than what serves.")
@@ -164,9 +221,47 @@ def test_the_table_of_runs_gives_state_and_reason(db: Database, visit: Visit) ->
 # Versions
 
 
-def test_versions_that_never_met_say_so(db: Database, visit: Visit) -> None:
+def test_versions_that_never_met_say_so(db: Database, desk: Desk, visit: Visit) -> None:
     add_version(db, "v000001")
-    assert "never compared" in listing_html(db, visit)
+    assert "never compared" in listing_html(desk, visit)
+
+
+def test_the_list_tells_the_version_that_answers_from_the_chosen_one(
+    db: Database, desk: Desk, visit: Visit
+) -> None:
+    for name in ("v000001", "v000002"):
+        add_version(db, name)
+    html = listing_html(replace(desk, answering=lambda: Answering("v000001")), visit)
+    chosen, answering = html.split("v000001</strong>")
+    assert ">chosen</span>" in chosen and ">serves</span>" not in chosen
+    assert ">serves</span>" in answering
+    assert ">chosen</span>" not in listing_html(desk, visit)
+
+
+def test_how_people_ranked_the_versions_is_read_where_the_tab_is_shown(
+    db: Database, home: Home, operator: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_version(db, "v000001")
+    read: list[str] = []
+
+    def record(db: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
+        read.append("record")
+        return {}
+
+    monkeypatch.setattr("data.comparisons.version_record", record)
+    page = built_page(db, home)
+    happen(page, "load", operator)
+    assert read == []
+    happen(page, "select", operator)
+    assert read == ["record"]
+
+
+def happen(page: gr.Blocks, event: str, person: Person) -> None:
+    """Calls every function that the page calls at this event."""
+    for block in page.fns.values():
+        if block.fn and any(name == event for _, name in block.targets):
+            request = gr.Request(username=person.id, headers={}, cookies={}, query_params={})
+            block.fn(*[None] * len(block.inputs), request=request)
 
 
 def test_a_record_reads_from_either_side(visit: Visit) -> None:

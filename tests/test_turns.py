@@ -334,8 +334,7 @@ def test_what_is_written_while_the_database_is_locked_is_stored_afterwards(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(turns_module, "_STORE_AGAIN_SECONDS", 0.01)
-    with db.write() as conn:
-        conn.execute("PRAGMA busy_timeout = 0")
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.1)
     live = turns.send(ada, "Hello.", replies=3, sampling=LONG)
     one, *others = live.replies
     until(lambda: all(reply.tokens > 3 for reply in live.replies))

@@ -297,10 +297,9 @@ def test_a_database_that_cannot_be_read_is_a_sentence_until_it_can(
 
 
 def test_signing_in_while_the_database_is_locked_is_no_wrong_password(
-    browser: TestClient, db: Database, home: Home, ada: Person
+    browser: TestClient, home: Home, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with db.write() as conn:
-        conn.execute("PRAGMA busy_timeout = 0")
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.1)
     other = Database(home.database)
     with other.write():
         answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})

@@ -65,7 +65,7 @@ class Actions:
     ) -> Page:
         """The whole page at a turn of a conversation: the given one, else the latest; empty is a new chat."""
         count = self.config.replies
-        side = sidebars.sidebar_view(self.db, person, conversation_id, look, count)
+        side = sidebars.sidebar_view(self.db, self.turns, person, conversation_id, look, count)
         composer = composer_view(conversation_id, look, count, **answer)
         if not conversation_id:
             return histories.empty_history(look, count), boards.empty_board(look), composer, side
@@ -185,7 +185,9 @@ class Actions:
         """The sidebar, filtered by what stands in the search box."""
         search = sent.text("search", sidebars.SEARCH_LENGTH)
         here = sent.text("conversation_id")
-        view = sidebars.sidebar_view(self.db, person, here, sent.look, self.config.replies, search)
+        view = sidebars.sidebar_view(
+            self.db, self.turns, person, here, sent.look, self.config.replies, search
+        )
         return view | more
 
     def rename_chat(self, person: Person, sent: Payload) -> View:
@@ -212,7 +214,7 @@ class Actions:
         left = "" if gone == here else here
         *page, _ = self.show(person, left, sent.look)
         search, count = sent.text("search", sidebars.SEARCH_LENGTH), self.config.replies
-        side = sidebars.sidebar_view(self.db, person, left, sent.look, count, search)
+        side = sidebars.sidebar_view(self.db, self.turns, person, left, sent.look, count, search)
         return (page[0], page[1], page[2], side), str(page[1]["turn_id"])
 
     def _stored(self, person: Person, key: str) -> Message | None:

@@ -6,12 +6,14 @@ operate_schedule. Mounted at /operate behind its own sign-in check; each functio
 (operate_desk). Data, raters and people have no page yet: the command line serves them.
 """
 
+from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
 import gradio as gr
 
 from chatbot.config import ServeConfig
+from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, panel
 from chatbot.pages.operate_learning import build_learning
 from chatbot.pages.operate_now import build_now
@@ -30,9 +32,11 @@ TABS = {
 }
 
 
-def build_operate(db: Database, home: Home, config: ServeConfig) -> gr.Blocks:
+def build_operate(
+    db: Database, home: Home, config: ServeConfig, answering: Callable[[], Answering]
+) -> gr.Blocks:
     """The page, ready to be mounted. `home` is named where the page says where things lie."""
-    desk = Desk(db, home, config)
+    desk = Desk(db, home, config, answering)
     css = files("chatbot.pages").joinpath("operate.css").read_text(encoding="utf-8")
     page = gr.Blocks(title="Operate · Night School", analytics_enabled=False)
     with page:

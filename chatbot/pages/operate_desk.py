@@ -5,16 +5,18 @@ of the operator page first calls `Desk.open`, the second lock behind the mount's
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import gradio as gr
 
 from chatbot.config import ServeConfig
+from chatbot.following import Answering
+from chatbot.kept import Kept
 from chatbot.pages.operate_figures import part, sentences
 from chatbot.pages.operate_words import known, say
 from chatbot.pages.words import language_of
-from data import people, schedules
+from data import comparisons, people, rankings, schedules
 from data.database import Database
 from data.errors import NotFound, Problem
 from data.home import Home
@@ -44,11 +46,17 @@ class Visit:
 
 @dataclass(frozen=True)
 class Desk:
-    """The operator page's database, state directory and settings."""
+    """The operator page's database, state directory and settings, and the figures that all who look share."""
 
     db: Database
     home: Home
     config: ServeConfig
+    answering: Callable[[], Answering]
+    """What the engine answers with; `versions.serving` is what it should."""
+    count_rankings: Kept[[Database, float | None], int] = field(default_factory=lambda: Kept(rankings.count))
+    version_record: Kept[[Database], dict[tuple[str, str], tuple[int, int, int]]] = field(
+        default_factory=lambda: Kept(comparisons.version_record)
+    )
 
     def open(self, request: gr.Request) -> Visit:
         """The operator behind `request`. Raises gr.Error for anybody else."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -72,7 +73,7 @@ def build_learning(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 
 def _drawn(db: Database, visit: Visit) -> list[Any]:
     """The note and a plot per curve."""
-    drawn = [run for run in runs.list_all(db) if runs.metrics(db, run.id)][:RUNS_DRAWN]
+    drawn = list(islice((run for run in runs.list_all(db) if runs.metrics(db, run.id)), RUNS_DRAWN))
     word = visit.html("curves_note", n=len(drawn)) if drawn else visit.html("no_curves")
     note = f"<h2 class='ns-heading'>{visit.html('curves')}</h2><p class='ns-quiet'>{word}</p>"
     return [note, *(plot(db, visit, curve, drawn) for curve in CURVES)]

@@ -9,9 +9,10 @@ from typing import Any
 
 import gradio as gr
 
+from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, verdict
 from chatbot.pages.operate_words import duration, known, moment
-from data import rankings, requests, runs, schedules, versions
+from data import requests, runs, schedules, versions
 from data.database import Database
 from data.errors import Refused
 from data.records import BASE_VERSION, Run
@@ -63,7 +64,7 @@ def _looks(desk: Desk, visit: Visit) -> list[Any]:
     is_running = run is not None and run.state == "running"
     is_waiting = requests.pending(desk.db) is not None
     return [
-        serving_html(desk.db, visit),
+        serving_html(desk.db, visit, desk.answering()),
         refresh_html(desk, visit, run, is_waiting),
         gr.update(value=visit.say("refresh_now"), interactive=not is_running and not is_waiting),
         gr.update(value=visit.say("cancel"), visible=is_running or is_waiting),
@@ -85,29 +86,38 @@ def _cancel(db: Database, visit: Visit) -> str:
 # What serves
 
 
-def serving_html(db: Database, visit: Visit) -> str:
-    """The version that answers: since when, learned from what, and why it may."""
+def serving_html(db: Database, visit: Visit, answering: Answering) -> str:
+    """The version that answers: since when, learned from what, and why it may, or why not the chosen one."""
     serving = versions.serving(db)
-    version = versions.get(db, serving.current)
+    version = versions.get(db, answering.version)
+    is_chosen = version.name == serving.current
     facts = [visit.html("base_version")]
     if version.name != BASE_VERSION:
         facts = [
             visit.html("learned_from", n=version.rankings),
             visit.html("parent", parent=version.parent),
         ]
-    if serving.changed_at:
+    if is_chosen and serving.changed_at:
         facts.append(visit.html("since", at=moment(serving.changed_at, visit.zone)))
     sentences = verdict(version)
-    if serving.reason != " ".join(sentences):
+    if is_chosen and serving.reason != " ".join(sentences):
         sentences.insert(0, serving.reason)
     why = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return card(
         visit.html("serving"),
-        f"<p class='ns-big'>{escape(version.name)}</p>"
+        ("" if is_chosen else _waiting_html(visit, serving.current, answering.problem))
+        + f"<p class='ns-big'>{escape(version.name)}</p>"
         f"<p class='ns-quiet'>{' · '.join(facts)}</p>"
         f"<p class='ns-lineage'>{_lineage(db, version.name)}</p>"
         + (f"<h3>{visit.html('why')}</h3><ul class='ns-why'>{why}</ul>" if why else ""),
     )
+
+
+def _waiting_html(visit: Visit, chosen: str, problem: str | None) -> str:
+    """Why the chosen version does not answer yet: it is being loaded, or cannot be."""
+    if problem:
+        return f"<p role='alert' class='ns-problem'>{escape(problem)}</p>"
+    return f"<p role='status'>{visit.html('chosen', name=chosen)}</p>"
 
 
 def _lineage(db: Database, name: str) -> str:
@@ -131,7 +141,7 @@ def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) ->
         parts.append(f"<p role='status'>{visit.html(key)}</p>")
     if not parts:
         parts.append(f"<p>{visit.html('idle')}</p>")
-    new = rankings.count(desk.db, after=runs.last_success_at(desk.db))
+    new = desk.count_rankings(desk.db, runs.last_success_at(desk.db))
     need = schedules.get(desk.db).min_rankings
     parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=new, need=need)}</p>")
     if run is not None and run.state != "running":

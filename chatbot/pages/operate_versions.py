@@ -11,7 +11,7 @@ import gradio as gr
 
 from chatbot.pages.operate_desk import Desk, Visit, attempt, panel, table, verdict
 from chatbot.pages.operate_words import known, moment
-from data import comparisons, versions
+from data import versions
 from data.database import Database
 from data.errors import Refused
 from data.records import BASE_VERSION, Version
@@ -31,14 +31,17 @@ def build_versions(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Row(elem_classes="ns-buttons"):
             confirm = gr.Button(variant="primary", scale=0, min_width=200)
             keep = gr.Button(variant="secondary", scale=0, min_width=200)
-    outputs = [listing, heading, rollback, which, publish, choices, armed]
+    changing = [heading, rollback, which, publish, choices, armed]
     arming = [choices, armed, question, order, confirm, keep]
 
-    def show(request: gr.Request) -> list[Any]:
-        return _listing(desk.db, desk.open(request))
+    def prepare(request: gr.Request) -> list[Any]:
+        """All but the list: how often people ranked each version is read where the tab is shown."""
+        visit = desk.open(request)
+        return [gr.update(label=visit.say("versions")), *_choices(desk.db, visit)]
 
-    def translate(request: gr.Request) -> Any:
-        return gr.update(label=desk.open(request).say("versions"))
+    def show(request: gr.Request) -> list[Any]:
+        visit = desk.open(request)
+        return [listing_html(desk, visit), *_choices(desk.db, visit)]
 
     def arm_rollback(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
@@ -51,23 +54,22 @@ def build_versions(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
     def carry_out(armed_with: str, request: gr.Request) -> list[Any]:
         visit = desk.open(request)
         attempt(lambda: _change(desk.db, visit, armed_with))
-        return _listing(desk.db, visit)
+        return [listing_html(desk, visit), *_choices(desk.db, visit)]
 
-    tab.select(show, None, outputs, show_progress="hidden")
-    page.load(translate, None, tab, show_progress="hidden")
-    page.load(show, None, outputs, show_progress="hidden")
+    page.load(prepare, None, [tab, *changing], show_progress="hidden")
+    tab.select(show, None, [listing, *changing], show_progress="hidden")
     rollback.click(arm_rollback, None, arming, show_progress="hidden")
     publish.click(arm_publish, which, arming, show_progress="hidden")
-    confirm.click(carry_out, order, outputs, show_progress="hidden")
-    keep.click(show, None, outputs, show_progress="hidden")
+    confirm.click(carry_out, order, [listing, *changing], show_progress="hidden")
+    keep.click(show, None, [listing, *changing], show_progress="hidden")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The list
 
 
-def _listing(db: Database, visit: Visit) -> list[Any]:
-    """The list, and the choices disarmed."""
+def _choices(db: Database, visit: Visit) -> list[Any]:
+    """What can be rolled back or published, disarmed."""
     current = versions.serving(db).current
     names = [
         BASE_VERSION,
@@ -77,7 +79,6 @@ def _listing(db: Database, visit: Visit) -> list[Any]:
     back = _back(db)
     label = visit.say("rollback_to", name=back) if back else visit.say("rollback_none")
     return [
-        listing_html(db, visit),
         f"<h2 class='ns-heading'>{visit.html('change')}</h2>",
         gr.update(value=label, interactive=back is not None),
         gr.update(label=visit.say("publish_which"), choices=others, value=others[0] if others else None),
@@ -87,17 +88,17 @@ def _listing(db: Database, visit: Visit) -> list[Any]:
     ]
 
 
-def listing_html(db: Database, visit: Visit) -> str:
+def listing_html(desk: Desk, visit: Visit) -> str:
     """A row per version, newest first, with its report folded away."""
-    current = versions.serving(db).current
-    made = sorted(versions.list_all(db), key=lambda version: version.name, reverse=True)
+    chosen, answering = versions.serving(desk.db).current, desk.answering().version
+    made = sorted(versions.list_all(desk.db), key=lambda version: version.name, reverse=True)
     made = [version for version in made if version.name != BASE_VERSION]
     if not made:
         return f"<p class='ns-empty'>{visit.html('no_versions')}</p>"
-    record = comparisons.version_record(db)
+    record = desk.version_record(desk.db)
     rows = [
         [
-            _name(visit, version, current),
+            _name(visit, version.name, chosen, answering),
             escape(version.parent),
             _status(visit, version),
             str(version.rankings),
@@ -110,11 +111,13 @@ def listing_html(db: Database, visit: Visit) -> str:
     return table(head, rows) + f"<p class='ns-quiet'>{visit.html('compared_note')}</p>"
 
 
-def _name(visit: Visit, version: Version, current: str) -> str:
-    name = f"<strong class='ns-key'>{escape(version.name)}</strong>"
-    if version.name != current:
-        return name
-    return f"{name} <span class='ns-state ns-published'>{visit.html('serves')}</span>"
+def _name(visit: Visit, name: str, chosen: str, answering: str) -> str:
+    """A version's name, and whether it answers or is only to."""
+    strong = f"<strong class='ns-key'>{escape(name)}</strong>"
+    if name not in (chosen, answering):
+        return strong
+    word = visit.html("serves" if name == answering else "to_serve")
+    return f"{strong} <span class='ns-state ns-published'>{word}</span>"
 
 
 def _status(visit: Visit, version: Version) -> str:
@@ -180,4 +183,4 @@ def _change(db: Database, visit: Visit, armed_with: str) -> str:
         else:
             by_hand = visit.say("published_by", name=visit.person.name)
             serving = versions.publish(db, target, actor=visit.person.name, reason=by_hand)
-    return visit.say("serves_now", name=serving.current)
+    return visit.say("chosen", name=serving.current)

@@ -134,6 +134,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "parent_of": ("Made from", "源自"),
     "published_by": ("Published by hand by {name}.", "由 {name} 手动发布。"),
     "serves": ("serves", "使用中"),
+    "to_serve": ("chosen", "已选择"),
     "rollback": ("Roll back", "回滚"),
     "rollback_to": ("Roll back to {name}", "回滚到 {name}"),
     "rollback_none": ("Nothing to roll back to", "无可回滚的版本"),
@@ -151,7 +152,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "confirm_rollback": ("Yes, roll back", "确认回滚"),
     "confirm_publish": ("Yes, publish", "确认发布"),
     "keep": ("No, keep {current}", "不，保留 {current}"),
-    "serves_now": ("{name} serves from the next turn on.", "从下一轮起使用 {name}。"),
+    "chosen": (
+        "{name} is chosen; it serves as soon as it is loaded and checked.",
+        "已选择 {name}；加载并校验后即开始使用。",
+    ),
     "moved_on": (
         "Meanwhile {current} serves - look at the versions and try again.",
         "现在使用的是 {current} - 请查看版本后重试。",

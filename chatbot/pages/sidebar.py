@@ -7,6 +7,7 @@ import gradio as gr
 
 from chatbot.pages.board import View, script
 from chatbot.pages.payload import Payload
+from chatbot.turns import Turns
 from data import conversations, lessons, versions
 from data.database import Database
 from data.records import BASE_VERSION, Person
@@ -29,7 +30,13 @@ class Sidebar(gr.HTML):
 
 
 def sidebar_view(
-    db: Database, person: Person, conversation_id: str, look: int, default_replies: int, search: str = ""
+    db: Database,
+    turns: Turns,
+    person: Person,
+    conversation_id: str,
+    look: int,
+    default_replies: int,
+    search: str = "",
 ) -> View:
     """What the sidebar shows while this conversation is open.
 
@@ -43,7 +50,7 @@ def sidebar_view(
         "chats": [{"id": chat.id, "title": chat.title} for chat in found],
         "search": search,
         "may_train": may_train,
-        "version": version_view(db, person),
+        "version": version_view(db, person, turns.engine.version),
         "name": person.name,
         "links": links_for(person),
         "default_replies": default_replies,
@@ -51,9 +58,9 @@ def sidebar_view(
     }
 
 
-def version_view(db: Database, person: Person) -> View:
-    """Which version answers, how many rankings it learned from, and how many of them were this person's."""
-    version = versions.get(db, versions.serving(db).current)
+def version_view(db: Database, person: Person, name: str) -> View:
+    """The version that answers, how many rankings it learned from, and how many were this person's."""
+    version = versions.get(db, name)
     if version.name == BASE_VERSION:
         return {"version": BASE_VERSION, "name": BASE_VERSION, "rankings": None, "yours": None}
     yours = lessons.taught_by(db, version, person.id)
