@@ -13,9 +13,11 @@ from typing import Any
 
 from data.database import Database, Row, clean, new_id, to_json
 from data.errors import NotFound, Refused
+from data.messages import branches as branches
 from data.messages import by_request_key as by_request_key
 from data.messages import insert
-from data.messages import latest_leaf as latest_leaf
+from data.messages import latest_turn as latest_turn
+from data.messages import latest_turn_from as latest_turn_from
 from data.messages import message as message
 from data.messages import messages as messages
 from data.messages import path_to as path_to

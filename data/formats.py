@@ -25,7 +25,8 @@ FORMATS = {
     "sft": '{"messages": [...]}, ending with a reply that a person wrote',
     "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source"}',
     "hh": 'Anthropic: {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}',
-    "normalised": '{"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"}',
+    "normalised": '{"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"};'
+    " best: a row a pair; never all bad",
 }
 """What a row of each looks like."""
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -75,14 +76,19 @@ def rows_of(turn: RankedTurn, fmt: str) -> Iterator[Row]:
             "source": turn.source,
         }
     elif fmt == "normalised" and turn.kind != "all_bad":
+        for id, replies, order in _orders(turn):
+            yield {"id": id, "prompt": prompt, "replies": replies, "ranking": order, "source": turn.source}
+
+
+def _orders(turn: RankedTurn) -> Iterator[tuple[str, list[str], list[int | list[int]]]]:
+    """An id, replies and their tiers; of `best` each pair alone, since one row would tie all the others."""
+    if turn.kind == "best":
+        for better, worse, _ in turn.pairs():
+            if turn.replies[better] != turn.replies[worse]:
+                yield f"{turn.ranking_id}-{worse}", [turn.replies[better], turn.replies[worse]], [0, 1]
+    else:
         order = [tier[0] if len(tier) == 1 else tier for tier in tiers_of(turn.places)]
-        yield {
-            "id": turn.ranking_id,
-            "prompt": prompt,
-            "replies": list(turn.replies),
-            "ranking": order,
-            "source": turn.source,
-        }
+        yield turn.ranking_id, list(turn.replies), order
 
 
 def tiers_of(places: Sequence[int]) -> list[list[int]]:

@@ -88,14 +88,39 @@ def replies(db: Database, turn_id: str) -> list[Message]:
     return [message_of(row) for row in rows]
 
 
-def latest_leaf(db: Database, conversation_id: str) -> Message | None:
-    """The newest message that nothing hangs under: where the conversation was left."""
+def latest_turn(db: Database, conversation_id: str) -> Message | None:
+    """What was asked last: where the conversation was left, whatever replies came to earlier turns since."""
     row = db.one(
-        f"SELECT {_MESSAGE} FROM messages m WHERE m.conversation_id = ? AND NOT EXISTS"
-        " (SELECT 1 FROM messages child WHERE child.parent_id = m.id) ORDER BY m.id DESC LIMIT 1",
+        f"SELECT {_MESSAGE} FROM messages m WHERE m.conversation_id = ? AND m.role = 'user'"
+        " ORDER BY m.id DESC LIMIT 1",
         (conversation_id,),
     )
     return message_of(row) if row else None
+
+
+def latest_turn_from(db: Database, turn_id: str) -> Message:
+    """The same of one branch: the newest turn that this one leads to, itself where it leads to none."""
+    row = db.one(
+        "WITH RECURSIVE branch (id) AS (SELECT id FROM messages WHERE id = ? UNION ALL"
+        " SELECT child.id FROM messages child JOIN branch ON child.parent_id = branch.id)"
+        f" SELECT {_MESSAGE} FROM branch JOIN messages m ON m.id = branch.id WHERE m.role = 'user'"
+        " ORDER BY m.id DESC LIMIT 1",
+        (clean(turn_id),),
+    )
+    return message_of(row) if row else message(db, turn_id)
+
+
+def branches(db: Database, conversation_id: str) -> dict[str, list[str]]:
+    """By each turn all that follow the same turn as it, whichever reply they answer; itself among them."""
+    found: dict[str | None, list[str]] = {}
+    for row in db.query(
+        "SELECT m.id, answered.parent_id AS turn_id FROM messages m"
+        " LEFT JOIN messages answered ON answered.id = m.parent_id"
+        " WHERE m.conversation_id = ? AND m.role = 'user' ORDER BY m.id",
+        (conversation_id,),
+    ):
+        found.setdefault(row["turn_id"], []).append(row["id"])
+    return {id: together for together in found.values() for id in together}
 
 
 def by_request_key(db: Database, author_id: str, request_key: str) -> Message | None:

@@ -116,7 +116,6 @@ def test_the_same_key_twice_is_one_ranking(db: Database, ada: Person, turn: Mess
         {"reasons": ["clear"] * 99},
         {"comment": "x" * 2001},
         {"comment": 5},
-        {"dwell_ms": -1},
         {"dwell_ms": 1e9},
         {"dwell_ms": "long"},
         {"key": "x" * 65},
@@ -128,6 +127,24 @@ def test_a_forged_ranking_is_refused(
     with pytest.raises(Refused):
         boards.save_ranking(db, ada, turn, sent(db, ada, turn, {"A": 1, "B": 2}, **forged))
     assert rankings.current(db, turn.id, ada.id) is None
+
+
+@pytest.mark.parametrize(("measured", "stored"), [(-5, 0), (3 * 86_400_000, boards.LONGEST_DWELL_MS)])
+def test_a_page_left_open_for_days_or_a_clock_set_back_costs_no_vote(
+    db: Database, ada: Person, turn: Message, measured: int, stored: int
+) -> None:
+    boards.save_ranking(db, ada, turn, sent(db, ada, turn, {"A": 1, "B": 2}, dwell_ms=measured))
+    saved = rankings.current(db, turn.id, ada.id)
+    assert saved is not None and saved.dwell_ms == stored
+
+
+def test_replies_that_another_tab_asked_for_are_named_as_the_cause(
+    db: Database, ada: Person, turn: Message
+) -> None:
+    ranking = sent(db, ada, turn, {"A": 1, "B": 2})
+    conversations.start_replies(db, turn.id, "base", Sampling(), [1])
+    with pytest.raises(Refused, match="another tab - open the chat again"):
+        boards.save_ranking(db, ada, turn, ranking)
 
 
 def test_a_reply_of_another_turn_is_refused(db: Database, ada: Person, turn: Message) -> None:
@@ -174,6 +191,13 @@ def test_where_all_are_bad_the_first_is_continued(db: Database, ada: Person, tur
     shown = boards.shown_replies(db, turn.id, ada.id)
     rank(db, ada, shown, [1, 1, 1, 1], kind="all_bad")
     assert boards.continued_reply(db, ada, turn.id) == shown[0]
+
+
+def test_a_reply_that_came_after_all_were_bad_is_continued(db: Database, ada: Person, turn: Message) -> None:
+    rank(db, ada, boards.shown_replies(db, turn.id, ada.id), [1, 1, 1, 1], kind="all_bad")
+    [late] = conversations.start_replies(db, turn.id, "base", Sampling(), [1])
+    late = conversations.finish_reply(db, late.id, "again", 1, "stop")
+    assert boards.continued_reply(db, ada, turn.id) == late
 
 
 def test_a_rewording_is_continued_in_place_of_its_reply(db: Database, ada: Person, turn: Message) -> None:

@@ -18,7 +18,7 @@ from data import conversations, people, rankings
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.home import Home
-from data.records import Person
+from data.records import Person, RankingKind
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
@@ -138,7 +138,7 @@ def test_a_refused_message_leaves_the_page_where_it_was(actions: Actions, ada: P
 
 OWN_THINGS = (
     "revisit regenerate branch send save_ranking withdraw demonstrate stop_reply stop_turn"
-    " open_chat rename_chat export_chat delete_chat set_training"
+    " open_chat switch_branch rename_chat export_chat delete_chat set_training"
 )
 
 
@@ -183,6 +183,60 @@ def test_a_branch_is_a_sibling_of_the_message(actions: Actions, ada: Person) -> 
     page, branch = actions.branch(ada, Payload({"turn_id": turn_id, "text": "Other words.", "replies": 1}))
     assert conversations.message(actions.db, branch).parent_id is None and branch != turn_id
     assert [turn["text"] for turn in page[0]["turns"]] == ["Other words."]
+
+
+@pytest.mark.parametrize("touch", ["demonstrate", "regenerate"])
+def test_what_is_done_at_an_earlier_turn_hides_none_of_the_later(
+    actions: Actions, ada: Person, touch: str
+) -> None:
+    replies = a_turn(actions.db, ada)
+    chat_id, first = replies[0].conversation_id, str(replies[0].parent_id)
+    sent(actions, ada, conversation_id=chat_id, turn_id=first, text="Go on.")
+    payload = Payload({"turn_id": first, "message_id": replies[0].id, "text": "Better.", "replies": 1})
+    getattr(actions, touch)(ada, payload)
+    assert not actions.revisit(ada, payload)[0][0]["is_latest"]
+    history = actions.open_chat(ada, Payload({"conversation_id": chat_id}))[0][0]
+    assert [turn["text"] for turn in history["turns"]] == ["Count for me.", "Go on."]
+    assert history["is_latest"]
+
+
+def test_the_way_back_to_another_branch_leads_to_its_latest_turn(actions: Actions, ada: Person) -> None:
+    first = sent(actions, ada, text="First words.")
+    chat_id = conversations.message(actions.db, first).conversation_id
+    sent(actions, ada, conversation_id=chat_id, turn_id=first, text="Go on.")
+    page, other = actions.branch(ada, Payload({"turn_id": first, "text": "Other words.", "replies": 1}))
+    [turn] = page[0]["turns"]
+    assert turn["branches"] == [first, other]
+    page, turn_id = actions.switch_branch(ada, Payload({"turn_id": first}))
+    assert [turn["text"] for turn in page[0]["turns"]] == ["First words.", "Go on."]
+    assert [turn["branches"] for turn in page[0]["turns"]] == [[first, other], [turn_id]]
+    assert page[1]["turn_id"] == turn_id and not page[0]["is_latest"]
+
+
+def test_asking_for_more_replies_keeps_the_vote_on_the_first(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    turn_id = str(replies[0].parent_id)
+    shown = [reply["id"] for reply in actions.board(ada, turn_id, 0)["replies"]]
+    ranking = {"kind": "all_bad", "places": dict.fromkeys(shown, 1), "shown": shown}
+    page, _ = actions.regenerate(ada, Payload({"turn_id": turn_id, "replies": 1, "ranking": ranking}))
+    assert len(page[1]["replies"]) == 4
+    saved = rankings.current(actions.db, turn_id, ada.id)
+    assert saved and saved.kind == "all_bad" and len(saved.placements) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "places", "order", "letter"),
+    [("full", [2, 1, 2], "B > A = C", "B"), ("best", [2, 2, 1], "C > A = B", "C")],
+)
+def test_the_history_tells_which_kind_of_vote_an_order_is(
+    actions: Actions, ada: Person, kind: RankingKind, places: list[int], order: str, letter: str
+) -> None:
+    first, *_ = replies = a_turn(actions.db, ada)
+    shown = [reply["id"] for reply in actions.board(ada, str(first.parent_id), 0)["replies"]]
+    rank(actions.db, ada, sorted(replies, key=lambda reply: shown.index(reply.id)), places, kind=kind)
+    conversations.add_user_message(actions.db, first.conversation_id, first.id, "Go on.", ada.id)
+    vote = actions.show(ada, first.conversation_id, 0)[0]["turns"][0]["vote"]
+    assert vote == {"kind": kind, "order": order, "letter": letter}
 
 
 def test_more_replies_join_those_that_are_there(actions: Actions, ada: Person) -> None:
@@ -326,4 +380,4 @@ def test_no_event_of_the_page_is_described_as_an_api(actions: Actions, home: Hom
     # Outside a running loop Gradio makes one of its own for each page and never closes it.
     page = asyncio.run(build())
     assert {fn.api_visibility for fn in page.fns.values()} == {"private"}
-    assert len(page.fns) == 17
+    assert len(page.fns) == 18

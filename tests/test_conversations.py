@@ -159,7 +159,7 @@ def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> N
         second.id,
         leaf.id,
     ]
-    assert conversations.latest_leaf(db, chat.id) == leaf
+    assert conversations.latest_turn(db, chat.id) == leaf
     assert conversations.messages(db, chat.id) == [system, turn, first, second, leaf]
 
 
@@ -174,8 +174,31 @@ def test_a_turn_cannot_hang_in_another_conversation_nor_a_reply_under_a_reply(db
         conversations.add_system_message(db, reply.conversation_id, "late")
 
 
-def test_an_empty_conversation_has_no_leaf(db: Database) -> None:
-    assert conversations.latest_leaf(db, conversations.create(db, somebody(db).id).id) is None
+def test_an_empty_conversation_has_no_latest_turn(db: Database) -> None:
+    assert conversations.latest_turn(db, conversations.create(db, somebody(db).id).id) is None
+
+
+def test_a_late_reply_to_an_early_turn_is_not_where_the_conversation_was_left(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada)
+    later = conversations.add_user_message(db, replies[0].conversation_id, replies[0].id, "Go on.", ada.id)
+    conversations.add_edit(db, replies[1].id, "Better.", ada.id)
+    assert conversations.latest_turn(db, later.conversation_id) == later
+
+
+def test_branches_are_the_turns_that_follow_the_same_turn(db: Database) -> None:
+    ada = somebody(db)
+    first, second, _ = a_turn(db, ada)
+    chat_id, turn_id = first.conversation_id, str(first.parent_id)
+    under = [
+        conversations.add_user_message(db, chat_id, reply.id, "Go on.", ada.id).id
+        for reply in (first, second, first)
+    ]
+    other = conversations.add_user_message(db, chat_id, None, "Other words.", ada.id)
+    roots = [turn_id, other.id]
+    assert conversations.branches(db, chat_id) == dict.fromkeys(roots, roots) | dict.fromkeys(under, under)
+    assert conversations.latest_turn_from(db, turn_id).id == under[-1]
+    assert conversations.latest_turn_from(db, other.id) == other
 
 
 def test_deleting_a_conversation_removes_its_messages_and_rankings(db: Database) -> None:

@@ -56,7 +56,7 @@ def rows(db: Database, fmt: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("fmt", "number"), [("preference", 6), ("tiers", 5), ("normalised", 4), ("kto", 9), ("sft", 1)]
+    ("fmt", "number"), [("preference", 6), ("tiers", 5), ("normalised", 5), ("kto", 9), ("sft", 1)]
 )
 def test_a_round_trip_loses_nothing(filled: Database, other: Database, fmt: str, number: int) -> None:
     result = import_rows(other, export_rows(filled, fmt), fmt)
@@ -111,6 +111,14 @@ def test_tiers_name_the_kind_and_the_source(filled: Database) -> None:
     first = next(export_rows(filled, "tiers"))
     assert (first["completions"], first["tiers"]) == (["a", "b", "c"], [[1], [0, 2]])
     assert (first["kind"], first["source"]) == ("full", "human")
+
+
+def test_normalised_says_of_the_best_only_what_it_beats(filled: Database, other: Database) -> None:
+    best = [row for row in export_rows(filled, "normalised") if row["prompt"][0]["content"] == "best"]
+    assert [row["replies"] for row in best] == [["e", "d"], ["e", "f"]]
+    assert len({row["id"] for row in best}) == 2
+    assert import_rows(other, best, "normalised").added == 2
+    assert [turn.pairs() for turn in take_snapshot(other).turns] == [[(0, 1, 1.0)]] * 2
 
 
 def test_an_imported_row_is_a_ranking_of_its_own_source_and_asks_nobody(db: Database) -> None:

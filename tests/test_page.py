@@ -11,13 +11,15 @@ from playwright.sync_api import Browser, Page, expect
 from chatbot.pages.board import shown_replies
 from data import conversations, rankings
 from data.database import Database
-from data.records import Message, Ranking
+from data.records import Message, Ranking, Sampling
 from tests.browser import Server, Visitor, running_site, visit
-from tests.stories import a_turn, somebody
+from tests.stories import a_turn, rank, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
 pytestmark = pytest.mark.browser
 ARRIVAL = Callable[..., Visitor]
+SLOW = 20_000
+"""Milliseconds for what a busy machine, or an answer that Gradio must be asked for again, may take."""
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,119 @@ def test_an_edited_message_branches_and_an_earlier_turn_can_be_seen_again(
     expect(page.locator(".said .bubble")).to_have_text(["Other words."])
     visitor.wait_until_written()
     assert the_turn(db, visitor).parent_id is None
+    fork = page.get_by_role("group", name="Branch 2 of 2")
+    fork.get_by_role("button", name="Previous branch").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".said .bubble")).to_have_text(["First words.", "Second words."])
+    expect(page.get_by_role("group", name="Branch 1 of 2")).to_have_text("1/2")
+    expect(page.get_by_role("button", name="Next branch")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".said .bubble")).to_have_text(["Other words."])
+
+
+def test_what_is_done_at_an_earlier_turn_hides_none_of_the_later(arrive: ARRIVAL) -> None:
+    visitor = arrive()
+    page = visitor.page
+    for text in ("First words.", "Second words."):
+        visitor.say(text)
+        expect(page.locator(".said .bubble").last).to_have_text(text)
+        visitor.wait_until_written()
+    page.get_by_role("button", name="See the replies").click()
+    expect(page.locator(".said")).to_have_count(1)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".card")).to_have_count(8)
+    visitor.wait_until_written()
+    page.get_by_role("button", name="Back to the latest turn").click()
+    expect(page.locator(".said .bubble")).to_have_text(["First words.", "Second words."])
+    page.reload()
+    expect(page.locator(".said .bubble")).to_have_text(["First words.", "Second words."])
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_all_bad_is_said_only_of_the_replies_that_were_there(
+    arrive: ARRIVAL, db: Database, is_saved: bool
+) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    first = the_turn(db, visitor)
+    page.keyboard.press("x")
+    if is_saved:
+        save(page)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".card")).to_have_count(8)
+    visitor.wait_until_written()
+    expect(page.get_by_role("button", name="All bad")).to_have_attribute("aria-pressed", "false")
+    visitor.say("Go on.")
+    expect(page.locator(".answered .tag")).to_have_text("None of them is good", timeout=SLOW)
+    visitor.wait_until_written()
+    ranking = rankings.current(db, first.id, visitor.person.id)
+    assert ranking and ranking.kind == "all_bad" and len(ranking.placements) == 4
+    assert the_turn(db, visitor).parent_id not in {entry.message_id for entry in ranking.placements}
+
+
+def test_the_best_of_the_first_replies_beats_none_that_came_later(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    first = the_turn(db, visitor)
+    page.get_by_role("button", name="Reply B is best").click()
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".card")).to_have_count(8)
+    visitor.wait_until_written()
+    expect(page.locator(".saved")).to_have_text("Saved")
+    visitor.say("Go on.")
+    expect(page.locator(".answered .tag")).to_have_text(re.compile("^[A-H] is best$"), timeout=SLOW)
+    [ranking] = rankings.revisions(db, first.id, visitor.person.id)
+    assert ranking.kind == "best" and len(ranking.placements) == 4
+
+
+def test_a_vote_of_some_replies_is_not_widened_by_writing_on(arrive: ARRIVAL, db: Database) -> None:
+    """As where the best was saved while the others were still being written."""
+    replies = a_turn(db, somebody(db, "early"), ["one", "two", "three", "four"])
+    rank(db, somebody(db, "early"), replies[:2], [1, 2], kind="best")
+    visitor = arrive(name="early")
+    visitor.page.locator(".chat-title").click()
+    expect(visitor.page.locator(".saved")).to_have_text("Saved")
+    visitor.say("Go on.")
+    expect(visitor.page.locator(".answered")).to_have_count(1, timeout=SLOW)
+    [ranking] = rankings.revisions(db, str(replies[0].parent_id), visitor.person.id)
+    assert len(ranking.placements) == 2
+
+
+def test_a_vote_outlasts_the_replies_that_another_tab_asked_for(arrive: ARRIVAL, db: Database) -> None:
+    turn_id = str(a_turn(db, somebody(db, "double"))[0].parent_id)
+    visitor = arrive(name="double")
+    page = visitor.page
+    page.locator(".chat-title").click()
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    [late] = conversations.start_replies(db, turn_id, "base", Sampling(), [1])
+    conversations.finish_reply(db, late.id, "late", 1, "stop")
+    visitor.say("Go on.")
+    expect(page.get_by_text("Replies were added in another tab")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(4)
+    page.locator(".composer textarea").press("Enter")
+    expect(page.locator(".answered .tag")).to_have_text("None of them is good", timeout=SLOW)
+    [ranking] = rankings.revisions(db, turn_id, visitor.person.id)
+    assert late.id not in {entry.message_id for entry in ranking.placements}
+    visitor.wait_until_written()
+    assert the_turn(db, visitor).parent_id == late.id
+
+
+def test_a_rank_too_few_to_save_outlasts_a_regeneration(arrive: ARRIVAL) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    for key in "B1":
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".card")).to_have_count(8)
+    visitor.wait_until_written()
+    expect(page.locator(".order")).to_have_text(re.compile("^[A-H] first. Rank one more"))
 
 
 def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, db: Database) -> None:
@@ -289,6 +404,19 @@ def test_a_phone_shows_one_column_and_a_closed_sidebar(arrive: ARRIVAL) -> None:
     assert foot and composer and foot["y"] + foot["height"] <= composer["y"] + 12
     page.get_by_role("button", name="Menu").click()
     expect(page.locator(".shelf")).to_be_visible()
+
+
+def test_the_way_between_branches_is_wide_enough_for_a_thumb(arrive: ARRIVAL, db: Database) -> None:
+    ada = somebody(db, "thumb")
+    reply = a_turn(db, ada, ["one"])[0]
+    conversations.add_user_message(db, reply.conversation_id, None, "Other words.", ada.id)
+    page = arrive(name="thumb", viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True).page
+    page.goto(f"{page.url}?c={reply.conversation_id}")
+    way = page.get_by_role("button", name="Previous branch")
+    box = way.bounding_box()
+    assert box and min(box["width"], box["height"]) >= 44
+    way.tap()
+    expect(page.locator(".said .bubble")).to_have_text(["Count for me."])
 
 
 def test_the_page_follows_the_system_into_the_dark(arrive: ARRIVAL) -> None:

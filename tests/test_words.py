@@ -9,7 +9,7 @@ from chatbot.pages.board import HERE, REASONS
 from chatbot.pages.words import LANGUAGES, WORDS, language_of, table, word
 
 SCRIPTS = sorted(HERE.glob("*.js"))
-COMPUTED = {"state", "reason", "keys", "theme"}
+COMPUTED = {"state", "reason", "keys", "theme", "order", "branch"}
 """Keys that scripts put together: `state_${...}`."""
 
 

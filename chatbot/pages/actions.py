@@ -113,6 +113,12 @@ class Actions:
         turn = self.own_turn(person, sent.text("turn_id"))
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
 
+    def switch_branch(self, person: Person, sent: Payload) -> tuple[Page, str]:
+        """Another branch of the conversation, given by its first turn, where it was left."""
+        turn = self.own_turn(person, sent.text("turn_id"))
+        turn = conversations.latest_turn_from(self.db, turn.id)
+        return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
+
     def send(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """A message under the reply the person continues from, with the ranking they had not saved yet.
 
@@ -142,8 +148,10 @@ class Actions:
         )
 
     def regenerate(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """More replies to the same message; those that are there stay."""
+        """More replies to the same message, with the ranking of those that are there; they stay."""
         turn = self.own_turn(person, sent.text("turn_id"))
+        if ranking := sent.part("ranking"):
+            boards.save_ranking(self.db, person, turn, ranking)
         self.turns.regenerate(person, turn.id, sent.number("replies", 1, 9, self.config.replies))
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
 

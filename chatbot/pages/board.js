@@ -18,24 +18,31 @@ const ask = (event, more = {}) => fire(event, {
   look: value.look, conversation_id: value.conversation_id, turn_id: value.turn_id, ...more,
 });
 
-const blank = () => ({ places: {}, best: '', allBad: false, selected: '', since: Date.now(), reasons: new Set() });
+// `among`: the replies that "best" or "all bad" was said of, once it is saved; before, all that are finished.
+const blank = () => ({ places: {}, best: '', allBad: false, among: null, selected: '', since: Date.now(), reasons: new Set() });
 const fromSaved = (saved) => {
   const places = saved.kind === 'full' ? saved.places : {};
-  const best = saved.kind === 'best' ? Object.keys(saved.places).find((id) => saved.places[id] === 1) : '';
-  return { ...blank(), places: { ...places }, best, allBad: saved.kind === 'all_bad', reasons: new Set(saved.reasons) };
+  const best = (saved.kind === 'best' && Object.keys(saved.places).find((id) => saved.places[id] === 1)) || '';
+  return { ...blank(), places: { ...places }, best, allBad: saved.kind === 'all_bad', among: Object.keys(saved.places),
+    reasons: new Set(saved.reasons) };
 };
+// More replies have come to the turn: what was done and not stored stays, and is said of no more of them than before.
+const carried = (left) => ({ ...left, places: Object.fromEntries(Object.entries(left.places).filter(([id]) => find(id))),
+  best: find(left.best) ? left.best : '', among: left.among.filter(find) });
+// All were bad, and others have come since: of those nothing is said yet.
+const isOutgrown = (saved) => saved.kind === 'all_bad' && replies().some((reply) => !saved.places[reply.id]);
 const kind = () => {
   if (mine.best) return 'best';
   if (mine.allBad) return 'all_bad';
   return Object.keys(mine.places).length ? 'full' : '';
 };
 // Equal and without gaps: 1, 1, 3 becomes 1, 1, 2.
-const compacted = () => {
-  const steps = [...new Set(Object.values(mine.places))].sort((x, y) => x - y);
-  return Object.fromEntries(Object.entries(mine.places).map(([id, place]) => [id, steps.indexOf(place) + 1]));
+const compacted = (places) => {
+  const steps = [...new Set(Object.values(places))].sort((x, y) => x - y);
+  return Object.fromEntries(Object.entries(places).map(([id, place]) => [id, steps.indexOf(place) + 1]));
 };
 const orderText = () => {
-  const places = compacted();
+  const places = compacted(mine.places);
   const ranked = replies().filter((reply) => places[reply.id]);
   const tiers = [...new Set(ranked.map((reply) => places[reply.id]))].sort((x, y) => x - y);
   return tiers.map((tier) => ranked.filter((r) => places[r.id] === tier).map((r) => r.letter).join(' = ')).join(' > ');
@@ -48,23 +55,25 @@ const orderSentence = () => {
   return count === 1 ? t('order_one', { letter: orderText() }) : orderText();
 };
 const placesOfKind = () => {
-  if (mine.best) return Object.fromEntries(finished().map((reply) => [reply.id, reply.id === mine.best ? 1 : 2]));
-  if (mine.allBad) return Object.fromEntries(finished().map((reply) => [reply.id, 1]));
-  return compacted();
+  if (!mine.best && !mine.allBad) return compacted(mine.places);
+  const judged = mine.among ?? finished().map((reply) => reply.id);
+  return Object.fromEntries(judged.map((id) => [id, mine.best && mine.best !== id ? 2 : 1]));
 };
 const summary = (kindNow, places, reasons, comment) =>
   JSON.stringify([kindNow, Object.entries(places).sort(), [...reasons].sort(), comment]);
 const isSavedAsIs = () => !!value.saved && (value.saved.kind === 'skip' ? !kind()
-  : summary(value.saved.kind, value.saved.places, value.saved.reasons, value.saved.comment)
+  : summary(value.saved.kind, compacted(value.saved.places), value.saved.reasons, value.saved.comment)
     === summary(kind(), placesOfKind(), mine.reasons, foot.comment.value.trim()));
-const canSave = () => !isSavedAsIs() && (kind() === 'best' || kind() === 'all_bad' || Object.keys(mine.places).length > 1);
+const canSave = () => !isSavedAsIs() && (kind() === 'all_bad' || Object.keys(placesOfKind()).length > 1);
+const unsaved = () => (canSave() ? ranking(kind(), placesOfKind()) : null);
 
-// The reply that the next message will answer: chosen, else the best ranked, else the first finished.
+// The reply that the next message will answer: chosen, else the best ranked, else the first finished and not called bad.
 const nextId = () => {
   if (mine.chosen && find(mine.chosen)) return mine.chosen;
   const places = mine.allBad ? {} : placesOfKind();
   const ranked = replies().filter((reply) => places[reply.id]).sort((x, y) => places[x.id] - places[y.id]);
-  return (ranked[0] || finished()[0] || {}).id;
+  const bad = mine.allBad ? placesOfKind() : (value.saved?.kind === 'all_bad' ? value.saved.places : {});
+  return (ranked[0] || finished().find((reply) => !bad[reply.id]) || finished()[0] || {}).id;
 };
 
 const change = (action) => { action(); update(); };
@@ -79,8 +88,8 @@ const does = {
     mine.best = ''; mine.allBad = false;
     if (place) mine.places[id] = place; else delete mine.places[id];
   }),
-  best: (id) => unless(id, () => { mine.best = mine.best === id ? '' : id; mine.allBad = false; mine.places = {}; }),
-  allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; }),
+  best: (id) => unless(id, () => { mine.best = mine.best === id ? '' : id; mine.allBad = false; mine.places = {}; mine.among = null; }),
+  allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; }),
   allTied: () => change(() => {
     mine.best = ''; mine.allBad = false;
     mine.places = Object.fromEntries(finished().map((reply) => [reply.id, 1]));
@@ -95,8 +104,14 @@ const does = {
   edit: (id) => openEditor(cards.get(id), find(id), (text) => ask('demonstrate', { message_id: id, text })),
   stop: (id) => ask('stop_reply', { message_id: id }),
   stopAll: () => ask('stop_turn'),
-  regenerate: () => ask('regenerate', { look: night.look(), replies: Number(night.preference('replies')) || value.default_replies }),
-  save: () => { if (canSave()) ask('save_ranking', ranking(kind(), placesOfKind())); },
+  regenerate: () => ask('regenerate', {
+    look: night.look(), replies: Number(night.preference('replies')) || value.default_replies, ranking: unsaved(),
+  }),
+  save: () => {
+    if (!canSave()) return;
+    ask('save_ranking', unsaved());
+    mine.among = Object.keys(placesOfKind());
+  },
   skip: () => ask('save_ranking', ranking('skip', {})),
   undo: () => { ask('withdraw'); mine = { ...blank(), chosen: mine.chosen }; foot.comment.value = ''; night.say(t('withdrawn')); },
 };
@@ -188,14 +203,15 @@ const update = () => {
   updateNotice();
   night.shared.turn = { turn_id: value.turn_id, count: replies().length, writing: replies().some(isWriting), chosen: nextId() || '',
     // Whoever ranks and then writes on has voted: the composer sends this along.
-    ranking: () => (value.turn_id && canSave() ? ranking(kind(), placesOfKind()) : null) };
+    ranking: () => (value.turn_id ? unsaved() : null) };
   document.dispatchEvent(new CustomEvent('night:turn'));
 };
-const rebuild = () => {
-  mine = value.saved ? fromSaved(value.saved) : blank();
+const rebuild = (left) => {
+  const saved = value.saved && !isOutgrown(value.saved) ? value.saved : null;
+  mine = left ? carried(left) : (saved ? fromSaved(saved) : blank());
   mine.chosen = night.kept(`next_${value.turn_id}`);
   foot = makeFoot();
-  foot.comment.value = value.saved?.comment || '';
+  foot.comment.value = left ? left.comment : saved?.comment || '';
   cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));
   list.replaceChildren(...[...cards.values()].map((part) => part.root));
   list.dataset.count = replies().length;
@@ -205,12 +221,14 @@ const rebuild = () => {
 const draw = () => {
   if (night.isStale(props.value)) return;
   const before = value;
+  const left = before?.turn_id && !isSavedAsIs() ? { ...mine, among: Object.keys(placesOfKind()), comment: foot.comment.value } : null;
   value = props.value;
   root.hidden = !value.turn_id;
   if (!value.turn_id) { night.shared.turn = null; document.dispatchEvent(new CustomEvent('night:turn')); return; }
   const same = (x) => [x.turn_id, ...x.replies.map((reply) => reply.id)].join();
-  if (!before || !before.turn_id || same(before) !== same(value)) rebuild();
-  else if (!before.saved && value.saved) night.say(`${t('saved')}: ${value.saved.order}`);
+  const isLeft = before?.turn_id === value.turn_id && JSON.stringify(before.saved) === JSON.stringify(value.saved);
+  if (!before || !before.turn_id || same(before) !== same(value)) rebuild(isLeft ? left : null);
+  else if (!before.saved && value.saved) night.say(`${t('saved')}: ${t(`order_${value.saved.kind}`, value.saved)}`);
   update();
 };
 

@@ -135,32 +135,37 @@ def _reply_view(
 
 
 def _ranking_view(ranking: Ranking, shown: Sequence[Message]) -> View:
-    letters = {reply.id: letter for letter, reply in zip(rankings.LETTERS, shown, strict=False)}
-    places = {entry.message_id: entry.place for entry in ranking.placements if entry.message_id in letters}
-    return {
-        "kind": ranking.kind,
-        "places": places,
-        "order": order_in_letters(places, letters),
+    places = placed(ranking)
+    return vote_view(ranking, shown) | {
+        "places": {reply.id: places[reply.id] for reply in shown if reply.id in places},
         "reasons": list(ranking.reasons),
         "comment": ranking.comment,
     }
 
 
-def order_in_letters(places: dict[str, int], letters: dict[str, str]) -> str:
-    """`B > A = C` of the places by reply id."""
-    positions = {id: rankings.LETTERS.index(letter) for id, letter in letters.items()}
-    return rankings.order_text([Placement(id, place, positions[id]) for id, place in places.items()])
+def vote_view(ranking: Ranking, shown: Sequence[Message]) -> View:
+    """A vote for the page's words, of which each kind has its own: `B > A = C`, and B, the first of it.
+
+    Only a full ranking is its order: the replies beside the best one do not tie, nor do those all bad.
+    """
+    places = placed(ranking)
+    seen = [Placement(reply.id, places[reply.id], at) for at, reply in enumerate(shown) if reply.id in places]
+    order = rankings.order_text(seen)
+    return {"kind": ranking.kind, "order": order, "letter": order[:1]}
 
 
 def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> Ranking:
     """Store what the board sent for this person's own turn.
 
     Refused where the replies are not those the person sees, or `data.rankings.save` finds the places wrong.
+    How long they looked is a hint: a page left open for days, or a clock set back, costs nobody a vote.
     """
     shown = [reply.id for reply in shown_replies(db, turn.id, person.id)]
     kind = sent.text("kind")
-    if kind not in get_args(RankingKind) or sent.texts("shown", MOST_SHOWN) != shown:
+    if kind not in get_args(RankingKind):
         raise Refused(MISUNDERSTOOD)
+    if sent.texts("shown", MOST_SHOWN) != shown:
+        raise Refused("Replies were added in another tab - open the chat again to see and rank them.")
     places = sent.numbers("places", MOST_SHOWN, 1, MOST_SHOWN)
     reasons = sent.texts("reasons", len(REASONS))
     if not set(places) <= set(shown) or not set(reasons) <= set(REASONS):
@@ -171,7 +176,7 @@ def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> 
         person_id=person.id,
         kind=kind,  # type: ignore[arg-type]
         placements=[Placement(id, places[id], shown.index(id)) for id in shown if id in places],
-        dwell_ms=sent.number("dwell_ms", 0, LONGEST_DWELL_MS, default=0),
+        dwell_ms=sent.bounded("dwell_ms", 0, LONGEST_DWELL_MS),
         reasons=[reason for reason in REASONS if reason in reasons],
         comment=sent.text("comment", COMMENT_LENGTH),
         idempotency_key=sent.text("key") or None,
@@ -181,13 +186,17 @@ def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> 
 def continued_reply(db: Database, person: Person, turn_id: str, chosen: str = "") -> Message | None:
     """The reply that the next message answers: the chosen one, else the best ranked, else the first finished.
 
-    Where the person has reworded it, their wording. None where nothing was written yet.
+    One that was called bad only where there is no other. Where the person has reworded the reply, their
+    wording. None where nothing was written yet.
     """
     shown = [reply for reply in shown_replies(db, turn_id, person.id) if reply.is_finished]
     ranking = rankings.current(db, turn_id, person.id)
-    places = {} if ranking and ranking.kind == "all_bad" else placed(ranking)
+    places = placed(ranking)
     ranked = sorted((reply for reply in shown if reply.id in places), key=lambda reply: places[reply.id])
-    preferred = [reply for reply in shown if reply.id == chosen] + ranked + shown
+    others = [reply for reply in shown if reply.id not in places]
+    is_all_bad = ranking is not None and ranking.kind == "all_bad"
+    in_turn = [*others, *shown] if is_all_bad else [*ranked, *others]
+    preferred = [reply for reply in shown if reply.id == chosen] + in_turn
     if not preferred:
         return None
     return latest_edits(db, turn_id, person.id).get(preferred[0].id, preferred[0])

@@ -52,6 +52,7 @@ def build_chat(db: Database, turns: Turns, home: Home, config: ServeConfig) -> g
         for component, name in (
             (history, "open_chat"),
             (history, "revisit"),
+            (history, "switch_branch"),
             (history, "branch"),
             (composer, "send"),
             (board, "regenerate"),

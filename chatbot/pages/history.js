@@ -41,15 +41,32 @@ const editing = (turn, node) => {
   return box;
 };
 
+// Where the chat goes on in more than one way from the same place: which of them this is, and the way to the others.
+let entered = null; // the branch that was asked for here, so that its button has the focus again
+const fork = (turn) => {
+  const at = turn.branches.indexOf(turn.turn_id);
+  const count = turn.branches.length;
+  const way = (name, to) => iconButton(name, t(`branch_${name}`), () => {
+    entered = { turn_id: to, name };
+    ask('switch_branch', { turn_id: to });
+  }, { 'data-way': name, disabled: !to });
+  return h('div', { class: 'fork', role: 'group', 'aria-label': t('branch_of', { at: at + 1, count }) },
+    way('before', turn.branches[at - 1]), h('span', { 'aria-hidden': 'true' }, `${at + 1}/${count}`), way('after', turn.branches[at + 1]));
+};
+const enteredFork = () => {
+  const buttons = entered ? [...log.querySelectorAll(`[data-turn="${entered.turn_id}"] .fork button:enabled`)] : [];
+  return buttons.find((button) => button.dataset.way === entered.name) ?? buttons[0];
+};
+
 const said = (turn) => {
   const copy = iconButton('copy', t('copy'), () => night.copy(turn.text, copy));
-  const node = h('div', { class: 'said' }, h('span', { class: 'unseen' }, `${t('you')}: `),
+  const node = h('div', { class: 'said', 'data-turn': turn.turn_id }, h('span', { class: 'unseen' }, `${t('you')}: `),
     h('div', { class: 'bubble' }, turn.text),
     h('div', { class: 'tools' }, copy, iconButton('edit', t('edit_message'), () => {
       const box = editing(turn, node);
       node.replaceWith(box);
       box.querySelector('textarea').focus();
-    })));
+    }), turn.branches.length > 1 && fork(turn)));
   return night.draft(turn.turn_id) ? editing(turn, node) : node;
 };
 
@@ -61,7 +78,7 @@ const answered = (turn) => {
     h('div', { class: 'tools' }, copy,
       iconButton('rank', t('rank_again'), () => ask('revisit', { turn_id: turn.turn_id })),
       turn.reply.is_edited && h('span', { class: 'tag' }, t('edited_by_you')),
-      turn.order && h('span', { class: 'tag' }, turn.order),
+      turn.vote && h('span', { class: 'tag' }, t(`order_${turn.vote.kind}`, turn.vote)),
       turn.reply.version && h('span', { class: 'version' }, turn.reply.version)));
 };
 
@@ -77,8 +94,11 @@ const draw = () => {
   const url = new URL(location);
   if (value.conversation_id) url.searchParams.set('c', value.conversation_id); else url.searchParams.delete('c');
   if (url.href !== location.href) history.pushState(null, '', url);
-  const last = log.lastElementChild;
-  if (last) requestAnimationFrame(() => last.scrollIntoView({ block: 'start', behavior: 'instant' }));
+  const button = enteredFork();
+  entered = null;
+  button?.focus({ preventScroll: true });
+  const here = button ? button.closest('.said') : log.lastElementChild;
+  if (here) requestAnimationFrame(() => here.scrollIntoView({ block: 'start', behavior: 'instant' }));
 };
 window.addEventListener('popstate', () => {
   const id = night.address();

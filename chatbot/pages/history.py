@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from chatbot.pages import markdown
-from chatbot.pages.board import View, order_in_letters, placed, script, shown_replies
+from chatbot.pages.board import View, placed, script, shown_replies, vote_view
 from data import conversations, rankings
 from data.database import Database
 from data.records import Conversation, Message, Person
@@ -43,21 +43,24 @@ def empty_history(look: int, default_replies: int) -> View:
 
 def latest_turn(db: Database, conversation_id: str) -> str:
     """The turn a conversation was left at; empty where nothing was said yet."""
-    leaf = conversations.latest_leaf(db, conversation_id)
-    if leaf is None or leaf.role == "system":
-        return ""
-    return leaf.id if leaf.role == "user" else str(leaf.parent_id)
+    turn = conversations.latest_turn(db, conversation_id)
+    return turn.id if turn else ""
 
 
 def history_view(
     db: Database, person: Person, conversation: Conversation, turn_id: str, look: int, default_replies: int
 ) -> View:
-    """The turns on the path to `turn_id`; of that one only the message, as the board shows its replies."""
+    """The turns on the path to `turn_id`; of that one only the message, as the board shows its replies.
+
+    Each turn names its `branches`: the turns that stand in its place, itself among them.
+    """
+    branches = conversations.branches(db, conversation.id)
     path = [m for m in conversations.path_to(db, turn_id) if m.role != "system"] if turn_id else []
     turns: list[View] = []
     for message in path:
         if message.role == "user":
-            turns.append({"turn_id": message.id, "text": message.content, "reply": None, "order": ""})
+            turn: View = {"turn_id": message.id, "text": message.content, "branches": branches[message.id]}
+            turns.append(turn | {"reply": None, "vote": None})
         elif turns:
             turns[-1] |= _settled(db, person, message)
     return {
@@ -73,9 +76,10 @@ def history_view(
 def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
     """The reply a person continued from, and what they said of its turn."""
     turn_id = str(reply.parent_id)
-    places = placed(rankings.current(db, turn_id, person.id))
+    ranking = rankings.current(db, turn_id, person.id)
+    places = placed(ranking)
     shown = shown_replies(db, turn_id, person.id)
-    letters = {one.id: letter for letter, one in zip(rankings.LETTERS, shown, strict=False)}
+    is_all_shown = places.keys() <= {one.id for one in shown}
     is_edited = reply.author_id is not None
     return {
         "reply": {
@@ -84,5 +88,5 @@ def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
             "is_edited": is_edited,
             "version": reply.version if reply.id in places or len(shown) == 1 else None,
         },
-        "order": order_in_letters({id: places[id] for id in letters if id in places}, letters),
+        "vote": vote_view(ranking, shown) if ranking and places and is_all_shown else None,
     }

@@ -42,6 +42,13 @@ class Payload:
             raise Refused(MISUNDERSTOOD)
         return value
 
+    def bounded(self, name: str, low: int, high: int) -> int:
+        """A whole number, brought to between `low` and `high`; missing reads as `low`."""
+        value = self._values.get(name, low)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Refused(MISUNDERSTOOD)
+        return min(max(value, low), high)
+
     def yes(self, name: str, default: bool = False) -> bool:
         """True or false."""
         value = self._values.get(name, default)

@@ -63,6 +63,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "send_edited": ("Send as a new branch", "作为新分支发送"),
     "rank_again": ("See the replies", "查看各个回复"),
     "edited_by_you": ("Edited by you", "您编辑的版本"),
+    "branch_of": ("Branch {at} of {count}", "分支 {at}，共 {count} 个"),
+    "branch_before": ("Previous branch", "上一个分支"),
+    "branch_after": ("Next branch", "下一个分支"),
     "to_latest": ("Back to the latest turn", "回到最新一轮"),
     # The composer
     "message": ("Message", "消息"),
@@ -105,6 +108,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "order": ("Order", "顺序"),
     "order_empty": ("Which do you like best? Rank at least two.", "您最喜欢哪个？至少为两个回复排名。"),
     "order_one": ("{letter} first. Rank one more, or press Best.", "{letter} 排第一。再排一个，或点“最佳”。"),
+    "order_full": ("{order}", "{order}"),
     "order_best": ("{letter} is best", "{letter} 最佳"),
     "order_all_bad": ("None of them is good", "都不好"),
     "order_skip": ("Skipped", "已跳过"),
