@@ -402,7 +402,7 @@ def test_a_kill_before_the_last_row_leaves_no_version(
 def test_the_second_night_goes_on_from_last_night_s_reward_models(
     ranked: Database, home: Home, tiny_base: Base
 ) -> None:
-    a_night(ranked, home, tiny_base, members=2, max_rankings=80)
+    a_night(ranked, home, tiny_base, members=2, max_rankings=90)
     run = a_night(ranked, home, tiny_base, **SHORT)
 
     report = json.loads((home.runs / run.id / "report.json").read_text())

@@ -122,10 +122,10 @@ def value_loss(
     value: Tensor, old_value: Tensor, returns: Tensor, mask: Tensor, clip: float, count: int | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error, the larger of the plain one and that of a value kept near the old one. All (B, T)."""
-    clipped = old_value + (value - old_value).clamp(-clip, clip)
-    v_loss1, v_loss2 = (value - returns) ** 2, (clipped - returns) ** 2
+    moved = value - old_value
+    v_loss1, v_loss2 = (value - returns) ** 2, (old_value + moved.clamp(-clip, clip) - returns) ** 2
     loss = 0.5 * masked_mean(torch.max(v_loss1, v_loss2), mask, count)
-    clip_fraction = masked_mean((v_loss2 > v_loss1).float(), mask, count)
+    clip_fraction = masked_mean(((moved.abs() > clip) & (v_loss2 > v_loss1)).float(), mask, count)
     return loss, {"value_loss": float(loss.detach()), "value_clip_fraction": float(clip_fraction)}
 
 
