@@ -127,9 +127,9 @@ def test_clipping_stops_only_what_has_gone_far_enough_the_good_way(
 
 def test_a_value_within_the_clip_range_is_not_clipped_by_rounding() -> None:
     draw = torch.Generator().manual_seed(0)
-    old, target = torch.randn(1, 4000, generator=draw), torch.randn(1, 4000, generator=draw)
-    value = old + 0.19 * (2 * torch.rand(1, 4000, generator=draw) - 1)
-    _, stats = value_loss(value, old, target, torch.ones(1, 4000, dtype=torch.bool), 0.2)
+    value, old, target = 0.2 * torch.rand(3, 4000, generator=draw) - 0.1
+    rows = (part[None] for part in (value, old, 10 * target))
+    _, stats = value_loss(*rows, torch.ones(1, 4000, dtype=torch.bool), 0.2)
     assert stats["value_clip_fraction"] == 0
 
 
