@@ -69,7 +69,7 @@ class FakeVllm:
         self.breaks_after: int | None = None
         """Cut the connection after so many tokens of a reply."""
         self.fails_with: int | None = None
-        """The status of every request for a reply."""
+        """The status of every request for a reply, and of every question how likely one is."""
         self.fails_after: int | None = None
         """Send an error after so many tokens of a reply, and end it in good order."""
         self.is_ill = False
@@ -208,11 +208,12 @@ class _Handler(BaseHTTPRequestHandler):
         weights = owner.weights(body["model"])
         if weights is None:
             return self._refuse(404, f"The model `{body['model']}` does not exist.")
-        if not body.get("stream"):
-            return self._score(weights, body)
-        owner.asked.append(body)
+        if body.get("stream"):
+            owner.asked.append(body)
         if owner.fails_with:
             return self._refuse(owner.fails_with, "that is how it is")
+        if not body.get("stream"):
+            return self._score(weights, body)
         self.send_response(200)
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
