@@ -31,6 +31,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+EVENTS = "**/queue/join*"
+"""Where a page's events go."""
+PATIENCE = 60_000
+"""Milliseconds that a test waits for what a busy machine may be slow to do."""
 
 
 @dataclass

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chatbot.engine import Engine
     from chatbot.remote import RemoteEngine
     from data.database import Database
+    from tests.browser import Server
     from tests.fake_vllm import FakeVllm
 
 
@@ -38,6 +39,20 @@ def browser() -> Iterator["Browser"]:
 
     with chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def site(
+    browser: "Browser",
+    tiny_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple["Server", "Database"]]:
+    """One server for the tests of a file, whose SITE are its flags, and its database."""
+    from tests.browser import running_site
+
+    with running_site(tiny_directory, tmp_path_factory.mktemp("site") / "var", *request.module.SITE) as site:
+        yield site
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from trainer.raters import simulate
 from trainer.refresh import refresh
 
 
-def likes_r(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
-    """How often the letter r stands in the reply."""
-    return float(reply.count("r"))
+def likes_ers(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
+    """How often the letters e, r and s stand in the reply."""
+    return float(sum(reply.count(letter) for letter in "ers"))
 
 
 def short_prompts(words: str) -> list[Prompt]:
@@ -50,7 +50,12 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> str:
 
 
 def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
-    """A night of seconds. The learning rates fit a random 2-layer model, nothing else."""
+    """A night of seconds. The learning rates fit a random 2-layer model, nothing else.
+
+    Twenty of twenty seeds published a version with these updates: the lower bound of what the judge prefers
+    was 65 % or more, and distinct-2 stayed above 58 % of what it was, of which the gate asks for half. After
+    more updates the replies are the letters that are liked and few others.
+    """
     config = RefreshConfig(
         precision="float32",
         max_new_tokens=24,
@@ -59,7 +64,7 @@ def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
         reward_epochs=4,
         reward_lr=5e-3,
         reward_batch=4,
-        updates=12,
+        updates=5,
         prompts_per_update=32,
         minibatch=16,
         ppo_lr=3e-3,
@@ -73,7 +78,7 @@ def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
 
 
 _FIRST_ID = 3000
-"""Three parts in four let a tiny night win as clearly as this one; a test must not hang on the dice."""
+"""A test must not hang on the dice."""
 
 
 @contextmanager
@@ -88,12 +93,12 @@ def known_conversations(first: int) -> Iterator[None]:
 
 
 def rank_by_taste(db: Database, engine: Engine, *, count: int = 100) -> None:
-    """`count` turns of what serves, each with four replies, ranked by raters who like r."""
+    """`count` turns of what serves, each with four replies, ranked by raters who like e, r and s."""
     random.seed(0)  # the seeds of the replies
     there = len(db.query("SELECT 1 FROM conversations"))
     turns = Turns(db, engine, max_new_tokens=24)
     with known_conversations(_FIRST_ID + there):
-        simulate(db, turns, taste=likes_r, turns_count=count, replies=4, noise=0.0, prompts=PRACTICE)
+        simulate(db, turns, taste=likes_ers, turns_count=count, replies=4, noise=0.0, prompts=PRACTICE)
 
 
 def a_run(db: Database) -> Run:

@@ -224,6 +224,18 @@ def test_asking_for_more_replies_keeps_the_vote_on_the_first(actions: Actions, a
     assert saved and saved.kind == "all_bad" and len(saved.placements) == 3
 
 
+def test_another_wording_stores_the_vote_on_the_board_once(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada)
+    turn_id = str(replies[0].parent_id)
+    shown = [reply["id"] for reply in actions.board(ada, turn_id, 0)["replies"]]
+    vote = {"kind": "best", "places": dict(zip(shown, (1, 2, 2), strict=True)), "shown": shown}
+    words = {"turn_id": turn_id, "text": "Other words.", "replies": 1, "key": "k"}
+    for _ in range(2):  # the second one is sent by a page that missed the answer
+        actions.branch(ada, Payload({**words, "ranked": turn_id, "ranking": vote}))
+    [saved] = rankings.revisions(actions.db, turn_id, ada.id)
+    assert saved.kind == "best"
+
+
 @pytest.mark.parametrize(
     ("kind", "places", "order", "letter"),
     [("full", [2, 1, 2], "B > A = C", "B"), ("best", [2, 2, 1], "C > A = B", "C")],

@@ -12,24 +12,15 @@ from chatbot.pages.board import shown_replies
 from data import conversations, rankings
 from data.database import Database
 from data.records import Message, Ranking, Sampling
-from tests.browser import Server, Visitor, running_site, visit
+from tests.browser import Server, Visitor, visit
 from tests.stories import a_turn, rank, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
 pytestmark = pytest.mark.browser
+SITE = ("--max-new-tokens", "24")
 ARRIVAL = Callable[..., Visitor]
 SLOW = 20_000
 """Milliseconds for what a busy machine, or an answer that Gradio must be asked for again, may take."""
-
-
-@pytest.fixture(scope="module")
-def site(
-    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Server, Database]]:
-    """One server for all tests here, and its database."""
-    root = tmp_path_factory.mktemp("page") / "var"
-    with running_site(tiny_directory, root, "--max-new-tokens", "24") as site:
-        yield site
 
 
 @pytest.fixture

@@ -2,30 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from data import conversations
+from data import conversations, rankings
 from data.database import Database
-from tests.browser import Server, Visitor, running_site, visit
+from tests.browser import EVENTS, PATIENCE, Server, Visitor, visit
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
-EVENTS = "**/queue/join*"
-"""Where the page's events go."""
-PATIENCE = 60_000
-"""Milliseconds that a test waits for what a busy machine may be slow to do."""
-
-
-@pytest.fixture(scope="module")
-def site(
-    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Server, Database]]:
-    root = tmp_path_factory.mktemp("edit") / "var"
-    with running_site(tiny_directory, root, "--max-new-tokens", "12") as site:
-        yield site
+SITE = ("--max-new-tokens", "12")
 
 
 @pytest.fixture
@@ -83,6 +70,19 @@ def said(site: tuple[Server, Database], visitor: Visitor) -> list[str]:
     """The visitor's messages, in all branches of their one chat."""
     [chat] = conversations.list_for(site[1], visitor.person.id)
     return [one.content for one in conversations.messages(site[1], chat.id) if one.role == "user"]
+
+
+def test_what_was_marked_and_not_saved_goes_with_a_reworded_message(
+    page: Page, site: tuple[Server, Database], visitor: Visitor
+) -> None:
+    [chat] = conversations.list_for(site[1], visitor.person.id)
+    [turn] = [one for one in conversations.messages(site[1], chat.id) if one.role == "user"]
+    page.get_by_role("button", name="Best").nth(1).click()
+    reword_message(page).fill("Another question")
+    branch_button(page).click()
+    expect(page.locator(".said .bubble")).to_have_text("Another question", timeout=PATIENCE)
+    ranking = rankings.current(site[1], turn.id, visitor.person.id)
+    assert ranking is not None and ranking.kind == "best"
 
 
 def test_a_refused_rewording_stays_in_its_box_over_a_reload(page: Page) -> None:

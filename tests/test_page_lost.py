@@ -14,24 +14,12 @@ from data import conversations, people
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation, Person
-from tests.browser import Server, Visitor, running_server, running_site, visit
+from tests.browser import EVENTS, PATIENCE, Server, Visitor, running_server, visit
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
-EVENTS = "**/queue/join*"
-"""Where the page's events go."""
+SITE = ("--max-new-tokens", "12")
 PASSWORD = "a quiet night"
-PATIENCE = 60_000
-"""Milliseconds that a test waits for what a busy machine may be slow to do."""
-
-
-@pytest.fixture(scope="module")
-def site(
-    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Server, Database]]:
-    root = tmp_path_factory.mktemp("lost") / "var"
-    with running_site(tiny_directory, root, "--max-new-tokens", "12") as site:
-        yield site
 
 
 @pytest.fixture
@@ -122,7 +110,7 @@ def test_a_late_answer_leaves_another_chats_draft_alone(visitor: Visitor, db: Da
     expect(page.locator(".said .bubble")).to_have_text(["About apples"])
     expect(box(page)).to_have_value("Half a thought")
     page.locator(".new-chat").click()
-    expect(box(page)).to_have_value("")
+    expect(box(page)).to_have_value("", timeout=PATIENCE)
 
 
 def test_who_was_signed_out_sends_the_same_text_once_back_in(visitor: Visitor, db: Database) -> None:
@@ -139,21 +127,37 @@ def test_who_was_signed_out_sends_the_same_text_once_back_in(visitor: Visitor, d
     the_chat(db, visitor)
 
 
-def test_a_message_whose_answer_is_lost_is_stored_once(visitor: Visitor, db: Database) -> None:
-    page = visitor.page
+def say_without_an_answer(visitor: Visitor, db: Database) -> None:
+    """Send a message that the server stores and whose answer is lost."""
 
     def lose(route: Route) -> None:
         route.fetch()
         route.fulfill(status=500, json={"detail": "lost on the way"})
 
-    page.route(EVENTS, lose, times=1)
+    visitor.page.route(EVENTS, lose, times=1)
     visitor.say("Hello.")
-    expect(page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
-    wait_for(page, lambda: len(conversations.list_for(db, visitor.person.id)) == 2)
+    expect(visitor.page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
+    wait_for(visitor.page, lambda: len(conversations.list_for(db, visitor.person.id)) == 2)
+
+
+def test_a_message_whose_answer_is_lost_is_stored_once(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+    say_without_an_answer(visitor, db)
     box(page).press("Enter")
     visitor.wait_until_written()
     expect(box(page)).to_have_value("")
     the_chat(db, visitor)
+
+
+def test_a_message_whose_answer_is_lost_leaves_the_box_with_the_next_chat(
+    visitor: Visitor, db: Database
+) -> None:
+    page = visitor.page
+    say_without_an_answer(visitor, db)
+    page.locator(".chat-title", has_text="About apples").click()
+    expect(page.locator(".said .bubble")).to_have_text(["About apples"])
+    page.locator(".new-chat").click()
+    expect(box(page)).to_have_value("")
 
 
 def test_after_a_lost_answer_the_board_still_says_what_is_saved(visitor: Visitor) -> None:

@@ -89,7 +89,7 @@ def a_refresh(home: Path, model: Path, config: Any, processes: int) -> Any:
 def test_two_processes_learn_what_one_learns(
     db: Database, home: Home, tiny_base: Base, tmp_path: Path
 ) -> None:
-    engine = Engine(tiny_base)
+    engine = Engine(tiny_base, precision="float32")
     engine.start()
     rank_by_taste(db, engine, count=60)
     engine.close()

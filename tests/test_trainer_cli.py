@@ -266,6 +266,7 @@ def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
         night.kill()
     stopped = runs.latest(db)
     assert stopped is not None and stopped.state == "interrupted"
+    assert stopped.reason == "It was stopped by Ctrl-C, or because the machine shut down."
     assert runs.resume(db, stopped.id) is not None
 
 

@@ -21,7 +21,7 @@ from data.home import Home
 from data.records import Prompt, Sampling
 from tests.candidates import Court, Maker, Worth, push, replies_of
 from tests.learners import CPU, shake
-from tests.nights import JUDGING, PRACTICE, likes_r, tiny_night
+from tests.nights import JUDGING, PRACTICE, likes_ers, tiny_night
 from trainer import reward
 from trainer.examine import examine
 from trainer.rollout import Reply
@@ -51,7 +51,7 @@ def court(ranked: Database, home: Home, tiny_base: Base) -> Court:
         reward.normalise(policy, name, reference)
     report = examine(policy, ["judge"], [turn for turn in turns if turn.part == "A"], seed=0)
     return Court(
-        policy, torch.float32, report, config, likes_r, SAMPLING, PROMPTS, measuring=JUDGING, draws=3
+        policy, torch.float32, report, config, likes_ers, SAMPLING, PROMPTS, measuring=JUDGING, draws=3
     )
 
 

@@ -7,6 +7,7 @@ What PPO makes of the numbers lies in rollout.py; nothing here knows of rewards.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -128,18 +129,33 @@ def minibatches(config: RefreshConfig, shuffle: torch.Generator) -> list[list[in
 
 @dataclass(frozen=True)
 class ReplyForward:
-    """The hidden states from which reply tokens are predicted, and those tokens."""
+    """The hidden states of a pass, and where in them the replies stand."""
 
-    hidden: Tensor  # (B, T, D): position t predicts reply token t, and its value is V(s_t)
+    states: Tensor  # (B, S, D) of prompts, replies and padding
+    at: Tensor  # (B, T): where each reply token stands
     tokens: Tensor  # (B, T)
     mask: Tensor  # (B, T) bool
-    pooled: Tensor  # (B, D) float32: the mean over the reply's own tokens, from which it is scored
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(B, T, D): position t predicts reply token t, and its value is V(s_t)."""
+        return self.states[self._rows, self.at - 1]
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """(B, D), float32: the mean over the reply's own tokens, from which it is scored."""
+        said = self.states[self._rows, self.at].float() * self.mask[:, :, None]
+        return said.sum(1) / self.mask.sum(1, keepdim=True).clamp(min=1)
+
+    @property
+    def _rows(self) -> Tensor:
+        return torch.arange(len(self.at), device=self.at.device)[:, None]
 
 
 def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | None = None) -> ReplyForward:
     """One forward pass through what `policy` wears, cut to the replies."""
     batch = TokenBatch.of([r.ids for r in replies], policy.device, left_pad)
-    hidden = policy.hidden(batch)
+    states = policy.hidden(batch)
     device = policy.device
     lengths = torch.tensor([len(r.reply) for r in replies], device=device)
     starts = torch.tensor([len(r.prompt) for r in replies], device=device)
@@ -148,14 +164,7 @@ def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | No
     steps = torch.arange(int(lengths.max()), device=device)
     mask = steps < lengths[:, None]
     at = (starts[:, None] + steps).clamp(max=batch.ids.shape[1] - 1)
-    rows = torch.arange(len(replies), device=device)[:, None]
-    said = hidden[rows, at].float() * mask[:, :, None]
-    return ReplyForward(
-        hidden=hidden[rows, at - 1],
-        tokens=batch.ids[rows, at],
-        mask=mask,
-        pooled=said.sum(1) / lengths.clamp(min=1)[:, None],
-    )
+    return ReplyForward(states, at, tokens=batch.ids.gather(1, at), mask=mask)
 
 
 def reply_scores(policy: Policy, name: str, replies: Sequence[Reply]) -> Tensor:

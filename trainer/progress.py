@@ -42,6 +42,13 @@ class Cancelled(Problem):
     exit_code = 4
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a run ended, as it is recorded."""
+    if isinstance(error, KeyboardInterrupt):
+        return "It was stopped by Ctrl-C, or because the machine shut down."
+    return str(error) or type(error).__name__
+
+
 class Progress:
     """Tells terminal and database how far `run` is. A context manager: inside, the lease is renewed.
 

@@ -37,7 +37,7 @@ from trainer.night import HISTORY, Night, begin, tonight, write_report
 from trainer.ppo import PPOResult
 from trainer.practice import judging
 from trainer.probes import probe
-from trainer.progress import Cancelled, Progress
+from trainer.progress import Cancelled, Progress, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.reward import winners_direction
 from trainer.rollout import Reply
@@ -105,8 +105,7 @@ def refresh(
         state: RunState = _ENDS.get(type(error), "failed")
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
             if team.is_chief:
-                reason = str(error) or type(error).__name__
-                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason)
+                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
         raise
 
 

@@ -39,7 +39,7 @@ from trainer.examples import split, tokenise
 from trainer.forward import Reply, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
 from trainer.practice import judging
-from trainer.progress import FINE_TUNING, Cancelled, Progress
+from trainer.progress import FINE_TUNING, Cancelled, Progress, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
 
@@ -88,7 +88,7 @@ def fine_tune(
     except BaseException as error:
         state: RunState = _ENDS.get(type(error), "failed")
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
-            runs.finish(db, run.id, run.fencing_token, state=state, reason=str(error) or type(error).__name__)
+            runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
         raise
 
 

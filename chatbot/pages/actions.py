@@ -82,9 +82,14 @@ class Actions:
     # What a person does: each takes who asks and what the browser sent
 
     def open_chat(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """Open a conversation where it was left, or an empty page."""
-        conversation_id = sent.text("conversation_id")
-        page = self.show(person, conversation_id, sent.look)
+        """Open a conversation where it was left, or an empty page.
+
+        A message whose answer the page still waits for, `pending`, is told to be stored if it is: its own
+        answer may have been lost.
+        """
+        conversation_id, pending = sent.text("conversation_id"), sent.text("pending")
+        answer: View = {"answered": pending, "is_sent": True} if self._stored(person, pending) else {}
+        page = self.show(person, conversation_id, sent.look, **answer)
         return page, str(page[1]["turn_id"])
 
     def stay(self, person: Person, sent: Payload) -> tuple[Page, str]:
@@ -131,8 +136,7 @@ class Actions:
             conversation_id = stored.conversation_id
         elif conversation_id and turn_id:
             turn = self.own_turn(person, turn_id)
-            if ranking := sent.part("ranking"):
-                boards.save_ranking(self.db, person, turn, ranking)
+            self._save_left(person, turn, sent)
             parent = boards.continued_reply(self.db, person, turn.id, sent.text("chosen"))
             if parent is None:
                 raise Refused("This turn has no finished reply yet - wait for one, or press Regenerate.")
@@ -140,8 +144,13 @@ class Actions:
         return self._shown(person, turn, sent)
 
     def branch(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """Another wording of an earlier message: a sibling of it, with replies of its own."""
+        """Another wording of an earlier message: a sibling of it, with replies of its own.
+
+        The ranking that was not saved yet is of the turn on the board, `ranked`, which may be a later one.
+        """
         turn = self.own_turn(person, sent.text("turn_id"))
+        if not self._stored(person, sent.text("key")) and (ranked := sent.text("ranked")):
+            self._save_left(person, self.own_turn(person, ranked), sent)
         text = sent.text("text", MESSAGE_LENGTH)
         return self._shown(
             person, self._begin(person, sent, text, turn.conversation_id, turn.parent_id), sent
@@ -150,10 +159,14 @@ class Actions:
     def regenerate(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """More replies to the same message, with the ranking of those that are there; they stay."""
         turn = self.own_turn(person, sent.text("turn_id"))
-        if ranking := sent.part("ranking"):
-            boards.save_ranking(self.db, person, turn, ranking)
+        self._save_left(person, turn, sent)
         self.turns.regenerate(person, turn.id, sent.number("replies", 1, 9, self.config.replies))
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
+
+    def _save_left(self, person: Person, turn: Message, sent: Payload) -> None:
+        """Store the ranking that the person had made and not saved, where there is one."""
+        if ranking := sent.part("ranking"):
+            boards.save_ranking(self.db, person, turn, ranking)
 
     def save_ranking(self, person: Person, sent: Payload) -> View:
         turn = self.own_turn(person, sent.text("turn_id"))

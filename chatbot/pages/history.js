@@ -34,7 +34,8 @@ const editing = (turn, node) => {
     id: turn.turn_id, text: turn.text, label: t('edit_message'), verb: 'send_edited',
     save: (wording) => {
       branched = turn.turn_id;
-      ask('branch', { turn_id: branched, ...wording });
+      const left = night.shared.turn;
+      ask('branch', { turn_id: branched, ...wording, ranked: left?.turn_id || '', ranking: left?.ranking() ?? null });
     },
     close: () => box.replaceWith(node),
   }));
@@ -104,7 +105,9 @@ window.addEventListener('popstate', () => {
   const id = night.address();
   if (id !== value.conversation_id) document.dispatchEvent(new CustomEvent('night:open', { detail: id }));
 });
-document.addEventListener('night:open', (event) => fire('open_chat', { look: night.look(), conversation_id: event.detail }));
+document.addEventListener('night:open', (event) => fire('open_chat', {
+  look: night.look(), conversation_id: event.detail, pending: JSON.parse(night.kept('sent') || 'null')?.key || '',
+}));
 document.addEventListener('night:nudge', () => trigger('nudge'));
 watch('value', draw);
 if (props.value) draw();
