@@ -2,7 +2,8 @@
 
 A night learns from one immutable snapshot: every ranking that teaches, with its prompt and replies as text,
 and everybody's last edit of a reply, which beats what it replaced. Its file is JSONL, whose sha256 stands in
-the run's row. A ranking weighs by its source and its age, and no person more than max(5 %, 2/n) of the night.
+the run's row. A ranking weighs by its source, its age and its person's reliability, and no person more than
+max(5 %, 2/n) of the night.
 """
 
 import hashlib
@@ -54,6 +55,8 @@ class RankedTurn:
     cut: tuple[bool, ...]
     """Whether each reply ended otherwise than by its own end of turn."""
     weight: float
+    reliability: float = 1.0
+    """Of the person, from 0 to 1, where nights before have measured it (trainer/reliability.py)."""
 
     def pairs(self) -> list[tuple[int, int, float]]:
         """(i, j, q): q is 1 where reply i is better, 0.5 where they tie; i is never the worse one."""
@@ -131,12 +134,17 @@ def _tuple(value: Any) -> Any:
 
 
 def weigh(turns: Sequence[RankedTurn]) -> list[RankedTurn]:
-    """The turns with their weights: source x age x the cap on a person. Ages count from the newest."""
+    """The turns with their weights: source x age x reliability x the cap on a person.
+
+    Ages count from the newest.
+    """
     if not turns:
         return []
     newest = max(turn.created_at for turn in turns)
     weights = [
-        SOURCE_WEIGHTS[turn.source] * 0.5 ** ((newest - turn.created_at) / HALF_LIFE_SECONDS)
+        SOURCE_WEIGHTS[turn.source]
+        * 0.5 ** ((newest - turn.created_at) / HALF_LIFE_SECONDS)
+        * turn.reliability
         for turn in turns
     ]
     totals: dict[str, float] = {}

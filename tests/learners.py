@@ -1,6 +1,6 @@
 """A tiny policy with all its roles, replies to train on, and rankings of text, for tests of the trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,3 +122,9 @@ def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any
         "reference_finish_rate": 0.0,
     }
     return train_ppo(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
+
+
+def foretold(accuracies: Mapping[str, float], pairs: int = 3000) -> dict[str, Any]:
+    """The report of a night that foretold so much of these people's rankings, half of it by each model."""
+    by_person = {person: {"accuracy": a, "pairs": pairs // 2} for person, a in accuracies.items()}
+    return {"reward": {"accuracy_by_person": by_person}, "judge": {"accuracy_by_person": by_person}}

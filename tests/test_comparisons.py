@@ -179,6 +179,7 @@ def test_an_older_ranking_weighs_less_and_an_import_half() -> None:
     old, new = weigh([turn_of(1, 2, at=0), turn_of(1, 2, at=60 * days)])
     assert (old.weight, new.weight) == (0.5, 1.0)
     assert weigh([replace(turn_of(1, 2), source="imported")])[0].weight == 0.5
+    assert weigh([replace(turn_of(1, 2), source="imported", reliability=0.4)])[0].weight == 0.2
 
 
 def test_weighing_again_starts_from_nothing() -> None:

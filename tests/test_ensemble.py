@@ -325,9 +325,9 @@ def test_models_that_go_on_with_another_rank_than_asked_say_so(tiny_base: Base, 
 def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:
     before = some_turns(6)
     write_snapshot(night(before), tmp_path / "snapshot.jsonl")
-    now = [replace(t, weight=0.5) for t in before] + some_turns(2, first=10)
+    now = [replace(t, weight=0.5, reliability=0.5) for t in before] + some_turns(2, first=10)
     lesson = warm_start(read_snapshot(tmp_path / "snapshot.jsonl"), night(now), CONFIG, seed=0)
-    assert lesson.is_warm and {t.weight for t in lesson.turns} == {1.0}  # weighed among themselves
+    assert lesson.is_warm and {t.weight for t in lesson.turns} == {0.5, 1.0}  # weighed among themselves
 
 
 @pytest.mark.parametrize("is_warm", [True, False])

@@ -15,14 +15,15 @@ from data import conversations, runs
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.database import Database
 from data.home import Home
-from tests.learners import fair_share, shares
+from tests.learners import fair_share, foretold, shares
 from tests.nights import a_run, known_conversations, tiny_night
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 from trainer import ensemble, fitting
 from trainer.fitting import fit_rewards, freeze_snapshot
-from trainer.night import Night, begin
+from trainer.night import Night, begin, write_report
 from trainer.progress import Cancelled, Progress
+from trainer.reliability import FLOOR
 from trainer.team import SOLO, Team
 
 T = TypeVar("T")
@@ -120,6 +121,27 @@ def test_nobody_has_more_than_their_share_of_the_rankings_a_night_takes(
     assert len(snapshot.turns) == 32 and snapshot == read_snapshot(night.folder / "snapshot.jsonl")
     for turns in (snapshot.turns, trained[0].turns, trained[1].turns):
         assert max(shares(turns).values()) <= fair_share(turns) + 1e-9
+
+
+def test_who_was_not_foretold_the_night_before_weighs_less(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    names = ("ann", "bob", "cai", "eve")
+    many_rankings(db, names * 10)
+    ids = {name: somebody(db, name).id for name in names}
+    known = foretold({id: 0.5 if name == "eve" else 0.8 for name, id in ids.items()})
+    add_version(db, "v000001", base_sha256=tiny_base.sha256, serve=False, report=known)
+    add_version(db, "v000002", serve=False, report=foretold(dict.fromkeys(ids.values(), 0.8)))  # another base
+    night = begun(db, home, tiny_base)
+    snapshot = freeze_snapshot(night)
+    fit_rewards(night, NO_POLICY, snapshot, [])
+    assert {t.reliability for t in snapshot.turns if t.person_id == ids["eve"]} == {FLOOR}
+    for turns in (snapshot.turns, trained[0].turns, trained[1].turns):
+        weights = {person: [t.weight for t in turns if t.person_id == person] for person in ids.values()}
+        for person in (ids[name] for name in names[:3]):
+            assert max(weights[ids["eve"]]) == pytest.approx(FLOOR * min(weights[person]), rel=1e-3)
+    report = {name: {"warm_start": {}} for name in ("reward", "judge")}
+    assert write_report(night, snapshot, report, None, None)["person_reliability"] == {ids["eve"]: FLOOR}
 
 
 def test_nobody_has_more_than_their_share_of_what_warm_models_learn(

@@ -122,6 +122,12 @@ def test_accuracy_by_person_names_the_people_it_still_knows(db: Database, visit:
     known = reward_html(db, visit, whole_report(person=visit.person.id))
     gone = reward_html(db, visit, whole_report(person="0193-gone-since"))
     assert "olga" in known and "71 %" in known and "0193-gon" in gone
+    assert "weighed" not in known + gone
+
+
+def test_beside_a_person_who_weighed_less_stands_how_much(db: Database, visit: Visit) -> None:
+    report = {**whole_report(person=visit.person.id), "person_reliability": {visit.person.id: 0.4}}
+    assert "40 pairs · rankings weighed 40 %" in reward_html(db, visit, report)
 
 
 def test_the_gate_says_its_verdict_its_interval_and_both_sides(visit: Visit) -> None:

@@ -100,10 +100,10 @@ def warm_start(
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, str]:
-    """Ranking -> hash of all of it but its weight, which changes as it ages. Nobody's words are kept."""
+    """Ranking -> hash of all of it but what it weighs, which changes with time. Nobody's words are kept."""
     return {
         turn.ranking_id: hashlib.sha256(
-            json.dumps(asdict(replace(turn, weight=0.0)), sort_keys=True).encode()
+            json.dumps(asdict(replace(turn, weight=0.0, reliability=1.0)), sort_keys=True).encode()
         ).hexdigest()
         for turn in snapshot.turns
     }

@@ -29,6 +29,7 @@ from trainer.examine import examine
 from trainer.forward import sample_replies
 from trainer.night import Night
 from trainer.practice import reference_prompts
+from trainer.reliability import relied_on
 from trainer.reward import can_teach
 from trainer.rollout import Reply, hash_seed
 
@@ -71,7 +72,8 @@ def freeze_snapshot(night: Night) -> Snapshot:
     if night.team.is_chief:
         present = take_snapshot(night.db).turns
         if not _may_go_on(night, {(turn.ranking_id, turn.part) for turn in present}):
-            turns = tuple(weigh(present[-night.config.max_rankings :]))
+            past = [v for v in versions.list_all(night.db) if v.base_sha256 == night.base.sha256]
+            turns = tuple(weigh(relied_on(present[-night.config.max_rankings :], past)))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             write_json(night.folder / _BEGINNING, _beginning(night))

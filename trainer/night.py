@@ -119,6 +119,7 @@ def write_report(
         "rankings": len(snapshot.turns),
         "parts": parts,
         "people": len({t.person_id for t in snapshot.turns}),
+        "person_reliability": {t.person_id: t.reliability for t in snapshot.turns if t.reliability < 1},
         "winners_direction": winners_direction(snapshot.turns),
         "warm_start": reports["reward"].get("warm_start"),
         "reward": reports["reward"],

@@ -53,7 +53,8 @@ def reward_html(db: Database, visit: Visit, report: Mapping[str, Any]) -> str:
     return card(
         visit.html("reward_report"),
         f"<p class='ns-quiet'>{visit.html('reward_note')}</p>"
-        f"<div class='ns-charts'>{''.join(columns)}</div>{_groups_html(db, visit, models)}",
+        f"<div class='ns-charts'>{''.join(columns)}</div>"
+        + _groups_html(db, visit, models, part(report.get("person_reliability"))),
     )
 
 
@@ -111,8 +112,13 @@ def _figure(visit: Visit, key: str, said: Mapping[str, Any]) -> str:
     return shown + (f" <small>{visit.html('of', n=round(of))}</small>" if of else "")
 
 
-def _groups_html(db: Database, visit: Visit, models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Accuracy by person and by source, folded away: there may be many people."""
+def _groups_html(
+    db: Database, visit: Visit, models: Mapping[str, Mapping[str, Any]], reliabilities: Mapping[str, Any]
+) -> str:
+    """Accuracy by person and by source, folded away: there may be many people.
+
+    Beside who weighed less in this night for what nights before had shown stands how much.
+    """
     folded = []
     for group in ("person", "source"):
         shown = []
@@ -122,7 +128,10 @@ def _groups_html(db: Database, visit: Visit, models: Mapping[str, Mapping[str, A
                 right, pairs = number(part(found).get("accuracy")), number(part(found).get("pairs"))
                 if right is not None:
                     label = _person(db, key) if group == "person" else visit.known(f"source_{key}", key)
-                    lines.append(Range(label, right, note=visit.say("pairs", n=round(pairs or 0))))
+                    note = visit.say("pairs", n=round(pairs or 0))
+                    if (weight := number(reliabilities.get(key))) is not None:
+                        note += " · " + visit.say("relied_on", share=percent(weight))
+                    lines.append(Range(label, right, note=note))
             if lines:
                 shown.append(f"<div><h4>{visit.html(f'model_{name}')}</h4>{ranges(lines)}</div>")
         if shown:

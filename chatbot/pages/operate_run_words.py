@@ -139,6 +139,7 @@ RUN_WORDS: dict[str, tuple[str, str]] = {
     "figure_ties": ("Ties", "平局"),
     "figure_ties_note": ("pairs that people left undecided", "人们未分胜负的回复对"),
     "by_person": ("Accuracy by person", "按人员的准确率"),
+    "relied_on": ("rankings weighed {share}", "排序权重为 {share}"),
     "by_source": ("Accuracy by source", "按来源的准确率"),
     "source_human": ("people", "人"),
     "source_simulated": ("simulated raters", "模拟评分者"),
