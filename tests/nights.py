@@ -52,9 +52,9 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> str:
 def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
     """A night of seconds. The learning rates fit a random 2-layer model, nothing else.
 
-    Twenty of twenty seeds published a version with these updates: the lower bound of what the judge prefers
-    was 65 % or more, and distinct-2 stayed above 58 % of what it was, of which the gate asks for half. After
-    more updates the replies are the letters that are liked and few others.
+    Eight of eight seeds published a version with a KL penalty of this weight: the lower bound of what the
+    judge prefers was 69 % or more, and distinct-2 stayed above 71 % of what it was, of which the gate asks
+    for half. With a lighter one the replies become the letters that are liked and few others.
     """
     config = RefreshConfig(
         precision="float32",
@@ -69,6 +69,7 @@ def tiny_night(home: Home, **changes: Any) -> RefreshConfig:
         minibatch=16,
         ppo_lr=3e-3,
         warmup_updates=1,
+        beta=0.2,
         max_kl=30.0,
         gate_prompts=100,
         practice=write_prompts(home.root / "practice.jsonl", PRACTICE),

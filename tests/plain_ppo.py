@@ -100,9 +100,10 @@ class PlainModel:
         return torch.stack(numbers).mean()
 
     def values(self, prompt: list[int], reply: list[int]) -> list[Tensor]:
-        """V before each token of the reply."""
+        """V before each token of the reply: the mean so far, with ten tokens of score 0 before it."""
         hidden = self.hidden(prompt + reply)
-        return [self.read(hidden[len(prompt) + t - 1]) for t in range(len(reply))]
+        numbers = [self.read(hidden[len(prompt) + t - 1]) for t in range(len(reply))]
+        return [torch.stack(numbers[: t + 1]).sum() / (t + 1 + 10) for t in range(len(reply))]
 
 
 @dataclass

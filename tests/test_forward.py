@@ -26,6 +26,7 @@ from trainer.forward import (
     reply_entropy,
     reply_logprobs,
     reply_scores,
+    reply_values,
     sample_replies,
 )
 
@@ -46,7 +47,7 @@ def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, le
                 a, b = (read(policy.logits, forward, 0.8) for forward in (ours, padded))
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
             head = policy.heads["reward-0"]
-            values = (head(ours.hidden) * ours.mask, head(padded.hidden) * ours.mask)
+            values = (reply_values(head, ours) * ours.mask, reply_values(head, padded) * ours.mask)
             torch.testing.assert_close(*values, atol=1e-4, rtol=0)
             torch.testing.assert_close(head(ours.pooled), head(padded.pooled), atol=1e-4, rtol=0)
 

@@ -33,7 +33,7 @@ from tests.tiny import make_tiny_model
 from trainer.checkpoint import RunState
 from trainer.config import RefreshConfig
 from trainer.ensemble import pessimistic
-from trainer.forward import ROOM
+from trainer.forward import PRIOR_TOKENS, ROOM
 from trainer.guards import Guards
 from trainer.ppo import (
     apply_eos_rule,
@@ -83,7 +83,8 @@ def test_the_value_head_starts_as_the_normalised_reward(tiny_base: Base) -> None
     assert float(policy.heads["value"].std) == 1 and float(policy.heads["value"].mean) == 0
     rollout = measured(policy, task, [Reply([1, 5], [6], False)])
     alone = measured(policy, task, [Reply([1], [5], False)])
-    assert float(rollout.value[0, 0]) == pytest.approx(float(alone.scores[0, 0]), abs=1e-5)
+    foreseen = float(alone.scores[0, 0]) / (1 + PRIOR_TOKENS)
+    assert float(rollout.value[0, 0]) == pytest.approx(foreseen, abs=1e-5)
 
 
 def test_the_first_inner_step_has_ratio_1(tiny_base: Base) -> None:

@@ -32,6 +32,14 @@ from trainer.refresh import NothingToLearn, refresh
 from trainer.reward import winners_direction
 
 
+def forget_nights(db: Database) -> None:
+    """Leaves nothing to go on from: the next night begins as the first did."""
+    if versions.serving(db).current != "base":
+        versions.rollback(db, actor="test")
+    with db.write() as conn:
+        conn.execute("UPDATE versions SET status = 'refused', report = '{}'")
+
+
 def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
     run = a_night(ranked, home, tiny_base)
 
@@ -103,8 +111,7 @@ def test_the_same_seed_gives_the_same_night(ranked: Database, home: Home, tiny_b
         return [m.value for m in runs.metrics(ranked, run_id, "ppo") if m.name in ("kl", "score")]
 
     one = a_night(ranked, home, tiny_base, updates=2, seed=3, gate_prompts=4)
-    if one.version and versions.serving(ranked).current == one.version:
-        versions.rollback(ranked, actor="test")
+    forget_nights(ranked)
     two = a_night(ranked, home, tiny_base, updates=2, seed=3, gate_prompts=4)
 
     assert curve(one.id) == pytest.approx(curve(two.id), abs=1e-4)
@@ -279,10 +286,7 @@ def test_a_night_that_was_interrupted_goes_on_where_it_was(
     ranked: Database, home: Home, tiny_base: Base, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = a_night(ranked, home, tiny_base, **SHORT)
-    if versions.serving(ranked).current != "base":
-        versions.rollback(ranked, actor="test")
-    with ranked.write() as conn:  # nothing to go on from: the second night begins as the first did
-        conn.execute("UPDATE versions SET status = 'refused'")
+    forget_nights(ranked)
     config, enter = tiny_night(home, **SHORT), Progress.enter
 
     def interrupt(self: Progress, entered: str, message: str) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from chatbot.kernels import Format
 from chatbot.models import TokenBatch, logits_of
-from chatbot.policy import Policy
+from chatbot.policy import Policy, ScalarHead
 from chatbot.runner import prepare, runner_for
 from chatbot.sampling import Row
 from data.records import Sampling
@@ -26,6 +26,9 @@ from trainer.team import SOLO, Team
 
 INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
+
+PRIOR_TOKENS = 10
+"""How many tokens of a reply weigh as much as knowing only that it is a reply."""
 
 ROOM = {"cpu": 1024, "cuda": 4096}
 """Tokens of one pass, padding included, by type of device; what is more is accumulated.
@@ -176,6 +179,19 @@ def reply_scores(policy: Policy, name: str, replies: Sequence[Reply]) -> Tensor:
     """
     with policy.wear(name):
         return cast(Tensor, policy.heads[name](forward_replies(policy, replies).pooled))
+
+
+def reply_values(head: ScalarHead, forward: ReplyForward) -> Tensor:
+    """V(s_t), the score that is foreseen before each reply token: (B, T), float32.
+
+    A reply's score is the mean over its tokens, and 0 is the mean score of the reference. So V is the mean so
+    far, as if PRIOR_TOKENS of score 0 stood before it: V(s_t) = sum_(i <= t) head(h_i) / (t + PRIOR_TOKENS).
+    Before anything is learned this explains three quarters of the scores' variance; what the head says of a
+    single token is further from them than 0 is (benchmarks/RESULTS.md).
+    """
+    tokens = torch.arange(1, forward.at.shape[1] + 1, device=forward.at.device)
+    said: Tensor = head(forward.hidden)
+    return said.cumsum(1) / (tokens + PRIOR_TOKENS)
 
 
 def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:

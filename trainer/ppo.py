@@ -26,18 +26,18 @@ from trainer.checkpoint import Checkpoints, RunState, fingerprint_of, notes_on
 from trainer.checkpoint import PPOResult as PPOResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import members_of, pessimistic
-from trainer.forward import Reply, forward_replies, hash_seed, micro_batches, minibatches, reply_logprobs
+from trainer.forward import (
+    Reply,
+    forward_replies,
+    hash_seed,
+    micro_batches,
+    minibatches,
+    reply_logprobs,
+    reply_values,
+)
 from trainer.guards import Guards
 from trainer.ptx import add_ptx, pick_examples, sum_up
-from trainer.rollout import (
-    Batch,
-    Roles,
-    Task,
-    roll_out,
-    rollout_metrics,
-    some_samples,
-    value_metrics,
-)
+from trainer.rollout import Batch, Roles, Task, roll_out, rollout_metrics, some_samples, value_metrics
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
 
@@ -294,7 +294,7 @@ def add_gradients(policy: Policy, batch: Batch, rows: list[int], task: Task, cou
         pg_loss, pg_stats = policy_loss(logprob, old.logprob[mb], batch.advantages[mb], mb_mask, clip, count)
         pg_loss.backward()
     with policy.wear("value"):
-        value = policy.heads["value"](forward_replies(policy, mb_replies).hidden)
+        value = reply_values(policy.heads["value"], forward_replies(policy, mb_replies))
         v_loss, v_stats = value_loss(value, old.value[mb], batch.returns[mb], mb_mask, clip, count)
         (task.config.value_coefficient * v_loss).backward()
     return pg_stats | v_stats

@@ -29,6 +29,7 @@ from trainer.forward import (
     reply_entropy,
     reply_logprobs,
     reply_scores,
+    reply_values,
 )
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
@@ -210,7 +211,7 @@ def _measure(
         "untempered": reply_logprobs(lambda _: logits, states, 1.0),
         "entropy": reply_entropy(lambda _: logits, states, temperature),
         "reference": reply_logprobs(policy.logits, forward(roles.reference), temperature),
-        "value": policy.heads["value"](forward("value").hidden),
+        "value": reply_values(policy.heads["value"], forward("value")),
     }
     if roles.start is not None:
         by_token["start"] = reply_logprobs(policy.logits, forward(roles.start), temperature)
