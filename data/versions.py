@@ -74,6 +74,16 @@ def get(db: Database, name: str) -> Version:
     return _version(row)
 
 
+def line_of(db: Database, name: str) -> list[str]:
+    """The version, its parent, and so on up to the base."""
+    rows = db.query(
+        "WITH RECURSIVE line (name, step) AS (SELECT ?, 0 UNION ALL SELECT v.parent, step + 1 "
+        "FROM line JOIN versions v ON v.name = line.name) SELECT name FROM line ORDER BY step",
+        (get(db, name).name,),
+    )
+    return [row["name"] for row in rows]
+
+
 def list_all(db: Database) -> list[Version]:
     """Every version, oldest first, the base not among them."""
     return [_version(row) for row in db.query("SELECT * FROM versions ORDER BY length(name), name")]

@@ -94,16 +94,27 @@ class PlainModel:
         number: Tensor = ((hidden * head["weight"]).sum() + head["bias"] - head["mean"]) / head["std"]
         return number
 
+    def of_length(self, log_length: Tensor) -> Tensor:
+        """What a length is worth beside the usual one."""
+        head = self.head
+        number: Tensor = head["length"] * (log_length - head["usual_length"]) / head["std"]
+        return number
+
     def score(self, prompt: list[int], reply: list[int]) -> Tensor:
-        """What the head says of the tokens of the reply, on average."""
+        """What the head says of the tokens of the reply, on average, and of their number."""
         numbers = [self.read(state) for state in self.hidden(prompt + reply)[len(prompt) :]]
-        return torch.stack(numbers).mean()
+        return torch.stack(numbers).mean() + self.of_length(torch.tensor(len(reply)).double().log())
 
     def values(self, prompt: list[int], reply: list[int]) -> list[Tensor]:
-        """V before each token of the reply: the mean so far, with ten tokens of score 0 before it."""
-        hidden = self.hidden(prompt + reply)
+        """V before each token of the reply: the mean so far, with ten tokens of score 0 before it, and what
+        the length is worth, which is the usual one or already more."""
+        hidden, found = self.hidden(prompt + reply), []
         numbers = [self.read(hidden[len(prompt) + t - 1]) for t in range(len(reply))]
-        return [torch.stack(numbers[: t + 1]).sum() / (t + 1 + 10) for t in range(len(reply))]
+        for t in range(1, len(reply) + 1):
+            said = torch.stack(numbers[:t]).sum() / (t + 10)
+            length = max(torch.tensor(t).double().log(), self.head["usual_length"].detach())
+            found.append(said + self.of_length(length))
+        return found
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """trainer/forward.py: replies sampled and read again, whatever stands beside them in a batch."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -60,6 +61,33 @@ def test_an_empty_reply_that_was_cut_scores_nothing_but_the_normalisation(tiny_b
         nothing = float(head.bias) - 0.5
         empty, other = reply_scores(policy, "judge", [Reply([1, 80], [], False), REPLIES[0]])
     assert float(empty) == pytest.approx(nothing) and float(other) != pytest.approx(nothing)
+
+
+def test_a_score_is_the_mean_over_the_tokens_and_what_their_number_is_worth(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    head = policy.heads["judge"]
+    with torch.no_grad():
+        means = reply_scores(policy, "judge", REPLIES) - head.of_length(torch.tensor([4, 2, 7, 1, 3]))
+        head.length.fill_(-2.0)
+        head.std.fill_(2.0)
+        head.usual_length.fill_(math.log(4))
+        scores = reply_scores(policy, "judge", REPLIES)
+    worth = [-1.0 * math.log(len(r.reply) / 4) for r in REPLIES]
+    torch.testing.assert_close(scores, means / 2 + torch.tensor(worth), atol=1e-5, rtol=0)
+
+
+def test_a_value_foresees_the_usual_length_until_the_reply_is_longer(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    head = policy.heads["judge"]
+    head.usual_length.fill_(math.log(4))
+    found = []
+    with torch.no_grad(), policy.wear("judge"):
+        forward = forward_replies(policy, REPLIES[2:3])
+        for length in (0.0, -2.0):
+            head.length.fill_(length)
+            found.append(reply_values(head, forward)[0])
+    worth = [-2.0 * math.log(max(t, 4) / 4) for t in range(1, 8)]
+    torch.testing.assert_close(found[1] - found[0], torch.tensor(worth), atol=1e-5, rtol=0)
 
 
 def test_micro_batches_hold_everything_once_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ def test_an_adapter_named_as_a_layer_is_moves_nothing_but_itself(policy: Policy)
 def test_a_loaded_adapter_can_be_trained(policy: Policy, tiny_base: Base, tmp_path: Path) -> None:
     policy.save("mine", tmp_path)
     policy.load("again", tmp_path, with_head=True)
-    read(policy, "again", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+    score = read(policy, "again", TokenBatch.of(SEQUENCES, CPU)).sum()
+    (score + policy.heads["again"].of_length(torch.tensor(5))).backward()
     gradients = [parameter.grad for parameter in policy.parameters("again")]
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
     assert all(parameter.grad is None for parameter in policy.parameters("mine"))
@@ -226,7 +227,7 @@ def test_only_what_is_worn_learns(policy: Policy) -> None:
     policy.add("other", seed=5, with_head=True)
     read(policy, "other", TokenBatch.of(SEQUENCES, CPU)).sum().backward()
     assert all(parameter.grad is None for parameter in policy.parameters("mine"))
-    assert policy.parameters("other")[-2].grad is not None  # the head's weight
+    assert policy.heads["other"].weight.grad is not None
 
 
 def test_adapters_are_worn_one_at_a_time(policy: Policy) -> None:
@@ -249,10 +250,13 @@ def test_a_folded_head_scores_the_same() -> None:
     head = ScalarHead(32, torch.Generator().manual_seed(0))
     head.mean.fill_(1.5)
     head.std.fill_(0.25)
-    hidden = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
-    before = head(hidden)
+    head.usual_length.fill_(2.0)
+    with torch.no_grad():
+        head.length.fill_(-1.5)
+    hidden, tokens = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)), torch.arange(1, 7)
+    before = head(hidden), head.of_length(tokens)
     head.fold()
-    torch.testing.assert_close(head(hidden), before)
+    torch.testing.assert_close((head(hidden), head.of_length(tokens)), before)
     assert (float(head.mean), float(head.std)) == (0.0, 1.0)
 
 

@@ -141,7 +141,10 @@ def test_one_whole_update_equals_a_slow_one_in_float64(
     if ptx:
         assert stats["ptx_loss"] == pytest.approx(ptx_slow.item(), rel=1e-4)
     for name, model in (("policy", now), ("value", value)):
-        leaves = [*model.tensors.values(), *(model.head[k] for k in ("weight", "bias") if model.head)]
+        leaves = [
+            *model.tensors.values(),
+            *(model.head[k] for k in ("weight", "bias", "length") if model.head),
+        ]
         norm = plain_first_adam_step(leaves, config.ppo_lr)
         if name == "value" or not ptx:  # with ptx the two norms of the policy are logged apart
             assert stats[f"grad_norm_{name}"] == pytest.approx(norm, rel=1e-3)

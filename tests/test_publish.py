@@ -142,6 +142,23 @@ def test_a_directory_without_a_row_is_replaced_by_the_next_publication(
     assert not (orphan / "leftover").exists() and verify_for(tiny_base, orphan)
 
 
+def test_what_a_killed_trainer_left_goes_with_a_publication_a_day_later(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # kill -9 cleans nothing up
+        patch.setattr("tempfile.TemporaryDirectory.cleanup", lambda self: self._finalizer.detach())
+        write_adapter(home.runs / "mine", tiny_base.config)
+        with write_candidate(db, home, tiny_base, **a_candidate(home)):
+            pass
+    (left,) = home.adapters.iterdir()
+    make_version(db, home, tiny_base)
+    assert left.is_dir()  # it might be another trainer's
+    day = 86_400
+    os.utime(left, (left.stat().st_atime - day, left.stat().st_mtime - day))
+    make_version(db, home, tiny_base, seed=1)
+    assert not left.exists() and sorted(p.name for p in home.adapters.iterdir()) == ["v000001", "v000002"]
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

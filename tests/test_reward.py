@@ -151,6 +151,18 @@ def test_a_reward_model_learns_what_the_rankings_prefer(tiny_base: Base) -> None
     assert accuracy(policy, likes_z(16, first=100)) > 0.9
 
 
+def test_a_taste_for_brevity_reaches_replies_of_any_words(tiny_base: Base) -> None:
+    """The number of tokens is what tells: no letter stands more often in what wins."""
+
+    def rankings(letters: str) -> list[RankedTurn]:
+        pairs = [(letter * short, letter * long) for letter in letters for short, long in ((3, 9), (9, 27))]
+        return [ranked(pair, (1, 2), conversation=f"c{i}") for i, pair in enumerate(pairs)]
+
+    policy = a_trained(tiny_base, rankings("abcdefghij"))
+    assert accuracy(policy, rankings("QRSTUVWXYZ")) == 1.0
+    assert policy.heads["reward"].length.item() < 0
+
+
 def test_training_tells_every_step_and_moves_nothing_else(tiny_base: Base) -> None:
     policy = Policy(tiny_base, device=CPU, dtype=torch.float32)
     policy.add("judge", seed=3, with_head=True)
@@ -363,6 +375,7 @@ def test_a_model_that_goes_on_begins_with_the_raw_scores_it_ended_with(
     later = Policy(tiny_base, device=CPU, dtype=torch.float32)
     put_on(later, "reward", CONFIG, seed=1, start=tmp_path)
     assert score_replies(later, "reward", replies) == pytest.approx(raw, abs=1e-5)
+    assert float(later.heads["reward"].usual_length) == 0
     normalise(later, "reward", some_replies())
     assert score_replies(later, "reward", replies) == pytest.approx(normalised, abs=1e-4)
 

@@ -123,6 +123,15 @@ def test_rolling_back_goes_to_the_previous_then_up_the_parents_to_the_base(db: D
     assert versions.history(db)[0].detail == {"version": "base", "before": "v000001", "reason": ""}
 
 
+def test_the_line_of_a_version_is_its_parents_up_to_the_base(db: Database) -> None:
+    for parent in ("base", "v000001", "v000001", "v000003"):
+        made(db, parent)
+    assert versions.line_of(db, "v000004") == ["v000004", "v000003", "v000001", "base"]
+    assert versions.line_of(db, "base") == ["base"]
+    with pytest.raises(NotFound, match="No version 'v000009'"):
+        versions.line_of(db, "v000009")
+
+
 def test_a_taken_name_and_an_unknown_parent_are_refused(db: Database) -> None:
     version = made(db)
     with pytest.raises(NotFound, match="No version 'v000007'"):

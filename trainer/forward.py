@@ -148,7 +148,12 @@ class ReplyForward:
     def pooled(self) -> Tensor:
         """(B, D), float32: the mean over the reply's own tokens, from which it is scored."""
         said = self.states[self._rows, self.at].float() * self.mask[:, :, None]
-        return said.sum(1) / self.mask.sum(1, keepdim=True).clamp(min=1)
+        return said.sum(1) / self.lengths[:, None]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,): the number of reply tokens, 1 where there is none."""
+        return self.mask.sum(1).clamp(min=1)
 
     @property
     def _rows(self) -> Tensor:
@@ -172,13 +177,15 @@ def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | No
 
 def reply_scores(policy: Policy, name: str, replies: Sequence[Reply]) -> Tensor:
     """The normalised score of each reply, (B,): what the head of reward model `name` says of its tokens, on
-    average.
+    average, and of their number.
 
     InstructGPT reads the last token alone. That asks the adapter to bring there first what was said before,
     for which a hundred rankings are too few (benchmarks/RESULTS.md).
     """
+    head = policy.heads[name]
     with policy.wear(name):
-        return cast(Tensor, policy.heads[name](forward_replies(policy, replies).pooled))
+        forward = forward_replies(policy, replies)
+        return cast(Tensor, head(forward.pooled)) + head.of_length(forward.lengths)
 
 
 def reply_values(head: ScalarHead, forward: ReplyForward) -> Tensor:
@@ -187,11 +194,12 @@ def reply_values(head: ScalarHead, forward: ReplyForward) -> Tensor:
     A reply's score is the mean over its tokens, and 0 is the mean score of the reference. So V is the mean so
     far, as if PRIOR_TOKENS of score 0 stood before it: V(s_t) = sum_(i <= t) head(h_i) / (t + PRIOR_TOKENS).
     Before anything is learned this explains three quarters of the scores' variance; what the head says of a
-    single token is further from them than 0 is (benchmarks/RESULTS.md).
+    single token is further from them than 0 is (benchmarks/RESULTS.md). To it comes what the reply's length
+    is worth, which is foreseen as usual until the reply is longer than that.
     """
     tokens = torch.arange(1, forward.at.shape[1] + 1, device=forward.at.device)
     said: Tensor = head(forward.hidden)
-    return said.cumsum(1) / (tokens + PRIOR_TOKENS)
+    return said.cumsum(1) / (tokens + PRIOR_TOKENS) + head.of_length(tokens.maximum(head.usual_length.exp()))
 
 
 def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:

@@ -35,6 +35,11 @@ from data.files import force_folder_to_disk, rename_durably
 from data.home import Home
 from data.records import Run, Version, VersionStatus
 
+_UNFINISHED = ".candidate-"
+"""How the name of a directory begins in which a candidate is being written."""
+_FORGOTTEN = 86_400
+"""Seconds after which nobody writes there any more."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -92,10 +97,13 @@ def write_candidate(
 
     Whoever holds the lease is the only one who makes versions, so the name is known before it is taken.
     Raises Refused where the adapter is damaged, foreign to `base` or empty. What has not appeared by the end
-    of the block is gone.
+    of the block is gone, and so is what a killed trainer left there.
     """
     name = versions.next_name(db)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=home.adapters) as temporary:
+    for left in home.adapters.glob(f"{_UNFINISHED}*"):
+        if left.stat().st_mtime < time.time() - _FORGOTTEN:
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=home.adapters) as temporary:
         directory = Path(temporary) / name
         _copy(adapter_dir, directory)
         manifest = Manifest(

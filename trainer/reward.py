@@ -11,6 +11,7 @@ This file trains and reads one model; ensemble.py trains several of them, examin
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,10 +120,12 @@ def train_reward(
     data = _weighed([t for t in tokenised if t.pairs or t.turn.kind == "all_bad"])
     level = put_on(policy, name, config, seed=seed, start=start)
     # A difference of scores has no bias: its gradient is rounding noise, which Adam would take for a signal.
-    parameters = [p for p in policy.parameters(name) if p is not policy.heads[name].bias]
+    head = policy.heads[name]
+    parameters = [p for p in policy.parameters(name) if p is not head.bias]
     epochs = passes(len(data), config)
     steps = math.ceil(len(data) / config.reward_batch) * epochs
-    optimiser, schedule = adamw(parameters, config.reward_lr, steps)
+    others = [p for p in parameters if p is not head.length]
+    optimiser, schedule = adamw(others, config.reward_lr, steps, alone=[head.length])
     shuffle, step = random.Random(seed), 0
     for _ in range(epochs):
         shuffle.shuffle(data)
@@ -149,11 +152,7 @@ def put_on(policy: Policy, name: str, config: RefreshConfig, *, seed: int, start
         policy.add(name, seed=seed, rank=config.rank, with_head=True)
         return 0.0
     policy.load(name, start, with_head=True)
-    head = policy.heads[name]
-    level = float(head.mean)
-    head.mean.zero_()
-    head.std.fill_(1.0)
-    return level
+    return policy.heads[name].make_raw()
 
 
 def passes(rankings: int, config: RefreshConfig) -> int:
@@ -260,6 +259,7 @@ def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team 
     if len(reference) < 2:
         raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
+    head.usual_length.fill_(statistics.fmean(math.log(max(1, len(reply.reply))) for reply in reference))
     own = score_replies(policy, name, team.share(reference))
     scores = torch.tensor(team.collect(own))
     head.mean.add_(scores.mean() * head.std)

@@ -122,9 +122,7 @@ def _waiting_html(visit: Visit, chosen: str, problem: str | None) -> str:
 
 def _lineage(db: Database, name: str) -> str:
     """base -> v000001 -> v000002, as HTML; a long line of ancestors is cut in the middle."""
-    line = [name]
-    while line[-1] != BASE_VERSION:
-        line.append(versions.get(db, line[-1]).parent)
+    line = versions.line_of(db, name)
     shown = line[::-1] if len(line) <= 6 else [line[-1], "…", *line[3::-1]]
     return " <span aria-hidden='true'>→</span> ".join(f"<span>{escape(step)}</span>" for step in shown)
 
