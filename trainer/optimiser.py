@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-_ALONE = 100.0
+_ALONE = 500.0
 """How many times the rate a number has that votes alone, beside some hundred weights that vote together."""
 
 
