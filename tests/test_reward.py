@@ -163,6 +163,13 @@ def test_a_taste_for_brevity_reaches_replies_of_any_words(tiny_base: Base) -> No
     assert policy.heads["reward"].length.item() < 0
 
 
+def test_length_as_such_is_never_paid_for(tiny_base: Base) -> None:
+    longer = [ranked(("a" * 27, "b" * 3), (1, 2), conversation=f"c{i}") for i in range(8)]
+    policy = a_trained(tiny_base, longer)
+    assert accuracy(policy, longer) == 1.0
+    assert policy.heads["reward"].length.item() == 0.0
+
+
 def test_training_tells_every_step_and_moves_nothing_else(tiny_base: Base) -> None:
     policy = Policy(tiny_base, device=CPU, dtype=torch.float32)
     policy.add("judge", seed=3, with_head=True)

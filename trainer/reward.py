@@ -139,6 +139,8 @@ def train_reward(
             metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
             optimiser.step()
             schedule.step()
+            with torch.no_grad():
+                head.length.clamp_(max=0.0)  # it pays for brevity alone: ScalarHead
             step += 1
             tell(step, step / steps, metrics)
 
