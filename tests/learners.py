@@ -22,11 +22,13 @@ END = 2
 
 
 def shake(policy: Policy, name: str, size: float = 0.1, seed: int = 7) -> None:
-    """Random numbers where a night's would be: an adapter that changes something."""
+    """Random numbers where a night's would be: an adapter that changes something, and a taste for words."""
     generator = torch.Generator().manual_seed(seed)
+    length = policy.heads[name].length if name in policy.heads else None
     with torch.no_grad():
         for parameter in policy.parameters(name):
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+            if parameter is not length:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
 def a_learner(base: Base, *, size: float = 0.1, members: int = 2) -> Policy:

@@ -112,6 +112,9 @@ def test_one_whole_update_equals_a_slow_one_in_float64(
     monkeypatch.setitem(ROOM, "cpu", 24)
     policy = a_learner(tiny_base)
     policy.heads["reward-0"].std.fill_(0.5)
+    policy.heads["reward-0"].usual_length.fill_(1.2)
+    with torch.no_grad():
+        policy.heads["reward-0"].length.fill_(-0.3)
     policy.copy("policy", "reference")
     shake(policy, "reference", 0.02, seed=19)
     replies, examples = some_replies(), some_replies()[:3]
