@@ -10,19 +10,19 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-_ALONE = 500.0
-"""How many times the rate a number has that votes alone, beside some hundred weights that vote together."""
-
 
 def adamw(
-    parameters: Sequence[nn.Parameter], rate: float, steps: int, alone: Sequence[nn.Parameter] = ()
+    parameters: Sequence[nn.Parameter],
+    rate: float,
+    steps: int,
+    others: Sequence[tuple[nn.Parameter, float]] = (),
 ) -> tuple[AdamW, LambdaLR]:
     """An optimiser that reaches `rate` after a tenth of `steps`, and its schedule, to be stepped after it.
 
-    alone: single numbers, which Adam would move no faster than each of the many weights of a sum.
+    others: parameters that reach a rate of their own at the same time.
     """
-    groups = [(list(parameters), rate), (list(alone), _ALONE * rate)]
-    optimiser = AdamW([{"params": group, "lr": lr} for group, lr in groups if group], weight_decay=0.0)
+    groups = [{"params": list(parameters), "lr": rate}, *({"params": [p], "lr": own} for p, own in others)]
+    optimiser = AdamW(groups, weight_decay=0.0)
     return optimiser, LambdaLR(optimiser, lambda step: _warm_up_and_decay(step, steps))
 
 

@@ -31,6 +31,11 @@ from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
 
 _ALL_BAD_WEIGHT = 0.1
+_LENGTH_GAIN, _LENGTH_LR = 500.0, 0.15
+"""What a length is worth is one number, which Adam would move no faster than each of the hundreds of
+weights that vote on what is said: its rate is so many times theirs, but at most this, in log odds for e times
+as long.
+"""
 _MAX_TOKENS = 1024
 """Of a prompt, and of a reply: what is longer is cut."""
 
@@ -124,8 +129,9 @@ def train_reward(
     parameters = [p for p in policy.parameters(name) if p is not head.bias]
     epochs = passes(len(data), config)
     steps = math.ceil(len(data) / config.reward_batch) * epochs
-    others = [p for p in parameters if p is not head.length]
-    optimiser, schedule = adamw(others, config.reward_lr, steps, alone=[head.length])
+    weights = [p for p in parameters if p is not head.length]
+    own_rate = min(_LENGTH_GAIN * config.reward_lr, _LENGTH_LR)
+    optimiser, schedule = adamw(weights, config.reward_lr, steps, others=[(head.length, own_rate)])
     shuffle, step = random.Random(seed), 0
     for _ in range(epochs):
         shuffle.shuffle(data)
