@@ -133,7 +133,6 @@ def quick(config: RefreshConfig) -> RefreshConfig:
     return replace(
         config,
         members=1,
-        reward_steps=32,
         updates=min(config.updates, 8),
         gate_prompts=min(config.gate_prompts, 150),
     )
