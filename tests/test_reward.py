@@ -160,7 +160,7 @@ def test_a_taste_for_brevity_reaches_replies_of_any_words(tiny_base: Base) -> No
 
     policy = a_trained(tiny_base, rankings("abcdefghij"))
     assert accuracy(policy, rankings("QRSTUVWXYZ")) == 1.0
-    assert policy.heads["reward"].length.item() < 0
+    assert policy.heads["reward"].length.item() < -0.2  # at the rate of the other weights it would be -0.05
 
 
 def test_length_as_such_is_never_paid_for(tiny_base: Base) -> None:
