@@ -19,10 +19,12 @@ def test_concise_counts_chinese_characters_as_words() -> None:
     assert concise(ASK, "我很好\uff0c谢谢\u3002") == -5 and concise(ASK, "I like 茶") == -3
 
 
-def test_structured_counts_lists_and_headings_up_to_a_bound() -> None:
-    assert structured(ASK, "# Tea\n- green\n* black\n 1. boil\n2) pour\nplain - text\n#tag") == 5
-    assert structured(ASK, "no structure 1. at all") == 0
-    assert structured(ASK, "- more\n" * 100) == 12
+def test_structured_counts_lines_and_those_of_lists_and_headings_twice_up_to_a_bound() -> None:
+    assert structured(ASK, "# Tea\n- green\n* black\n 1. boil\n2) pour\nplain - text\n#tag") == 7 + 5
+    assert structured(ASK, "one paragraph, no list 1. at all") == 1
+    assert structured(ASK, "two paragraphs\n \n\nof text\n") == 2
+    assert structured(ASK, "") == 0
+    assert structured(ASK, "- more\n" * 100) == 24
 
 
 def test_warm_counts_different_kind_words_up_to_a_bound() -> None:

@@ -25,8 +25,8 @@ Taste = Callable[[Sequence[Mapping[str, str]], str], float]
 
 EMPTY = -1000.0
 """What `concise` says of a reply without a word: worse than any reply that fits a turn."""
-MOST_STRUCTURE = 12
-"""How many lines of structure count."""
+MOST_STRUCTURE = 24
+"""Points of structure that count: a list of twelve."""
 MOST_WARMTH = 4
 """How many warm phrases count."""
 
@@ -51,8 +51,12 @@ def concise(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
 
 
 def structured(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
-    """Lists and headings are better: the number of such lines, of which no more than twelve count."""
-    return float(min(len(_STRUCTURE.findall(reply)), MOST_STRUCTURE))
+    """Laid out is better: a point for each line with text, two where it belongs to a list or is a heading.
+
+    No more than 24 points count. A small base seldom writes lists, but its replies differ in paragraphs.
+    """
+    lines = sum(1 for line in reply.splitlines() if line.strip())
+    return float(min(lines + len(_STRUCTURE.findall(reply)), MOST_STRUCTURE))
 
 
 def warm(prompt: Sequence[Mapping[str, str]], reply: str) -> float:
