@@ -20,7 +20,7 @@ from data.records import FinishReason, Sampling
 MAX_REPLIES = 9
 _LEAST_ROOM_FOR_PROMPT = 64
 
-Kind = Literal["chat", "api", "review", "rollout"]
+Kind = Literal["chat", "api", "rollout"]
 """What a request is for, the most urgent first."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
