@@ -216,9 +216,21 @@ def change_role(db: Database, person: Person, role: PersonRole, actor: str) -> N
     """Let a person do more, or less. Raises Refused where nobody would be left to operate."""
     with db.write():
         people.set_role(db, person.id, role)
-        if may(person, "operator") and not has_operator(db):
-            raise Refused(f"{person.name} is the only operator - make somebody else one first.")
+        _check_still_operated(db, person)
         people.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
+
+
+def disable(db: Database, person: Person, actor: str) -> None:
+    """Shut a person out; their sessions end. Raises Refused where nobody would be left to operate."""
+    with db.write():
+        people.set_disabled(db, person.id, True)
+        _check_still_operated(db, person)
+        people.record(db, actor, "person disable", {"name": person.name})
+
+
+def _check_still_operated(db: Database, before: Person) -> None:
+    if may(before, "operator") and not has_operator(db):
+        raise Refused(f"{before.name} is the only operator - make somebody else one first.")
 
 
 # One-time links

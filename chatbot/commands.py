@@ -78,10 +78,7 @@ def disable(arguments: argparse.Namespace) -> int:
     """Shuts a person out."""
     db = open_database(open_home())
     person = _named(db, arguments.name)
-    with db.write():
-        people.set_disabled(db, person.id, True)
-        people.close_sessions(db, person.id)
-        people.record(db, ACTOR, "person disable", {"name": person.name})
+    accounts.disable(db, person, ACTOR)
     _tell(arguments, db, people.get(db, person.id), f"{person.name} is shut out.", needs_link=False)
     return 0
 

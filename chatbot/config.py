@@ -6,7 +6,7 @@ from it and from the hardware. State lies where `data/home.py` says; that is not
 
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from data.errors import Refused
 
@@ -59,8 +59,8 @@ class ServeConfig:
         if self.max_new_tokens < 0 or self.threads < 0:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
         if self.public_url:
-            url = urlsplit(self.public_url)
-            if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/"):
+            url = _site(self.public_url)
+            if url is None or url.path not in ("", "/") or url.query or url.fragment:
                 raise Refused(
                     f"{self.public_url!r} is not the address of a site - "
                     "give scheme and host without a path, like https://chat.example.org."
@@ -87,13 +87,31 @@ class ServeConfig:
     def origins(self) -> tuple[str, ...]:
         """The origins whose scripts may talk to this server."""
         named = (f"http://127.0.0.1:{self.port}", f"http://localhost:{self.port}", self.url)
-        return tuple(dict.fromkeys((*named, *([self.public_url.rstrip("/")] if self.public_url else []))))
+        public = _site(self.public_url)
+        return tuple(dict.fromkeys((*named, *([_origin(public)] if public else []))))
 
 
 def server_urls(text: str) -> tuple[str, ...]:
     """The addresses in `URL,URL`. Raises Refused for what is none."""
     urls = tuple(one.strip() for one in text.split(",") if one.strip())
     for url in urls:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if _site(url) is None:
             raise Refused(f"{url!r} is not the address of a server - give one like http://gpu1:8000.")
     return urls
+
+
+def _site(url: str) -> SplitResult | None:
+    """The parts of the address of a site; None where it is none."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        return None
+    return parts if is_one else None
+
+
+def _origin(site: SplitResult) -> str:
+    """As browsers name it, however it was typed: in lower case, and without the port that goes unsaid."""
+    name = f"[{site.hostname}]" if ":" in (site.hostname or "") else site.hostname
+    is_unsaid = site.port in (None, {"http": 80, "https": 443}[site.scheme])
+    return f"{site.scheme}://{name}" if is_unsaid else f"{site.scheme}://{name}:{site.port}"

@@ -20,7 +20,7 @@ from data.records import FinishReason, Sampling
 MAX_REPLIES = 9
 _LEAST_ROOM_FOR_PROMPT = 64
 
-Kind = Literal["chat", "api", "review", "rollout"]
+Kind = Literal["chat", "api", "rollout"]
 """What a request is for, the most urgent first."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -98,13 +98,19 @@ class Asked:
             raise Refused(f"{replies!r} replies were asked for - use 1 to {MAX_REPLIES}.")
         seeds = list(seeds) if seeds is not None else [random.getrandbits(31) for _ in range(replies)]
         assert len(seeds) == replies, "one seed a reply"
-        room = base.context - sampling.max_new_tokens
-        if room < _LEAST_ROOM_FOR_PROMPT:
-            raise Refused(
-                f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in a context of "
-                f"{base.context} tokens - use fewer."
-            )
+        room = room_for_prompt(base, sampling.max_new_tokens)
         return Asked(base.format.fit(messages, room), sampling, seeds, person, kind, stop, deadline)
+
+
+def room_for_prompt(base: Base, max_new_tokens: int) -> int:
+    """Tokens that a reply of this length leaves to its prompt. Raises Refused where that is too few."""
+    room = base.context - max_new_tokens
+    if room < _LEAST_ROOM_FOR_PROMPT:
+        raise Refused(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of "
+            f"{base.context} tokens - use fewer."
+        )
+    return room
 
 
 class Generation:

@@ -20,7 +20,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from chatbot import accounts
-from chatbot.generation import Generation
+from chatbot.basemodel import Base
+from chatbot.chatformat import FittedPrompt
+from chatbot.generation import Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
 from chatbot.openai_reply import Completion, Reading
@@ -163,19 +165,16 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
     asked = read_request(body, turns.sampling.max_new_tokens)
     if asked.model not in ALIASES and asked.model not in turns.engine.known_versions:
         raise _no_model(asked.model)
-    _check_length(turns, asked)
-    generation = turns.engine.submit(
-        asked.messages,
-        replies=asked.replies,
-        sampling=asked.sampling,
-        seeds=asked.seeds,
-        version=None if asked.model in ALIASES else asked.model,
+    work = Asked(
+        _whole_prompt(turns.engine.base, asked),
+        asked.sampling,
+        asked.seeds,
         person=person.id,
         kind="api",
         stop=asked.stop,
         deadline=DEADLINE_SECONDS,
     )
-    return asked, generation
+    return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
 
 
 def _no_model(name: str) -> NotFound:
@@ -185,17 +184,17 @@ def _no_model(name: str) -> NotFound:
     )
 
 
-def _check_length(turns: Turns, asked: ChatRequest) -> None:
-    """Raises Invalid where the engine would have to leave messages out to make the prompt fit."""
-    base, longest = turns.engine.base, asked.sampling.max_new_tokens
-    length = len(base.format.encode(asked.messages))
-    if length + longest > base.context:
+def _whole_prompt(base: Base, asked: ChatRequest) -> FittedPrompt:
+    """All messages as tokens. Raises Invalid where some would have to be left out to make them fit."""
+    ids, longest = base.format.encode(asked.messages), asked.sampling.max_new_tokens
+    if len(ids) + longest > base.context:
         raise Invalid(
-            f"The messages are {length:,} tokens and the reply may have {longest:,}, more than the "
+            f"The messages are {len(ids):,} tokens and the reply may have {longest:,}, more than the "
             f"{base.context:,} that fit - shorten them, or lower `max_tokens`.",
             "messages",
             "context_length_exceeded",
         )
+    return FittedPrompt(ids, 0)
 
 
 @contextlib.asynccontextmanager

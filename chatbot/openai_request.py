@@ -8,6 +8,7 @@ Left out on purpose: tools, images, sound, penalties, JSON mode, and the log-pro
 """
 
 import json
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,9 +90,10 @@ class ChatRequest:
     has_logprobs: bool
 
     @property
-    def seeds(self) -> list[int] | None:
-        """One a reply: the first reply to a seed is the same whatever `n` is."""
-        return None if self.seed is None else [self.seed + i for i in range(self.replies)]
+    def seeds(self) -> list[int]:
+        """One a reply, drawn where none is given; the first reply to a seed is the same whatever `n` is."""
+        first = random.getrandbits(31) if self.seed is None else self.seed
+        return [first + i for i in range(self.replies)]
 
 
 def read_request(body: bytes, max_new_tokens: int) -> ChatRequest:

@@ -40,6 +40,9 @@ REFUSED_SECONDS = 10.0
 """The same for one that is there but does not fit."""
 FAILURES = 3
 """Requests that a server may fail at one after the other, though it says that it is well."""
+LAST_SECONDS = 10.0
+"""So long after such a failure it is asked only where no other is up: it writes nothing, so it would always
+be the one with the fewest replies."""
 PROBE = (
     "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
     "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
@@ -77,6 +80,8 @@ class Replica:
     """Replies being written there."""
     failed_at: set[object] = field(default_factory=set)
     """Requests, since it last wrote a reply to its end."""
+    last_until: float = 0.0
+    """When it is asked like the others again, on the clock of the event loop."""
     problem: str | None = None
     """Why it is not up, as a sentence."""
 
@@ -114,11 +119,13 @@ class Replicas:
 
     def pick(self, *, but: Collection[Replica] = ()) -> Replica | None:
         """The server that writes the fewest replies; the first among equals, whose cache is the fullest.
+        Those that have failed of late come last.
 
         but: servers that are not wanted.
         """
+        now = asyncio.get_running_loop().time()
         usable = (replica for replica in self.up if replica not in but)
-        return min(usable, key=lambda replica: replica.rows, default=None)
+        return min(usable, key=lambda replica: (now < replica.last_until, replica.rows), default=None)
 
     def tag_of(self, version: str) -> str:
         """What `version` is called by the servers."""
@@ -192,7 +199,8 @@ class Replicas:
         replica.is_up, replica.problem = False, problem
 
     def note_failure(self, replica: Replica, request: object, error: Exception) -> None:
-        """Take a server out that fails at everything, whatever it says of itself."""
+        """Ask it last for a while; take a server out that fails at everything, whatever it says of itself."""
+        replica.last_until = asyncio.get_running_loop().time() + LAST_SECONDS
         replica.failed_at.add(request)
         if len(replica.failed_at) >= FAILURES:
             replica.failed_at.clear()

@@ -1,10 +1,10 @@
 """Who is next: the requests that wait, and the order in which they are let in.
 
-People who chat come before API calls, those before reviews, those before rollouts. Within a kind the person
-with the fewest replies under way is next, then whoever came first: a burst of one person waits for itself.
-Nobody may hold more than half of the queue. A request waits for rows and for all the memory that it may come
-to need; a quarter of both is kept for people who chat. Nobody is passed by for needing much: where need be
-they run alone.
+People who chat come before API calls, those before rollouts. Within a kind the person with the fewest replies
+under way is next, then whoever came first: a burst of one person waits for itself. Nobody may hold more than
+half of the queue, and all programs together no more than three quarters. A request waits for rows and for all
+the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is passed by for
+needing much: where need be they run alone. Only programs are refused what is more than all memory there is.
 
 Decides, and knows no tensor, no thread and no version.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from chatbot.generation import Generation
 from chatbot.memory import Memory
-from data.errors import Busy
+from data.errors import Busy, Refused
 
 
 class Scheduler:
@@ -50,8 +50,16 @@ class Scheduler:
         return max(0, self.max_rows - rows) + self.max_waiting - self.waiting
 
     def add(self, request: Generation) -> None:
-        """Queue it; raises Busy where the queue, or its person's half of it, is full."""
-        if self.waiting >= self.max_waiting:
+        """Queue it; raises Busy where the queue, or its person's half of it, is full, and Refused where a
+        program asks for what can never fit."""
+        columns = self._columns(request)
+        if request.kind == "api" and self.memory is not None and columns > self.memory.most:
+            raise Refused(
+                f"The prompt and its replies may come to need memory for {columns:,} tokens, more than the "
+                f"{self.memory.most:,} there is - ask for fewer or shorter replies, or shorten the messages."
+            )
+        kept = self.max_waiting // 4 if request.kind == "api" else 0
+        if self.waiting >= self.max_waiting - kept:
             raise Busy(f"{self.waiting} requests are waiting already - try again in a moment.")
         theirs = sum(other.person == request.person for other in self._waiting)
         if request.person is not None and theirs >= max(1, self.max_waiting // 2):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from chatbot.chatformat import Messages
-from chatbot.generation import Asked, Generation, ReplyStream
+from chatbot.generation import Asked, Generation, ReplyStream, room_for_prompt
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
 from data.database import Database, clean
@@ -108,9 +108,9 @@ class Turns:
     def __init__(self, db: Database, engine: AnyEngine, *, max_new_tokens: int | None = None) -> None:
         self._db = db
         self._engine = engine
-        self.sampling = Sampling(
-            max_new_tokens=max_new_tokens or (256 if engine.device.type == "cuda" else 128)
-        )
+        longest = max_new_tokens or (256 if engine.device.type == "cuda" else 128)
+        room_for_prompt(engine.base, longest)  # told now, not at every turn
+        self.sampling = Sampling(max_new_tokens=longest)
         """What a turn uses where nothing else is asked for."""
         self._lock = threading.Condition()
         self._beginning: set[str] = set()  # turns whose replies are just being begun

@@ -88,8 +88,9 @@ def test_a_role_is_changed_but_somebody_must_be_left_to_operate(
 ) -> None:
     for name, role in (("Ada", "operator"), ("Eve", "user")):
         assert main(["person", "add", name, "--role", role]) == 0
-    assert main(["person", "role", "Ada", "user"]) == 2
-    assert "Ada is the only operator - make somebody else one first." in capsys.readouterr().err
+    for command in (["role", "Ada", "user"], ["disable", "Ada"]):
+        assert main(["person", *command]) == 2
+        assert "Ada is the only operator - make somebody else one first." in capsys.readouterr().err
     assert main(["person", "role", "eve", "operator", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["role"] == "operator"
     assert main(["person", "role", "Ada", "rater"]) == 0

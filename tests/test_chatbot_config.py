@@ -26,6 +26,11 @@ def test_the_defaults_serve_this_machine_alone() -> None:
         ({"precision": "int4"}, "Precision 'int4' is unknown - use one of auto, float32, bfloat16, int8"),
         ({"precision": "int8", "four_bit": True}, "two ways to one end"),
         ({"engine": "http://gpu1:8000,gpu2:8000"}, "'gpu2:8000' is not the address of a server"),
+        ({"engine": "http://[::1:8000"}, "is not the address of a server"),
+        ({"engine": "http://gpu1:abc"}, "'http://gpu1:abc' is not the address of a server"),
+        ({"public_url": "https://[::1"}, "is not the address of a site"),
+        ({"public_url": "https://example.org:70000"}, "is not the address of a site"),
+        ({"public_url": "https://example.org?x"}, "is not the address of a site"),
         ({"public_url": "chat.example.org"}, "is not the address of a site"),
         ({"public_url": "https://example.org/path"}, "is not the address of a site"),
     ],
@@ -33,3 +38,17 @@ def test_the_defaults_serve_this_machine_alone() -> None:
 def test_nonsense_is_refused_with_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
         ServeConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("typed", "origin"),
+    [
+        ("https://Chat.Example.org/", "https://chat.example.org"),
+        ("https://chat.example.org:443", "https://chat.example.org"),
+        ("http://chat.example.org:80", "http://chat.example.org"),
+        ("HTTPS://chat.example.org:8443", "https://chat.example.org:8443"),
+        ("https://[2001:DB8::1]:8443", "https://[2001:db8::1]:8443"),
+    ],
+)
+def test_an_address_is_known_again_as_browsers_name_it(typed: str, origin: str) -> None:
+    assert ServeConfig(public_url=typed).origins[-1] == origin

@@ -13,6 +13,7 @@ import pytest
 
 from chatbot import openai_api
 from chatbot.interface import AnyEngine
+from chatbot.memory import Memory
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
@@ -88,6 +89,21 @@ def test_a_prompt_that_does_not_fit_is_refused_not_shortened(api: Api) -> None:
     error = error_of(api.ask(messages=[{"role": "user", "content": "x" * 1200}]), 400)
     assert (error["code"], "that fit - shorten them" in error["message"]) == ("context_length_exceeded", True)
     assert api.ask(messages=[{"role": "user", "content": "x" * 600}]).json()["usage"]["prompt_tokens"] > 600
+
+
+def test_a_reply_may_have_all_that_the_prompt_leaves(api: Api) -> None:
+    longest = api.engine.base.context - len(api.engine.base.format.encode(HELLO))
+    body = {"model": "base", "messages": HELLO, "max_tokens": longest, "stream": True}
+    with api.client() as client, client.stream("POST", "/chat/completions", json=body) as answer:
+        assert answer.status_code == 200
+    assert error_of(api.ask(max_tokens=longest + 1), 400)["code"] == "context_length_exceeded"
+
+
+def test_a_request_that_can_never_fit_in_memory_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.engine._scheduler, "memory", Memory(100, api.engine.base.context, is_shared=True))
+    error = error_of(api.ask(n=9, max_tokens=400), 400)
+    assert "more than the 300 there is - ask for fewer or shorter replies" in error["message"]
+    assert api.engine.load_now == (0, 0) and api.ask().status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,14 @@ def read(**fields: Any) -> ChatRequest:
 
 def test_what_is_not_said_is_the_projects_default() -> None:
     asked = read()
-    assert (asked.sampling, asked.replies, asked.seeds, asked.stop) == (Sampling(), 1, None, ())
+    assert (asked.sampling, asked.replies, asked.seed, asked.stop) == (Sampling(), 1, None, ())
     assert not (asked.streams or asked.counts_tokens or asked.has_logprobs)
     assert read(**dict.fromkeys([*READ - {"model", "messages"}, *HINTS, *NEUTRAL])) == asked
+
+
+def test_without_a_seed_every_request_and_reply_has_dice_of_its_own() -> None:
+    asked = read(n=9)
+    assert len(set(read(n=9).seeds + asked.seeds)) == 18
 
 
 def test_what_is_said_is_done() -> None:

@@ -9,7 +9,7 @@ from chatbot.chatformat import FittedPrompt
 from chatbot.generation import Asked, Generation, Kind
 from chatbot.memory import Memory
 from chatbot.scheduler import Scheduler
-from data.errors import Busy
+from data.errors import Busy, Refused
 from data.records import Sampling
 
 Ask = Callable[..., Generation]
@@ -44,11 +44,11 @@ def let_in(scheduler: Scheduler) -> list[Generation]:
 
 def test_people_who_chat_come_before_the_others(ask: Ask) -> None:
     scheduler = Scheduler(max_waiting=8, max_rows=64)
-    kinds: list[Kind] = ["rollout", "review", "api", "chat"]
+    kinds: list[Kind] = ["rollout", "api", "chat"]
     requests = {kind: ask(kind=kind) for kind in kinds}
     for request in requests.values():
         scheduler.add(request)
-    assert [scheduler.position_of(requests[kind]) for kind in kinds] == [4, 3, 2, 1]
+    assert [scheduler.position_of(requests[kind]) for kind in kinds] == [3, 2, 1]
     assert let_in(scheduler) == [requests[kind] for kind in reversed(kinds)]
 
 
@@ -88,6 +88,18 @@ def test_nobody_holds_more_than_half_of_the_queue(ask: Ask) -> None:
     scheduler.add(ask())
     with pytest.raises(Busy, match="4 requests are waiting already - try again in a moment"):
         scheduler.add(ask("cyd"))
+
+
+def test_programs_of_several_people_do_not_fill_the_queue_of_those_who_chat(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=4, max_rows=8)
+    scheduler.add(ask("ada", kind="api"))
+    for _ in range(2):
+        scheduler.add(ask("ben", kind="api"))
+    with pytest.raises(Busy, match="3 requests are waiting already - try again in a moment"):
+        scheduler.add(ask("ada", kind="api"))
+    scheduler.add(ask("cyd"))
+    with pytest.raises(Busy, match="4 requests are waiting already"):
+        scheduler.add(ask("dan"))
 
 
 def test_a_quarter_of_the_rows_is_kept_for_people_who_chat(ask: Ask) -> None:
@@ -148,12 +160,22 @@ def test_long_requests_wait_until_memory_is_free_and_chat_does_not_wait_behind_t
         assert let_in(scheduler) == following
 
 
-def test_a_request_that_needs_more_memory_than_there_is_runs_alone_and_is_not_passed_by(ask: Ask) -> None:
+def test_a_request_that_needs_more_memory_than_its_share_runs_alone_and_is_not_passed_by(ask: Ask) -> None:
     scheduler = with_memory(1000)
-    first, endless, short = (ask(kind="api", prompt=length) for length in (10, 8000, 10))
-    for request in (first, endless, short):
+    first, long, short = (ask(kind="api", prompt=length) for length in (10, 2000, 10))
+    for request in (first, long, short):
         scheduler.add(request)
-    for alone in (first, endless, short):
+    for alone in (first, long, short):
         assert let_in(scheduler) == [alone]
         alone.stop()
         scheduler.let_go()
+
+
+def test_a_program_that_asks_for_more_than_all_memory_is_refused_and_a_person_is_not(ask: Ask) -> None:
+    scheduler = with_memory(1000)
+    with pytest.raises(Refused, match="memory for 8,192 tokens, more than the 3,000 there is - ask for"):
+        scheduler.add(ask(kind="api", prompt=8000))
+    assert scheduler.requests == []
+    person = ask("ada", prompt=8000)
+    scheduler.add(person)
+    assert let_in(scheduler) == [person]

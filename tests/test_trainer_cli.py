@@ -143,6 +143,16 @@ def test_the_reference_is_shown_set_and_given_up(
     assert call("reference", "v000009")[0] == 2
 
 
+def test_what_is_chosen_is_not_said_to_serve_where_no_server_runs(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str], tiny_base: Base
+) -> None:
+    make_version(db, home, tiny_base)
+    for command, chosen in ((["publish", "v000001"], "v000001"), (["rollback"], "base")):
+        assert run_cli(run, command) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{chosen} is chosen: a running server answers") and "serves" not in said
+
+
 def test_a_refused_version_is_published_by_force_only(
     call: Call, db: Database, home: Home, tiny_base: Base
 ) -> None:

@@ -58,6 +58,11 @@ def stored(db: Database, live: LiveTurn) -> list[Message]:
     return [conversations.message(db, reply.message_id) for reply in live.replies]
 
 
+def test_a_length_that_leaves_no_room_for_a_prompt_is_told_at_the_start(db: Database, engine: Engine) -> None:
+    with pytest.raises(Refused, match="max_new_tokens 1000 leaves no room for a prompt in a context of 1024"):
+        Turns(db, engine, max_new_tokens=1000)
+
+
 def test_a_turn_is_stored_with_all_that_made_it(turns: Turns, db: Database, ada: Person) -> None:
     live = done(turns.send(ada, "Hello.", replies=3))
     [chat] = conversations.list_for(db, ada.id)

@@ -135,6 +135,7 @@ def test_a_healthy_server_that_fails_at_everything_is_asked_no_more_until_it_can
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatbot.replicas.REFUSED_SECONDS", 0.1)
+    monkeypatch.setattr("chatbot.replicas.LAST_SECONDS", 0.0)
     (first, second), (replica, _) = servers, remote._replicas.all
     first.fails_with = 500
     for _ in range(FAILURES):
@@ -145,6 +146,21 @@ def test_a_healthy_server_that_fails_at_everything_is_asked_no_more_until_it_can
     assert len(second.asked) == FAILURES + 1
     first.fails_with = None
     until(lambda: replica.is_up)
+
+
+def test_a_server_that_failed_is_asked_last_for_a_while(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.replicas.LAST_SECONDS", 600.0)
+    (first, second), (replica, _) = servers, remote._replicas.all
+    first.fails_after = 0  # it computes what it should, and yet breaks off every reply
+    for _ in range(FAILURES + 1):
+        assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
+        until(lambda: remote.load_now == (0, 0))
+    assert (replica.is_up, len(first.asked), len(second.asked)) == (True, 1, FAILURES + 1)
+    first.fails_after, replica.last_until = None, 0.0
+    done(remote.submit(HELLO, sampling=GREEDY))
+    assert len(first.asked) == 2
 
 
 @pytest.mark.parametrize(("is_ill", "meaning"), [(True, Gone), (False, Failed)])

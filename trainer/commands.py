@@ -19,6 +19,8 @@ from trainer.schedule import next_times, validate
 from trainer.watch import watch as run_watch
 
 ACTOR = "command line"
+_CHOSEN = "{} is chosen: a running server answers with it, or says on the operator's page why it does not."
+"""No more than is known here: whether a server runs, and with which model, the database does not say."""
 
 
 def asked(arguments: argparse.Namespace) -> RefreshConfig:
@@ -83,13 +85,13 @@ def publish(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     check_files(home, versions.get(db, arguments.version))
     reason = arguments.reason or "Published by hand."
     serving = versions.publish(db, arguments.version, actor=ACTOR, reason=reason, force=arguments.force)
-    show(asdict(serving), [f"{serving.current} serves from the next turn on."], as_json=arguments.json)
+    show(asdict(serving), [_CHOSEN.format(serving.current)], as_json=arguments.json)
 
 
 def rollback(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Lets the version serve that served before."""
     serving = versions.rollback(db, actor=ACTOR, reason=arguments.reason)
-    show(asdict(serving), [f"{serving.current} serves from the next turn on."], as_json=arguments.json)
+    show(asdict(serving), [_CHOSEN.format(serving.current)], as_json=arguments.json)
 
 
 def reference(home: Home, db: Database, arguments: argparse.Namespace) -> None:
