@@ -137,10 +137,15 @@ def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
 def own_data(db: Database, person: Person) -> Iterator[str]:
     """A person's data as pieces of one JSON text, a conversation at a time, with their own rankings."""
     yield f'{{"person": {json.dumps(asdict(person), ensure_ascii=False)}, "conversations": ['
-    for i, conversation in enumerate(conversations.list_for(db, person.id, limit=EVERY)):
-        whole = conversations.export(db, conversation.id)
+    before = "\n"
+    for conversation in conversations.list_for(db, person.id, limit=EVERY):
+        try:
+            whole = conversations.export(db, conversation.id)
+        except NotFound:  # deleted while the file was on its way
+            continue
         whole["rankings"] = [row for row in whole["rankings"] if row["person_id"] == person.id]
-        yield (",\n" if i else "\n") + json.dumps(whole, ensure_ascii=False)
+        yield before + json.dumps(whole, ensure_ascii=False)
+        before = ",\n"
     keys = [asdict(key) for key in api_keys.list_for(db, person.id)]
     yield f'], "api_keys": {json.dumps(keys, ensure_ascii=False)}}}\n'
 

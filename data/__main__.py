@@ -16,7 +16,7 @@ from data import exchange, people, rankings, runs, versions
 from data.backups import backup_files
 from data.database import Database, open_database
 from data.errors import NotFound, Problem, Refused
-from data.files import replace_durably
+from data.files import file_to_be
 from data.forgetting import Forgotten, forget
 from data.formats import FORMATS
 from data.home import Home, open_home
@@ -138,18 +138,8 @@ def export(db: Database, home: Home, options: Any) -> Answer:
     if options.file == "-":
         number = exchange.write_rows(rows, sys.stdout)
     else:
-        target = Path(options.file)
-        partial = target.with_name(target.name + ".part")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                number = exchange.write_rows(rows, file)
-            replace_durably(partial, target)
-        except OSError as error:
-            raise Refused(
-                f"{options.file!r} cannot be written ({error.strerror}) - choose another."
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with file_to_be(Path(options.file)) as partial, partial.open("w", encoding="utf-8") as file:
+            number = exchange.write_rows(rows, file)
     return {"rows": number, "format": options.format, "file": options.file}, f"Wrote {number} rows."
 
 

@@ -11,13 +11,19 @@ from pathlib import Path
 from data.home import Home
 
 _STAMP = "%Y%m%dT%H%M%SZ"
+REPLACED = "replaced"
+"""The label of a database that a restore put aside."""
 KEPT = ((3600.0, 24), (86400.0, 7), (604800.0, 4))
 """The newest backup of each of the last 24 hours, 7 days and 4 weeks is kept: (seconds, how many)."""
 
 
 def backup_files(home: Home) -> list[Path]:
-    """The backups of this home, newest first."""
-    return sorted(home.backups.glob("*.db"), reverse=True)
+    """The backups of this home, newest first; after them what restores put aside, which may be damaged."""
+    return sorted(
+        home.backups.glob("*.db"),
+        key=lambda path: (not path.stem.endswith(f"-{REPLACED}"), path.name),
+        reverse=True,
+    )
 
 
 def backup_path(home: Home, now: float, label: str = "") -> Path:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from data.backups import backup_files, backup_path
 from data.errors import Busy, Problem, Refused
-from data.files import replace_durably
+from data.files import file_to_be
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
 
@@ -164,9 +164,7 @@ class Database:
 
     def backup(self, target: Path) -> None:
         """A checked copy of this moment at `target`, while others write; `target` is whole or untouched."""
-        partial = target.with_name(target.name + ".part")
-        partial.unlink(missing_ok=True)
-        try:
+        with file_to_be(target) as partial:
             with as_sentences(self.path):
                 conn = connect(self.path)
                 try:
@@ -177,9 +175,6 @@ class Database:
                 raise Problem(
                     f"The backup of {self.path} is damaged ({damage}) - check the disk and try again."
                 )
-            replace_durably(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes every connection; the other threads must be done."""
@@ -259,9 +254,14 @@ def damage_of(path: Path, check: str = "integrity_check") -> str | None:
     return None if row[0] == "ok" else str(row[0])
 
 
-def lock_of(home: Home) -> FileLock:
-    """Held while the database is migrated or replaced; one holder among all processes."""
-    return FileLock(str(home.database) + ".lock", timeout=LOCK_SECONDS)
+@contextmanager
+def lock_of(home: Home) -> Iterator[None]:
+    """Held while the database is migrated or replaced; one holder among all processes, Busy for others."""
+    try:
+        with FileLock(str(home.database) + ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise Busy("Another process migrates or restores the database - try again in a minute.") from None
 
 
 def open_database(home: Home) -> Database:
@@ -269,18 +269,15 @@ def open_database(home: Home) -> Database:
 
     Refuses a damaged file, naming the newest good backup, and a database that newer code has migrated.
     """
-    try:
-        with lock_of(home):
-            _refuse_damaged(home)
-            db = Database(home.database)
-            try:
-                _migrate(db, home)
-            except BaseException:
-                db.close()
-                raise
-            return db
-    except Timeout:
-        raise Busy("Another process is migrating the database - try again in a minute.") from None
+    with lock_of(home):
+        _refuse_damaged(home)
+        db = Database(home.database)
+        try:
+            _migrate(db, home)
+        except BaseException:
+            db.close()
+            raise
+        return db
 
 
 def _refuse_damaged(home: Home) -> None:

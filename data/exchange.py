@@ -64,7 +64,7 @@ def read_rows(path: Path) -> Iterator[Any]:
             for line in file:
                 try:
                     yield json.loads(line) if line.strip() else None
-                except ValueError:
+                except (ValueError, RecursionError):  # the other of one that is nested without end
                     yield ""
     except FileNotFoundError:
         raise no_file(path) from None

@@ -2,8 +2,33 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
+
+from data.errors import Refused
+
+
+@contextmanager
+def file_to_be(target: Path) -> Iterator[Path]:
+    """An empty file to fill, which then becomes `target`; where the block raises, `target` stays untouched.
+
+    Raises Refused where a person named a place that cannot be written.
+    """
+    partial = target.parent / f"{target.name}.part"
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        partial.write_bytes(b"")
+        try:
+            yield partial
+            replace_durably(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(f"{str(target)!r} cannot be written ({error.strerror}) - choose another.") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,11 +1,11 @@
-"""Whose rankings a version learned from: what the sidebar tells people about the version they talk to."""
+"""Whose rankings or demonstrations a version learned from: what the sidebar tells people about it."""
 
 from data.database import Database
 from data.records import Version
 
 
 def taught_by(db: Database, version: Version, person_id: str) -> int:
-    """How many of this person's rankings the version's own night learned from."""
+    """How many of this person's rankings, or demonstrations, the version's own night learned from."""
     row = db.one(
         "SELECT count(*) AS n FROM run_rankings WHERE run_id = ? AND person_id = ?",
         (version.run_id, person_id),

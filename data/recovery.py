@@ -3,13 +3,15 @@
 import os
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
-from data.backups import backup_path, rotate
+from data.backups import REPLACED, backup_path, rotate
 from data.database import Database, as_sentences, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
 from data.files import force_to_disk, replace_durably
 from data.home import Home
+from data.schema import is_ours
 
 
 def make_backup(db: Database, home: Home) -> Path:
@@ -30,11 +32,22 @@ def restore(home: Home, backup: Path) -> Path | None:
         raise NotFound(f"There is no backup {str(backup)!r} - look into {str(home.backups)!r}.")
     if damage := damage_of(backup):
         raise Refused(f"The backup {str(backup)!r} is damaged ({damage}) - choose another.")
+    with closing(connect(backup)) as conn:
+        is_one_of_ours = is_ours(conn)
+    if not is_one_of_ours:
+        raise Refused(f"The file {str(backup)!r} holds nothing of Night School - choose another.")
     with lock_of(home):
         if is_in_use(home.database):
             raise Busy("The database is in use - stop the server and the trainer, then restore.")
         partial = home.root / "restored.part"
-        shutil.copyfile(backup, partial)
+        try:
+            shutil.copyfile(backup, partial)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise Problem(
+                f"The backup cannot be copied into {str(home.root)!r} ({error.strerror}), nothing was "
+                "restored - make room there, and restore again."
+            ) from error
         aside = _keep(home) if home.database.exists() else None
         for suffix in ("-wal", "-shm"):  # SQLite would play an old log into the new database
             _beside(home.database, suffix).unlink(missing_ok=True)
@@ -44,7 +57,7 @@ def restore(home: Home, backup: Path) -> Path | None:
 
 def _keep(home: Home) -> Path:
     """A second name, among the backups, for the database and for a log that SQLite could not fold into it."""
-    aside = backup_path(home, time.time(), "replaced")
+    aside = backup_path(home, time.time(), REPLACED)
     for suffix in ("", "-wal"):
         if _beside(home.database, suffix).exists():
             _also_at(_beside(home.database, suffix), _beside(aside, suffix))

@@ -5,6 +5,8 @@ conversation is `messages.parent_id`; alternatives are siblings. What a run lear
 keeps a ranking's id after the ranking is gone, so that a deletion can name the versions it reaches.
 """
 
+from typing import Any
+
 from sqlite_utils import Database as Tables
 from sqlite_utils import Migrations
 
@@ -20,6 +22,11 @@ def unknown_migrations(tables: Tables) -> list[str]:
     """Migrations the file has seen and this code does not know: it was written by newer code."""
     known = {migration.name for migration in MIGRATIONS._migrations}
     return [migration.name for migration in MIGRATIONS.applied(tables) if migration.name not in known]
+
+
+def is_ours(connection: Any) -> bool:
+    """Whether a whole database is one of Night School; SQLite finds an empty file whole, too."""
+    return bool(MIGRATIONS.applied(Tables(connection, execute_plugins=False)))
 
 
 def _run(tables: Tables, script: str) -> None:

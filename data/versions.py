@@ -237,8 +237,8 @@ def untouched(db: Database, lineage: str, reached: list[str]) -> str:
 def redact(db: Database, run_ids: list[str], person_id: str) -> list[str]:
     """Takes a person out of the reports of the versions that these runs made; returns the changed ones.
 
-    The replies shown from PPO go with their prompts, which may be anybody's turns; so does every entry under
-    the person's id.
+    The replies shown from PPO go with their prompts, which in reports of former code may be anybody's turns;
+    so does every entry under the person's id.
     """
     changed = []
     with db.write() as conn:

@@ -13,6 +13,7 @@ from chatbot.engine import Engine
 from chatbot.pages.actions import Actions
 from chatbot.pages.chat import build_chat, follow
 from chatbot.pages.payload import Payload
+from chatbot.pages.sidebar import version_view
 from chatbot.turns import Turns
 from data import conversations, people, rankings
 from data.database import Database
@@ -289,6 +290,13 @@ def test_the_sidebar_names_the_version_that_answers_not_the_one_that_should(
     assert (version["name"], version["rankings"], version["yours"]) == ("v000001", 7, 0)
 
 
+def test_of_a_fine_tuned_version_the_sidebar_counts_demonstrations(db: Database, ada: Person) -> None:
+    add_version(db, "v000001", rankings=0, report={"demonstrations": 12})
+    version = version_view(db, ada, "v000001")
+    assert (version["word"], version["demonstrations"], version["yours"]) == ("imitates", 12, 0)
+    assert version_view(db, ada, "base")["word"] == "trained_on_none"
+
+
 def test_a_chat_is_renamed_exported_and_deleted(actions: Actions, ada: Person) -> None:
     chat_id = a_turn(actions.db, ada)[0].conversation_id
     here = {"target": chat_id, "conversation_id": chat_id}
@@ -311,6 +319,13 @@ def test_what_is_continued_after_a_skip_keeps_its_version_back(actions: Actions,
     rankings.save(actions.db, turn_id=turn_id, person_id=ada.id, kind="skip", placements=[])
     conversations.add_user_message(actions.db, replies[0].conversation_id, replies[0].id, "Go on.", ada.id)
     history = actions.show(ada, replies[0].conversation_id, 0)[0]
+    assert history["turns"][0]["reply"]["version"] is None
+
+
+def test_a_single_reply_keeps_its_version_back_for_others_may_join_it(actions: Actions, ada: Person) -> None:
+    [reply] = a_turn(actions.db, ada, ["one"])
+    conversations.add_user_message(actions.db, reply.conversation_id, reply.id, "Go on.", ada.id)
+    history = actions.show(ada, reply.conversation_id, 0)[0]
     assert history["turns"][0]["reply"]["version"] is None
 
 

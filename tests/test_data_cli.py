@@ -95,6 +95,11 @@ def test_a_backup_can_go_anywhere(home: Home, tmp_path: Path, capsys: pytest.Cap
         (["restore"], "There is no backup in"),
         (["restore", "none.db"], "There is no backup 'none.db'"),
         (["export", "/none/out.jsonl"], "'/none/out.jsonl' cannot be written (No such file or directory)"),
+        (["export", "."], "'.' cannot be written (Is a directory) - choose another."),
+        (["export", ""], "'.' cannot be written (Is a directory) - choose another."),
+        (["export", "/dev/null/x"], "'/dev/null/x' cannot be written (Not a directory)"),
+        (["backup", "--output", "/"], "'/' cannot be written (Is a directory) - choose another."),
+        (["backup", "--output", "/proc/x.db"], "'/proc/x.db' cannot be written ("),
         (["forget", "nobody"], "There is nobody called 'nobody'"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from data import people, recovery
 from data.backups import backup_files, backup_path, rotate
-from data.database import Database, clean, damage_of, new_id, open_database
+from data.database import Database, clean, connect, damage_of, lock_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.home import Home
 from data.recovery import make_backup, restore
@@ -337,6 +337,53 @@ def test_a_damaged_or_missing_backup_is_not_restored(db: Database, home: Home) -
         restore(home, made)
     with pytest.raises(NotFound, match="no backup"):
         restore(home, home.backups / "none.db")
+
+
+@pytest.mark.parametrize("content", ["", "CREATE TABLE notes (x)"])
+def test_what_is_no_database_of_ours_is_not_restored(db: Database, home: Home, content: str) -> None:
+    other = home.backups / "other.db"
+    if content:
+        conn = connect(other)
+        conn.execute(content)
+        conn.close()
+    else:
+        other.touch()
+    db.close()
+    with pytest.raises(Refused, match="nothing of Night School - choose another"):
+        restore(home, other)
+
+
+def test_a_restore_without_room_says_so_and_leaves_nothing(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_backup(db, home)
+    db.close()
+
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("data.recovery.shutil.copyfile", full)
+    with pytest.raises(Problem, match=r"\(No space left on device\), nothing was restored - make room"):
+        restore(home, made)
+    assert list(home.root.glob("*.part")) == []
+
+
+def test_a_restore_waits_for_who_migrates_and_says_so(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_backup(db, home)
+    db.close()
+    monkeypatch.setattr("data.database.LOCK_SECONDS", 0.1)
+    with lock_of(home), pytest.raises(Busy, match="migrates or restores the database"):
+        restore(home, made)
+
+
+def test_what_a_restore_put_aside_is_no_newest_backup(db: Database, home: Home) -> None:
+    made = make_backup(db, home)
+    db.close()
+    aside = restore(home, made)
+    assert backup_files(home) == [made, aside]
 
 
 def _read_until(database: Database, started: threading.Event, stop: threading.Event) -> None:

@@ -224,10 +224,12 @@ def test_a_file_is_read_line_by_line_with_its_mistakes(tmp_path: Path, db: Datab
     path = tmp_path / "rows.jsonl"
     good = json.dumps(pair("so", "no \ud800"))
     path.write_bytes(b"\xef\xbb\xbf" + good.encode() + b"\n\nno json\n\xff\xfe\n" + good.encode() + b"\n")
+    with path.open("ab") as file:
+        file.write(b"[" * 200_000)
     result = import_rows(db, read_rows(path), "preference")
     assert result.added == 1
     assert [text.split(":")[0] for text in sorted(result.skipped)] == [
-        f"Line {n} is left out" for n in (3, 4, 5)
+        f"Line {n} is left out" for n in (3, 4, 5, 6)
     ]
     with pytest.raises(NotFound, match="There is no file"):
         list(read_rows(tmp_path / "none.jsonl"))

@@ -21,7 +21,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 60
 OUTGROWN = {
-    "data/database.py": 312,
+    "data/database.py": 309,
 }
 """Longer than they should be, and what they may not pass: lower these, do not raise them."""
 

@@ -364,11 +364,25 @@ def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, d
     page.get_by_role("textbox", name="Rename").fill("Fruit apples")
     page.keyboard.press("Enter")
     expect(page.locator(".chat-title")).to_have_text(["Fruit apples"])
+    expect(page.locator(".menu summary")).to_be_focused()
     page.locator(".menu summary").click()
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Really delete?").click()
     expect(page.locator(".chat-title")).to_have_count(0)
     assert [chat.title for chat in conversations.list_for(db, somebody(db, "keeper").id)] == ["About pears"]
+
+
+def test_escape_closes_the_menu_of_a_chat_and_does_nothing_else(arrive: ARRIVAL, db: Database) -> None:
+    a_turn(db, somebody(db, "esc"), question="About apples")
+    page = arrive(name="esc").page
+    page.locator(".chats li").hover()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Rename").focus()
+    page.evaluate("document.addEventListener('keydown', (event) => { window.lastKey = event.key; })")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Rename")).to_be_hidden()
+    expect(page.locator(".menu summary")).to_be_focused()
+    assert page.evaluate("window.lastKey") is None, "elsewhere on the page Escape stops the replies"
 
 
 def test_a_chat_can_be_kept_from_training(arrive: ARRIVAL, db: Database) -> None:

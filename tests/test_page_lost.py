@@ -173,6 +173,19 @@ def test_after_a_lost_answer_the_board_still_says_what_is_saved(visitor: Visitor
     expect(page.locator(".saved")).to_have_text("Saved")
 
 
+def test_after_a_lost_regeneration_the_board_still_says_what_is_saved(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    page.locator(".card").first.wait_for()
+    page.route(EVENTS, lambda route: route.fulfill(status=500, json={"detail": "lost"}), times=1)
+    page.get_by_role("button", name="Regenerate").click()
+    page.wait_for_timeout(11_000)  # after ten seconds a person may act again
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved")
+
+
 def test_the_switch_of_a_new_chat_outlasts_what_is_done_in_the_sidebar(
     visitor: Visitor, db: Database
 ) -> None:

@@ -26,6 +26,7 @@ from trainer.examine import examine
 from trainer.fitting import fit_rewards
 from trainer.gate import check_replies
 from trainer.guards import Guards
+from trainer.improving import shown_samples
 from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
@@ -377,6 +378,24 @@ def test_the_gate_judges_on_what_is_asked_here_and_writes_it_into_no_version(
     canary = read_manifest(home.adapters / version.path).canary
     told = json.dumps(version.report) + "".join(tiny_base.format.decode(row["ids"]) for row in canary)
     assert "Frist" not in told
+
+
+def test_of_the_replies_to_show_none_is_to_a_turn_of_people() -> None:
+    ours, theirs = {"prompt": [1, 2]}, {"prompt": [3]}
+    assert shown_samples({0: [theirs, ours], 5: [theirs]}, [[3]]) == {0: [ours], 5: []}
+
+
+def test_what_people_asked_is_practised_on_and_written_into_no_version(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    with known_conversations(PRACTISED):
+        for number in range(16):
+            a_turn(ranked, somebody(ranked), question=f"sky {number}")
+    run = a_night(ranked, home, tiny_base, **SHORT)
+    assert "sky" in (home.runs / run.id / "exercises.json").read_text()
+    report = versions.get(ranked, str(run.version)).report
+    shown = [row["prompt"] for rows in report["ppo"]["samples"].values() for row in rows]
+    assert shown and "sky" not in json.dumps(report)
 
 
 def test_a_run_under_which_what_serves_has_changed_begins_anew(

@@ -13,7 +13,7 @@ from chatbot.engine import Engine
 from chatbot.metrics import Metrics
 from chatbot.turns import Turns
 from chatbot.web import Site, open_site
-from data import api_keys, people
+from data import api_keys, conversations, people
 from data.database import Database
 from data.home import Home
 from data.records import Person
@@ -257,6 +257,17 @@ def test_an_export_has_all_of_ones_own_and_nothing_of_others(
     assert (len(data["conversations"]), "Her secret" in answer.text) == (1, False)
     assert [row["person_id"] for row in data["conversations"][0]["rankings"]] == [ada.id]
     assert len(data["conversations"][0]["messages"]) == 4
+
+
+def test_an_export_outlasts_a_chat_that_is_deleted_meanwhile(db: Database, ada: Person) -> None:
+    a_turn(db, ada, question="Kept")
+    gone = a_turn(db, ada, question="Deleted")[0].conversation_id
+    found = conversations.list_for(db, ada.id)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(signin.conversations, "list_for", lambda *_, **__: found)
+        conversations.delete(db, gone)
+        data = json.loads("".join(signin.own_data(db, ada)))
+    assert [chat["title"] for chat in data["conversations"]] == ["Kept"]
 
 
 # Health, and failing

@@ -76,17 +76,28 @@ def improve_policy(
     }
     with _sampler(night, merged) as sampler:
         if config.algorithm == "bestofk":
-            return train_best_of_k(policy, sampler, prompts, config, **common)
-        return train_ppo(
-            policy,
-            sampler,
-            prompts,
-            config,
-            starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-            reference_finish_rate=sum(r.finished for r in reference) / len(reference),
-            winners_direction=winners_direction(snapshot.turns),
-            **common,
-        )
+            result = train_best_of_k(policy, sampler, prompts, config, **common)
+        else:
+            result = train_ppo(
+                policy,
+                sampler,
+                prompts,
+                config,
+                starts_at_reference=night.parent in (BASE_VERSION, night.reference),
+                reference_finish_rate=sum(r.finished for r in reference) / len(reference),
+                winners_direction=winners_direction(snapshot.turns),
+                **common,
+            )
+    theirs = [ids for ids, prompt in zip(prompts, exercises.practice, strict=True) if prompt.turn_id]
+    result.samples = shown_samples(result.samples, theirs)
+    return result
+
+
+def shown_samples(
+    samples: dict[int, list[dict[str, Any]]], theirs: list[list[int]]
+) -> dict[int, list[dict[str, Any]]]:
+    """The replies that a report may show: none to people's own turns, `theirs`, which may yet go."""
+    return {update: [row for row in rows if row["prompt"] not in theirs] for update, rows in samples.items()}
 
 
 @contextmanager

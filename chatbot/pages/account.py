@@ -122,6 +122,8 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         "<p>With a key, programs that speak to OpenAI can speak to this server in your name.</p>"
         '<div class="row"><a class="button quiet" href="/account/keys">My API keys</a></div></div>'
         '<div class="card"><h2>My data</h2><p>Every conversation and ranking of yours, as one JSON file.</p>'
+        "<p>A chat that you delete teaches no later night. Copies in the folders of earlier nights and in "
+        "backups stay until an operator deletes them.</p>"
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
         '<div class="card"><h2>Sign out everywhere</h2>'

@@ -139,7 +139,9 @@ class Actions:
             self._save_left(person, turn, sent)
             parent = boards.continued_reply(self.db, person, turn.id, sent.text("chosen"))
             if parent is None:
-                raise Refused("This turn has no finished reply yet - wait for one, or press Regenerate.")
+                raise Refused(
+                    "This turn has no finished reply - wait for one, press Regenerate, or edit the message."
+                )
         turn = self._begin(person, sent, text, conversation_id, parent.id if parent else None)
         return self._shown(person, turn, sent)
 

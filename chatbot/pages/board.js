@@ -105,7 +105,7 @@ const does = {
   stop: (id) => ask('stop_reply', { message_id: id }),
   stopAll: () => ask('stop_turn'),
   regenerate: () => ask('regenerate', {
-    look: night.look(), replies: Number(night.preference('replies')) || value.default_replies, ranking: unsaved(),
+    look: night.look(() => value.look), replies: Number(night.preference('replies')) || value.default_replies, ranking: unsaved(),
   }),
   save: () => {
     if (!canSave()) return;

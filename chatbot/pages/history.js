@@ -15,14 +15,11 @@ const log = h('div', { class: 'log', role: 'log', 'aria-label': t('conversation'
 const latest = h('button', { type: 'button', class: 'quiet latest', onclick: () => ask('open_chat') }, t('to_latest'));
 element.replaceChildren(bar, hello, log, latest);
 
-const ask = (event, more = {}) => {
-  const look = night.look();
-  fire(event, {
-    look, conversation_id: value.conversation_id,
-    replies: Number(night.preference('replies')) || value.default_replies, ...more,
-  });
-  setTimeout(() => night.lookBack(look, value.look), night.ANSWER_MS);
-};
+const look = () => night.look(() => value?.look ?? 0);
+const ask = (event, more = {}) => fire(event, {
+  look: look(), conversation_id: value.conversation_id,
+  replies: Number(night.preference('replies')) || value.default_replies, ...more,
+});
 
 let branched = null; // the turn whose rewording went off last
 document.addEventListener('night:answered', ({ detail }) => {
@@ -106,7 +103,7 @@ window.addEventListener('popstate', () => {
   if (id !== value.conversation_id) document.dispatchEvent(new CustomEvent('night:open', { detail: id }));
 });
 document.addEventListener('night:open', (event) => fire('open_chat', {
-  look: night.look(), conversation_id: event.detail, pending: JSON.parse(night.kept('sent') || 'null')?.key || '',
+  look: look(), conversation_id: event.detail, pending: JSON.parse(night.kept('sent') || 'null')?.key || '',
 }));
 document.addEventListener('night:nudge', () => trigger('nudge'));
 watch('value', draw);

@@ -86,7 +86,8 @@ def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
             "blocks": markdown.blocks(reply.content),
             "text": reply.content,
             "is_edited": is_edited,
-            "version": reply.version if reply.id in places or len(shown) == 1 else None,
+            # Of a single reply too: others may yet come beside it, and are compared with it blind.
+            "version": reply.version if reply.id in places else None,
         },
         "vote": vote_view(ranking, shown) if ranking and places and is_all_shown else None,
     }

@@ -172,9 +172,16 @@ window.night ??= (() => {
   // Which look at the page this is: an answer to an earlier look is ignored by every component.
   let looks = 0;
   let latest = 0;
-  const look = () => { looks += 1; latest = looks; return looks; };
   // Nothing answered the look `lost`: what the page shows is answered again, and a late answer still counts.
   const lookBack = (lost, shown) => { if (latest === lost) latest = shown; };
+  // `shown` gives the look that the component shows: back to that one where no answer comes.
+  const look = (shown) => {
+    looks += 1;
+    latest = looks;
+    const asked = looks;
+    if (shown) setTimeout(() => lookBack(asked, shown()), ANSWER_MS);
+    return asked;
+  };
   const isStale = (value) => !value || value.look < latest;
   // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
   // brings it. So a component that hears nothing for a second asks the page for an empty event.

@@ -28,14 +28,15 @@ const who = h('div', { class: 'who' });
 const renameChat = (chat, row) => {
   const input = h('input', { class: 'search', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
   const done = () => { if (input.isConnected) row.replaceChildren(...chatRow(chat)); };
+  const close = () => { done(); row.querySelector('summary').focus(); };
   input.addEventListener('keydown', (event) => {
     if (night.isComposing(event)) return;
     if (event.key === 'Enter' && input.value.trim()) {
       ask('rename_chat', { target: chat.id, title: input.value });
-      done();
+      close();
     } else if (event.key === 'Escape') {
       event.stopPropagation(); // elsewhere on the page Escape stops the replies
-      done();
+      close();
     }
   });
   input.addEventListener('blur', done);
@@ -48,7 +49,7 @@ const chatRow = (chat) => {
   const remove = h('button', {
     type: 'button', class: 'menu-item is-bad',
     onclick: () => {
-      if (remove.dataset.sure) ask('delete_chat', { look: night.look(), target: chat.id });
+      if (remove.dataset.sure) ask('delete_chat', { look: night.look(() => value.look), target: chat.id });
       remove.dataset.sure = 'yes';
       remove.textContent = t('delete_sure');
     },
@@ -58,6 +59,12 @@ const chatRow = (chat) => {
     h('summary', { class: 'icon-button', 'aria-label': t('actions', { title: chat.title }) }, icon('more')),
     h('div', { class: 'menu-items' }, item('rename', () => renameChat(chat, row())),
       item('export', () => ask('export_chat', { target: chat.id })), remove));
+  details.addEventListener('keydown', (event) => {
+    if (event.key !== 'Escape' || !details.open) return;
+    event.stopPropagation(); // elsewhere on the page Escape stops the replies
+    details.open = false;
+    details.firstElementChild.focus();
+  });
   return [h('button', {
     type: 'button', class: 'chat-title', title: chat.title, 'aria-current': chat.id === value.conversation_id ? 'page' : null,
     onclick: () => openChat(chat.id),
@@ -123,17 +130,27 @@ const download = (file) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 };
 const LINKS = { operate: 'rank', account: 'person' };
+// Who goes through the list by keyboard stays where they are when it is drawn anew.
+const showChats = () => {
+  const at = document.activeElement;
+  const id = at?.closest('.chats li')?.dataset.chat;
+  chats.replaceChildren(...value.chats.map((chat) => h('li', { 'data-chat': chat.id }, chatRow(chat))));
+  if (!id) return;
+  const row = chats.querySelector(`[data-chat="${id}"]`);
+  const same = row?.querySelector(at.matches('.chat-title') ? '.chat-title' : 'summary');
+  (same ?? panel.querySelector('.new-chat')).focus({ preventScroll: true });
+};
 const draw = () => {
   if (!props.value || (value && props.value.look < value.look)) return;
   const before = value?.file?.key;
   value = props.value;
   if (value.file && value.file.key !== before) download(value.file);
-  chats.replaceChildren(...value.chats.map((chat) => h('li', {}, chatRow(chat))));
+  showChats();
   if (!value.chats.length && value.search) chats.append(h('li', { class: 'none' }, t('none_found')));
   if (!night.isStale(value)) arrive(value.conversation_id);
   replies.lastElementChild.value = night.preference('replies') || String(value.default_replies);
   version.replaceChildren(h('b', {}, t('talking_to', { version: value.version.name })),
-    h('span', {}, value.version.rankings == null ? t('trained_on_none') : t('trained_on', value.version)));
+    h('span', {}, t(value.version.word, value.version)));
   who.replaceChildren(h('span', { class: 'name' }, value.name),
     ...value.links.map(([key, href]) => h('a', { class: 'icon-button', href, 'aria-label': t(key), title: t(key) }, icon(LINKS[key]))),
     h('form', { method: 'post', action: '/logout', onsubmit: night.forget },

@@ -59,12 +59,22 @@ def sidebar_view(
 
 
 def version_view(db: Database, person: Person, name: str) -> View:
-    """The version that answers, how many rankings it learned from, and how many were this person's."""
+    """The version that answers, how much it learned from, how much of that was this person's, and the word.
+
+    A fine-tuned one learned from demonstrations, and from no ranking.
+    """
     version = versions.get(db, name)
     if version.name == BASE_VERSION:
-        return {"version": BASE_VERSION, "name": BASE_VERSION, "rankings": None, "yours": None}
-    yours = lessons.taught_by(db, version, person.id)
-    return {"version": version.name, "name": version.name, "rankings": version.rankings, "yours": yours}
+        return {"version": name, "name": name, "rankings": None, "yours": None, "word": "trained_on_none"}
+    demonstrations = version.report.get("demonstrations")
+    return {
+        "version": version.name,
+        "name": version.name,
+        "rankings": version.rankings,
+        "demonstrations": demonstrations,
+        "yours": lessons.taught_by(db, version, person.id),
+        "word": "trained_on" if demonstrations is None else "imitates",
+    }
 
 
 def links_for(person: Person) -> list[tuple[str, str]]:

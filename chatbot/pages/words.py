@@ -40,6 +40,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "trained on {rankings} rankings, {yours} of them yours",
         "由 {rankings} 次排序训练而成，其中 {yours} 次来自您",
     ),
+    "imitates": (
+        "fine-tuned on {demonstrations} demonstrations, {yours} of them yours",
+        "由 {demonstrations} 条示范微调而成，其中 {yours} 条来自您",
+    ),
     "trained_on_none": ("the base model, before any ranking", "基础模型，尚未学习任何排序"),
     "sign_out": ("Sign out", "退出登录"),
     "account": ("Account", "账户"),
@@ -146,7 +150,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "keys_save": ("save", "保存"),
     "keys_stop": ("stop", "停止"),
     "keys_write": ("write", "输入消息"),
-    "no_replies": ("No reply was written to this message.", "这条消息没有得到回复。"),
+    "no_replies": (
+        "No reply was written to this message. Press Regenerate, or edit it and send it as a branch.",
+        "这条消息没有得到回复。请点“重新生成”，或编辑这条消息，作为新分支发送。",
+    ),
     # What the server says
     "signed_out": (
         "You are signed out - reload the page to sign in again.",
