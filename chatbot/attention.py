@@ -100,10 +100,7 @@ class NextTokens:
         elif min(columns) + 1 < longest or len(places) < count:
             ends = positions.new_zeros(count).index_put((families,), at)
             seen = (torch.arange(longest, device=at.device) <= ends[:, None])[:, None, None]
-        bias = None
-        if seen is not None:
-            bias = torch.zeros(seen.shape, dtype=shelf.keys.dtype, device=at.device)
-            bias.masked_fill_(~seen, float("-inf"))
+        bias = None if seen is None else _bias_of(seen, shelf.keys)
         rows, in_order = slice(first, first + len(places)), len(places) == count * width
         return NextTokens(
             shelf, places, rows, positions, families, at, slots, in_order, width, longest, bias, by_products
@@ -164,7 +161,7 @@ class PieceTokens:
     piece: Piece
     rows: slice
     positions: Tensor
-    mask: Tensor | None  # (T, start + T): what each token sees; None where the piece begins the row
+    bias: Tensor | None  # (T, start + T): minus infinity where a token sees nothing; None where it is causal
     tiles: list[_Tile]  # by which it is read instead; none where fused attention does it
 
     @staticmethod
@@ -172,12 +169,12 @@ class PieceTokens:
         """Of a piece that begins at `first` in the pass."""
         start, count = piece.place.length, len(piece.token_ids)
         positions, keys = torch.arange(start, start + count, device=device), piece.place.shelf.keys
-        tiles, mask = [], None
+        tiles, bias = [], None
         if start + count >= COLUMNS and can_pack(keys):
             tiles = _Tile.parts_of(count, start, keys, piece.place.shelf.room)
         elif start:
-            mask = torch.arange(start + count, device=device) <= positions[:, None]
-        return PieceTokens(piece, slice(first, first + count), positions, mask, tiles)
+            bias = _bias_of(torch.arange(start + count, device=device) <= positions[:, None], keys)
+        return PieceTokens(piece, slice(first, first + count), positions, bias, tiles)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         place = self.piece.place
@@ -187,15 +184,17 @@ class PieceTokens:
         held_values[:, place.length : end] = values.transpose(0, 1)
         if self.tiles:
             return self._attend_in_tiles(queries, held_keys, held_values)
-        out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            held_keys[None, :, :end],
-            held_values[None, :, :end],
-            self.mask,
-            is_causal=self.mask is None,
-            enable_gqa=True,
+        # A key that queries share is there for each of them, without a copy: CUDA has no fused attention for
+        # `enable_gqa` with a mask, and would write out all scores in float32.
+        grouped = queries.unflatten(1, (len(held_keys), -1)).permute(1, 2, 0, 3)
+        out: Tensor = F.scaled_dot_product_attention(
+            grouped,
+            held_keys[:, None, :end].expand(-1, grouped.shape[1], -1, -1),
+            held_values[:, None, :end].expand(-1, grouped.shape[1], -1, -1),
+            self.bias,
+            is_causal=self.bias is None,
         )
-        return out[0].transpose(0, 1)
+        return out.permute(2, 0, 1, 3).flatten(1, 2)
 
     def _attend_in_tiles(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Keys and values are (H_kv, room, D); the queries that share a key are a sequence before it."""
@@ -220,6 +219,16 @@ def _by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | N
     if bias is not None:
         scores += bias
     return torch.matmul(scores.softmax(-1), values)
+
+
+def _bias_of(seen: Tensor, held: Tensor) -> Tensor:
+    """0 where something is seen and minus infinity elsewhere, of the type of the keys, (..., T).
+
+    Its rows begin at multiples of 16: fused attention on CUDA would copy others to such, in every layer.
+    """
+    columns = seen.shape[-1]
+    bias = held.new_zeros(*seen.shape[:-1], -(-columns // 16) * 16)[..., :columns]
+    return bias.masked_fill_(~seen, float("-inf"))
 
 
 def _in_steps(columns: int, room: int) -> int:

@@ -18,7 +18,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
-from chatbot.memory import Memory
+from chatbot.memory import Memory, bytes_to_keep, give_back
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -27,9 +27,6 @@ from data.errors import Refused
 from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
-
-_KEPT_BYTES = 256 * 2**20
-"""Of keys and values that each version remembers for the next turns of conversations."""
 
 
 @dataclass
@@ -69,6 +66,7 @@ class Engine(AnyEngine):
         )
         self.threads = torch.get_num_threads()
         """CPU threads of a step, from the next one on."""
+        self._to_keep = bytes_to_keep(device)
         self._loaded: dict[str, _Loaded] = {}
 
     def start(self) -> None:
@@ -94,12 +92,15 @@ class Engine(AnyEngine):
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
-            weights = prepare(model, self._format)
+            weights = prepare(model, self._format, takes=True)
+        del model
+        give_back(self.device)
         with self._lock:
             self._loaded.setdefault(name, _Loaded(weights, self._runner(weights)))
 
     def _drop(self, name: str) -> None:
         del self._loaded[name]
+        give_back(self.device)
 
     def _wake(self) -> None:
         with self._lock:
@@ -108,20 +109,26 @@ class Engine(AnyEngine):
     # The loop: decide, do, record
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._closing or self._scheduler.requests or self._is_busy())
-                if self._closing:
-                    break
-                self._let_go()
-                let_in = list(iter(self._scheduler.next, None))
-                loaded = dict(self._loaded)
-            if self.threads != torch.get_num_threads():
-                torch.set_num_threads(self.threads)
-            for name, version in loaded.items():
-                self._step(name, version, [request for request in let_in if request.version == name])
+        while self._round():
+            pass
         with self._lock:
             self._interrupt_all()
+
+    def _round(self) -> bool:
+        """Wait for something to do, and do it once; False where that is to end. While it waits, nothing here
+        holds on to a version: one that is let go of meanwhile leaves memory."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._closing or self._scheduler.requests or self._is_busy())
+            if self._closing:
+                return False
+            self._let_go()
+            let_in = list(iter(self._scheduler.next, None))
+            loaded = dict(self._loaded)
+        if self.threads != torch.get_num_threads():
+            torch.set_num_threads(self.threads)
+        for name, version in loaded.items():
+            self._step(name, version, [request for request in let_in if request.version == name])
+        return True
 
     def _is_busy(self) -> bool:
         return not all(version.runner.is_idle for version in self._loaded.values())
@@ -145,7 +152,7 @@ class Engine(AnyEngine):
             request.notice()
 
     def _runner(self, weights: Llama | AnyModel) -> Runner:
-        return runner_for(weights, self.base.format.end_of_turn, keep=Prefixes(_KEPT_BYTES))
+        return runner_for(weights, self.base.format.end_of_turn, keep=Prefixes(self._to_keep))
 
 
 _FORMATS: dict[torch.dtype, Format] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -59,8 +59,9 @@ class _Layer:
 class Llama:
     """The weights of one version, ready to generate. They are copies: the model they came from may go."""
 
-    def __init__(self, model: PreTrainedModel, form: Format) -> None:
-        """`model` is a merged one that `can_run` accepts."""
+    def __init__(self, model: PreTrainedModel, form: Format, *, takes: bool = False) -> None:
+        """`model` is a merged one that `can_run` accepts. With `takes` each of its layers goes once it is
+        copied, so that memory need not hold them all twice."""
         assert can_run(model), f"{model.config.model_type} is not a model of this kind"
         config, trunk = model.config.get_text_config(), cast(Any, model.get_decoder())
         self.dtype = torch.float32 if form == "float32" else torch.bfloat16
@@ -70,7 +71,11 @@ class Llama:
         self._dim = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
         self._eps = config.rms_norm_eps
         self._embedding = trunk.embed_tokens.weight.detach().to(self.dtype, copy=True)
-        self._layers = [self._fuse(layer, form) for layer in trunk.layers]
+        self._layers = []
+        for layer in trunk.layers:
+            self._layers.append(self._fuse(layer, form))
+            if takes:
+                layer.to("meta")
         self._norm = trunk.norm.weight.detach().to(self.dtype, copy=True)
         head = cast(Any, model.get_output_embeddings())
         is_tied = head.weight is trunk.embed_tokens.weight

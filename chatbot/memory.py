@@ -2,8 +2,7 @@
 
 Counted in columns, each what one token leaves behind in all layers. A request is let in only where all that
 its prompt and its longest replies can take fits beside what runs (scheduler.py), so memory never runs out
-half way through a reply. Left out: the prefixes that versions keep (prefixes.py), which have a limit of their
-own.
+half way through a reply. The prefixes that versions keep (prefixes.py) have a limit of their own.
 """
 
 import contextlib
@@ -23,6 +22,10 @@ computes, and the trainer."""
 _SLACK = 3
 """Bytes taken for each byte that is counted, at worst: a shelf holds memory for twice what stands on it, and
 keys or values are there twice while it is given another size. Batches that are padded stay below that too."""
+_KEPT = 256 * 2**20
+"""Bytes of keys and values that each version remembers for the next turns of conversations."""
+_KEPT_ON_GPU = 1 / 32
+"""Of the memory of a GPU, where that is more: a larger model leaves more behind for each token."""
 _GROUP = Path("/sys/fs/cgroup")
 """Where a container finds its own limits."""
 
@@ -72,6 +75,18 @@ def free_bytes(device: torch.device) -> int:
         used = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
         free = min(free, limit - int(used["anon"]))  # what is cached of files gives way
     return max(0, free)
+
+
+def bytes_to_keep(device: torch.device) -> int:
+    """How much of keys and values a version may remember for the next turns of conversations."""
+    on_gpu = int(_KEPT_ON_GPU * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
+    return max(_KEPT, on_gpu)
+
+
+def give_back(device: torch.device) -> None:
+    """What PyTorch holds on a GPU and does not use: the trainer may learn on the same one."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def column_bytes(config: Any, dtype: torch.dtype) -> int:

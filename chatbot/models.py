@@ -43,6 +43,10 @@ def load_model(
 
     With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes.
     """
+    if device.type == "cuda":
+        # On Hopper and Blackwell PyTorch prefers the attention of cuDNN, which makes a plan for every length
+        # that it has not seen: tens of milliseconds or more for each token, and for each batch in training.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     settings = fourbit.four_bit_settings(base.config, device, dtype) if four_bit else {}
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +75,7 @@ def merged_model(
     if adapter is not None:
         settings = json.loads((adapter / "adapter_config.json").read_text())
         scale = float(settings["lora_alpha"]) / float(settings["r"])
-        tensors = load_file(adapter / ADAPTER_FILE, device=str(device))
+        tensors = load_file(adapter / ADAPTER_FILE, device=str(model.device))
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             weight = cast(Tensor, model.get_submodule(path).weight)

@@ -75,11 +75,13 @@ def sample(logits: Tensor, sampling: Sequence[Sampling], uniforms: Tensor) -> li
     assert bool(highest.isfinite().all()), "the model computed logits that are not finite"
     if not any(temperatures):
         return cast(list[int], greedy.tolist())
-    divisors = torch.tensor(temperatures, device=logits.device)
+    # The type is named: while another thread loads a model, transformers sets what is usual for the process.
+    divisors = torch.tensor(temperatures, dtype=torch.float32, device=logits.device)
     probabilities = torch.softmax(logits / divisors.clamp(min=1e-6)[:, None], dim=-1)
     limits = [s.top_p for s in sampling]
     if min(limits) < 1:
-        probabilities = _nucleus(probabilities, torch.tensor(limits, device=logits.device))
+        top_p = torch.tensor(limits, dtype=torch.float32, device=logits.device)
+        probabilities = _nucleus(probabilities, top_p)
     cumulative = probabilities.double().cumsum(-1)
     tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
     chosen = torch.where(divisors > 0, tokens.clamp(max=logits.shape[-1] - 1), greedy)

@@ -99,6 +99,35 @@ def test_next_tokens_read_their_own_row_alone(dtype: torch.dtype, length: int) -
                 assert (found[at] - wanted).abs().max() < CLOSE[dtype]
 
 
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_cuda_has_fused_attention_for_every_read(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask it has none for groups of queries, and copies masks whose rows are not aligned."""
+    fused = attention.F.scaled_dot_product_attention
+    masked = 0
+
+    def noted(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **more: bool) -> Tensor:
+        nonlocal masked
+        assert queries.shape[:2] == keys.shape[:2] == values.shape[:2] and not more.get("enable_gqa")
+        if mask is not None:
+            masked += 1
+            assert mask.dtype == keys.dtype and mask.stride(-1) == 1
+            assert all(stride % 16 == 0 for stride in mask.stride()[:-1])
+        out: Tensor = fused(queries, keys, values, mask, **more)
+        return out
+
+    monkeypatch.setattr(attention, "can_pack", lambda tensor: False)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", noted)
+    draw, store = torch.Generator().manual_seed(0), shelves(dtype)
+    place = store.take(150, rows=3)
+    _, _, row = read_piece(place, 50, no_row(dtype), draw)
+    found, wanted, row = read_piece(place, 51, row, draw)
+    assert (found - wanted).abs().max() < CLOSE[dtype]
+    places = [place, store.fork(place), store.fork(place)]
+    span = NextTokens.of(place.shelf, places, 0, GROUP)
+    span.attend(0, *(drawn(3, heads, dtype, draw) for heads in (HEADS * GROUP, HEADS, HEADS)))
+    assert masked == 2
+
+
 def test_what_grows_token_by_token_asks_for_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size that oneDNN has not seen costs it a millisecond, in every step."""
     monkeypatch.setattr(attention, "can_pack", lambda tensor: True)

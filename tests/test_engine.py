@@ -2,17 +2,20 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.generation import Generation
 from chatbot.memory import column_bytes
+from chatbot.models import merged_model
 from chatbot.runner import LlamaRunner
 from data.errors import Busy, NotFound, Refused
 from data.records import Sampling
@@ -369,6 +372,46 @@ def test_a_superseded_version_is_let_go_when_its_last_request_ends(
     assert engine.known_versions == ["base", "v000001", "v000002"]
     last.stop()
     until(lambda: engine.known_versions == ["base", "v000002"])
+
+
+@pytest.mark.parametrize("is_llama", [True, False])
+def test_a_version_that_is_superseded_while_nobody_asks_leaves_memory(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch, is_llama: bool
+) -> None:
+    monkeypatch.setattr("chatbot.runner.can_run", lambda model: is_llama)
+    for name in ("v000001", "v000002"):
+        engine.load(name, adapter)
+    engine.serve("v000001")
+    done(engine.submit(HELLO, sampling=GREEDY))
+    until(lambda: engine.users_of("v000001") == 0)
+    weights = weakref.ref(engine._loaded["v000001"].weights)
+    engine.serve("v000002")
+    until(lambda: weights() is None)
+
+
+def test_memory_of_a_gpu_that_versions_leave_is_given_back(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append("all"))
+    engine.load("v000001", adapter)
+    engine.device = torch.device("cuda")
+    engine.unload("v000001")
+    assert given_back == ["all"] and engine.known_versions == ["base"]
+
+
+def test_the_model_that_a_version_is_built_from_goes_layer_by_layer(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[PreTrainedModel] = []
+
+    def noted(*arguments: Any, **more: Any) -> PreTrainedModel:
+        built.append(merged_model(*arguments, **more))
+        return built[-1]
+
+    monkeypatch.setattr("chatbot.engine.merged_model", noted)
+    engine.load("v000001", adapter)
+    assert all(parameter.is_meta for parameter in built[0].get_decoder().layers.parameters())
 
 
 def test_a_superseded_version_that_is_loaded_again_stays(

@@ -23,12 +23,11 @@ from trainer.ensemble import (
     bootstrap_turns,
     fit,
     fit_one,
-    members_of,
-    pessimistic,
     rank_of,
     score_replies,
     warm_start,
 )
+from trainer.members import members_of, pessimistic
 from trainer.team import SOLO, Team
 
 CONFIG = RefreshConfig(

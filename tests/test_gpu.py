@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chatbot.basemodel import Base, load_base
+from chatbot.engine import Engine
+from chatbot.kernels import Format
+from chatbot.memory import bytes_to_keep, free_bytes, give_back
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
@@ -23,6 +27,7 @@ pytestmark = [
 
 CUDA = torch.device("cuda")
 PROMPTS = [[3 + i, 40, 50, 60, 70 + i] for i in range(16)]
+LONG = [3 + (7 * i) % 250 for i in range(900)]
 
 
 @pytest.fixture
@@ -30,15 +35,21 @@ def base(tiny_directory: Path, home: Home) -> Base:
     return load_base(str(tiny_directory), home, lambda text: None)
 
 
-def decoded(base: Base, device: torch.device) -> list[list[int]]:
-    model = load_model(base, device=device, dtype=torch.float32, attention="sdpa")
-    runner = runner_for(prepare(model, "float32"), base.format.end_of_turn)
-    jobs = [a_job(prompt, [0], Sampling(temperature=0.0, max_new_tokens=24)) for prompt in PROMPTS]
+def decoded(base: Base, device: torch.device, dtype: torch.dtype = torch.float32) -> list[list[int]]:
+    """Short prompts, then a long one with three replies, which is read in pieces beside them."""
+    model = load_model(base, device=device, dtype=dtype, attention="sdpa")
+    form: Format = "float32" if dtype == torch.float32 else "bfloat16"
+    runner = runner_for(prepare(model, form), base.format.end_of_turn)
+    greedy = Sampling(temperature=0.0, max_new_tokens=24)
+    jobs = [a_job(prompt, [0], greedy) for prompt in PROMPTS]
     for job in jobs:
         runner.add(job)
+    runner.step()
+    jobs.append(a_job(LONG, [0, 1, 2], greedy))
+    runner.add(jobs[-1])
     while not runner.is_idle:
         runner.step()
-    return [job.rows[0].token_ids for job in jobs]
+    return [row.token_ids for job in jobs for row in job.rows]
 
 
 def test_the_gpu_is_chosen_and_computes_in_bfloat16() -> None:
@@ -48,6 +59,47 @@ def test_the_gpu_is_chosen_and_computes_in_bfloat16() -> None:
 
 def test_greedy_replies_in_float32_are_those_of_the_cpu(base: Base) -> None:
     assert decoded(base, CUDA) == decoded(base, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_attention_is_fused_and_none_is_planned_for_a_length(base: Base, dtype: torch.dtype) -> None:
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        assert all(decoded(base, CUDA, dtype))
+    load_model(base, device=CUDA, dtype=dtype, attention="sdpa")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_engine_goes_on_from_its_replies_while_versions_change(base: Base, tmp_path: Path) -> None:
+    policy = Policy(base, device=CUDA, dtype=torch.bfloat16)
+    policy.add("policy", seed=1)
+    policy.save("policy", tmp_path / "saved")
+    engine = Engine(base)
+    engine.start()
+    said = [{"role": "user", "content": "Hello there. " * 20}]
+    for name in ("v000001", "v000002", "v000003"):
+        engine.load(name, tmp_path / "saved")
+        engine.serve(name)
+        asked = engine.submit(
+            said, replies=4, sampling=Sampling(temperature=0.7, top_p=0.9, max_new_tokens=30)
+        )
+        assert asked.wait(60) and {r.finish_reason for r in asked.replies} <= {"stop", "length"}
+        said += [
+            {"role": "assistant", "content": asked.replies[0].text},
+            {"role": "user", "content": "And then?"},
+        ]
+    ids = [*asked.prompt, *asked.replies[0].token_ids]
+    mean = sum(asked.replies[0].logprobs) / asked.replies[0].tokens
+    assert engine.mean_logprob(engine.version, ids, len(asked.prompt)) == pytest.approx(mean, abs=0.1)
+    assert engine.known_versions == ["base", "v000003"]
+    engine.close()
+
+
+def test_memory_that_is_given_back_is_there_for_other_processes() -> None:
+    held = torch.empty(2**30, dtype=torch.uint8, device=CUDA)
+    free = free_bytes(CUDA)
+    del held
+    give_back(CUDA)
+    assert free_bytes(CUDA) - free > 2**29 and bytes_to_keep(CUDA) >= 2**28
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

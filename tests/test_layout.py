@@ -79,6 +79,7 @@ TESTED_ELSEWHERE = {
     "data/recovery.py": "test_data_cli.py",
     "trainer/commands.py": "test_trainer_cli.py",
     "trainer/improving.py": "test_refresh.py",
+    "trainer/members.py": "test_ensemble.py",
     "trainer/stages.py": "test_trainer_cli.py",
 }
 """Modules without a test file of their own name, and the file that tests them."""
@@ -118,6 +119,25 @@ def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def libraries_of(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports_of(path)}
+
+
+def needed_by(path: Path) -> set[str]:
+    """The libraries without which a file of ours cannot be imported: what it and ours import on the way."""
+    waiting, seen, needed = [path], set[Path](), set[str]()
+    while waiting:
+        if (file := waiting.pop()) in seen:
+            continue
+        seen.add(file)
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                needed.add(node.module.split(".")[0])
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                files = [(ROOT / name.replace(".", "/")).with_suffix(".py") for name in modules]
+                waiting += [file for file in files if file.is_file()]
+    return needed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -214,3 +234,9 @@ def test_nothing_names_a_machine_or_leaves_work_for_later() -> None:
         text = path.read_text(encoding="utf-8")
         for words in ("/ho" + "me/", "/wo" + "rk/", "TO" + "DO", "FIX" + "ME", "XX" + "X"):
             assert words not in text, f"{name_of(path)} says {words}"
+
+
+def test_the_check_of_a_gpu_needs_no_database_and_no_page() -> None:
+    for name in ("test_gpu.py", "conftest.py"):
+        absent = {"sqlite_utils", "pysqlite3", "uuid_utils", "gradio", "fastapi", "argon2", "bitsandbytes"}
+        assert not needed_by(ROOT / "tests" / name) & absent

@@ -155,3 +155,11 @@ def test_the_weights_are_copies() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(llama.logprobs(ids, 1), before)
+
+
+def test_layers_that_are_taken_leave_the_model_and_compute_the_same() -> None:
+    model, ids = a_model(KINDS["llama"]), list(range(5, 30))
+    wanted = Llama(model, "float32").logprobs(ids, 1)
+    taken = prepare(model, "float32", takes=True)
+    assert torch.equal(taken.logprobs(ids, 1), wanted)
+    assert all(parameter.is_meta for parameter in model.get_decoder().layers.parameters())

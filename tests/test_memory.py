@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from chatbot import memory
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
-from chatbot.memory import Memory, column_bytes, free_bytes
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes
 from chatbot.models import merged_model
 from chatbot.runner import prepare
 from chatbot.shelves import Place, Shelves
@@ -89,3 +89,11 @@ def test_a_third_of_what_is_free_is_shared_out(tiny_base: Base, monkeypatch: pyt
     one = column_bytes(tiny_base.config, torch.float32)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 9 * 1000 * one + 1)
     assert Memory.of(CPU, tiny_base.config, torch.float32, 1024, is_shared=True).columns == 1000
+
+
+def test_a_large_gpu_keeps_more_for_the_next_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    gigabyte = 2**30
+    for there, kept in ((4 * gigabyte, gigabyte // 4), (64 * gigabyte, 2 * gigabyte)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, there=there: (1, there))
+        assert bytes_to_keep(torch.device("cuda")) == kept
+    assert bytes_to_keep(CPU) == gigabyte // 4

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_dtype
@@ -264,3 +265,26 @@ def test_precision_is_what_was_asked_for() -> None:
     assert pick_dtype("float32", CPU) is torch.float32
     assert pick_dtype("bfloat16", CPU) is torch.bfloat16
     assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16
+
+
+def test_on_cuda_attention_needs_no_plan_for_each_length(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "to", lambda self, device: self)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        load_model(tiny_base, device=torch.device("cuda"), dtype=torch.float32, attention="sdpa")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_an_adapter_is_read_to_where_its_model_is(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cuda` is this process's own GPU, but safetensors takes it for the first one."""
+    adapter = write_adapter(tmp_path / "adapter", tiny_base.config)
+    model = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    monkeypatch.setattr("chatbot.models.load_model", lambda base, **rest: model)
+    merged = merged_model(tiny_base, adapter, device=torch.device("cuda"), dtype=torch.float32)
+    assert merged.device == CPU

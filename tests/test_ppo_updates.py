@@ -32,9 +32,9 @@ from tests.plain_ppo import (
 from tests.tiny import make_tiny_model
 from trainer.checkpoint import RunState
 from trainer.config import RefreshConfig
-from trainer.ensemble import pessimistic
 from trainer.forward import PRIOR_TOKENS, ROOM
 from trainer.guards import Guards
+from trainer.members import pessimistic
 from trainer.ppo import (
     apply_eos_rule,
     begin,

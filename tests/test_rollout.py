@@ -14,8 +14,8 @@ from data.records import Sampling
 from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
-from trainer.ensemble import pessimistic
 from trainer.forward import ROOM
+from trainer.members import pessimistic
 from trainer.reward import score_replies
 from trainer.rollout import (
     Roles,

@@ -13,7 +13,7 @@ from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
-from chatbot.runner import MOST_PIECES, PIECE, Runner, prepare, runner_for
+from chatbot.runner import ALONE, MOST_PIECES, ON_GPU, PIECE, LlamaRunner, Runner, prepare, runner_for
 from chatbot.sampling import Row
 from chatbot.shelves import Place, Shelves
 from data.records import Sampling
@@ -210,6 +210,17 @@ def test_a_crowd_that_has_just_come_is_read_faster(
         runner.add(a_job(long if seeds else PROMPTS[0], seeds or [0], GREEDY))
         runner.step()
     assert read == [4, PIECE, 3 * PIECE, MOST_PIECES * PIECE]
+
+
+def test_a_gpu_reads_longer_pieces(model: PreTrainedModel) -> None:
+    llama = Llama(model, "float32")
+    llama.context, llama.device = 9000, torch.device("meta")  # no memory, and nothing is computed
+    runner = LlamaRunner(llama, END)
+    runner.add(a_job([1] * 5000, [0], GREEDY))
+    assert [len(piece.token_ids) for piece in runner._next_pieces()] == [ON_GPU * ALONE]
+    runner._begin(runner._reading[0])
+    runner.add(a_job([1] * 5000, [0], GREEDY))
+    assert [len(piece.token_ids) for piece in runner._next_pieces()] == [ON_GPU * PIECE]
 
 
 def test_an_urgent_prompt_overtakes_those_that_came_first_and_they_go_on_where_they_were(

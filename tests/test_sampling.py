@@ -62,6 +62,21 @@ def test_logits_that_are_not_finite_are_an_error_not_a_reply() -> None:
         sample(logits, [Sampling()], torch.tensor([0.5], dtype=torch.float64))
 
 
+def test_a_model_that_another_thread_loads_changes_no_draw() -> None:
+    """While transformers loads one in bfloat16, that is what torch makes of plain numbers in all threads."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 20, generator=generator)
+    uniforms = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    settings = [Sampling(temperature=0.7, top_p=0.95)] * 20_000
+    wanted = sample(logits, settings, uniforms)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = sample(logits, settings, uniforms)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == wanted
+
+
 def test_a_seed_below_zero_is_a_seed_of_its_own() -> None:
     below, above = Row(-1).uniform(), Row(1).uniform()
     assert below != above and below == Row(2**63 - 1).uniform()  # what vLLM is sent

@@ -29,6 +29,7 @@ from trainer import ensemble
 from trainer.checkpoint import fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
+from trainer.members import members_of, pessimistic
 from trainer.ppo import PPOResult
 from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_samples
 from trainer.sampler import Sampler
@@ -112,7 +113,7 @@ def train_best_of_k(
 
 def _prepare_roles(policy: Policy, reference: str | None) -> Roles:
     """Those that the figures of a rollout are read with; the value is read and never learns."""
-    members = tuple(ensemble.members_of(policy))
+    members = tuple(members_of(policy))
     policy.copy(members[0], "value")
     policy.copy("policy", "start")
     return Roles(members, reference, "start")
@@ -157,7 +158,7 @@ class Student:
             roles=self.roles,
             team=self.team,
         )
-        score, disagreement = ensemble.pessimistic(rollout.scores, self.config.pessimism)
+        score, disagreement = pessimistic(rollout.scores, self.config.pessimism)
         (shown,) = some_samples(rollout, score, update=0).values()
         return rollout_metrics(rollout, score, disagreement), shown
 

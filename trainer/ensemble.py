@@ -11,7 +11,6 @@ Each member is saved whole as soon as it is done, so a night that was killed los
 import hashlib
 import json
 import random
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
@@ -27,6 +25,7 @@ from data.comparisons import RankedTurn, Snapshot, weigh
 from data.files import make_it_appear
 from trainer import reward
 from trainer.config import RefreshConfig
+from trainer.members import members_of
 from trainer.rollout import Reply, hash_seed
 from trainer.team import SOLO, Team
 
@@ -211,12 +210,6 @@ def _save_whole(policy: Policy, name: str, folder: Path) -> None:
     make_it_appear(unfinished, folder / name)
 
 
-def members_of(policy: Policy) -> list[str]:
-    """The ensemble's members that `policy` has, in order."""
-    numbers = [int(found[1]) for name in policy.heads if (found := re.fullmatch(r"reward-(\d+)", name))]
-    return [f"reward-{i}" for i in sorted(numbers)]
-
-
 def records(policy: Policy, folder: Path) -> list[RewardRecord]:
     """What a version's manifest says of the reward models in `folder` and of their normalisation."""
     return [
@@ -234,9 +227,3 @@ def score_replies(policy: Policy, replies: Sequence[Reply]) -> tuple[list[float]
     """The members' mean score of each reply and their spread about it, in order."""
     scores = torch.tensor([reward.score_replies(policy, name, replies) for name in members_of(policy)])
     return scores.mean(0).tolist(), scores.std(0, correction=0).tolist()
-
-
-def pessimistic(scores: Tensor, pessimism: float) -> tuple[Tensor, Tensor]:
-    """Members' scores (M, B) -> the reward, mean - pessimism * std, and the std: (B,) each."""
-    std = scores.std(0, correction=0)
-    return scores.mean(0) - pessimism * std, std

@@ -27,6 +27,7 @@ from data.prompts import paraphrases
 from trainer import ensemble
 from trainer.examine import examine
 from trainer.forward import sample_replies
+from trainer.members import members_of
 from trainer.night import Night
 from trainer.practice import reference_prompts
 from trainer.reliability import relied_on
@@ -254,7 +255,7 @@ def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: 
     message = f"Examining {_who(night, name)} on rankings of the other part."
     return examine(
         policy,
-        ensemble.members_of(policy) if name == "reward" else [ensemble.JUDGE],
+        members_of(policy) if name == "reward" else [ensemble.JUDGE],
         held_out.turns,
         most=_EXAMINED,
         seed=seed,

@@ -25,7 +25,6 @@ from data.records import Sampling
 from trainer.checkpoint import Checkpoints, RunState, fingerprint_of, notes_on
 from trainer.checkpoint import PPOResult as PPOResult
 from trainer.config import RefreshConfig
-from trainer.ensemble import members_of, pessimistic
 from trainer.forward import (
     Reply,
     forward_replies,
@@ -36,6 +35,7 @@ from trainer.forward import (
     reply_values,
 )
 from trainer.guards import Guards
+from trainer.members import members_of, pessimistic
 from trainer.ptx import add_ptx, pick_examples, sum_up
 from trainer.rollout import Batch, Roles, Task, roll_out, rollout_metrics, some_samples, value_metrics
 from trainer.sampler import Sampler

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from transformers import PreTrainedModel
 
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.policy import Policy
-from data.database import new_id
 from data.errors import Problem
 from data.records import Sampling
 from trainer.forward import Reply, hash_seed, sample_replies
@@ -100,7 +100,7 @@ class ServerSampler:
         self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
     ) -> list[Reply]:
         """Raises Problem where the servers lose a reply."""
-        directory = self.folder / f"{_MARK}{new_id()}"
+        directory = self.folder / f"{_MARK}{uuid4()}"
         directory.mkdir()
         asked: list[Generation] = []
         try:

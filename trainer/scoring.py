@@ -33,6 +33,7 @@ from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
+from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import tokenise
@@ -88,7 +89,7 @@ def train_and_evaluate(
             tell=hear,
         )
     trained = time.monotonic()
-    names = ensemble.members_of(policy)
+    names = members_of(policy)
     report = examine(policy, names, asked, seed=config.seed, paraphrases=paraphrases())
     tell("examined", 0, 1.0, {})
     prompts = {str(turn.prompt) for turn in taught}
