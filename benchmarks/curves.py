@@ -18,7 +18,7 @@ def as_svg(lines: list[dict[str, Any]], width: int = 760, height: int = 300) -> 
     ]
     parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
     for panel, (key, title) in enumerate((("taste", "true taste"), ("score", "score of the reward models"))):
-        every = [point for curve in curves.values() for point in curve]
+        every = [point for curve in curves.values() for point in curve] or [{"kl": 0.0, key: 0.0}]
         xs = [math.sqrt(max(point["kl"], 0.0)) for point in every]
         ys = [point[key] for point in every]
         left, top, wide, high = 50 + panel * width / 2, 30, width / 2 - 80, height - 80

@@ -69,7 +69,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows(arguments.quick):
         if not arguments.only or row.name.startswith(arguments.only):
-            run_row(row, arguments.home / row.name, arguments.out)
+            run_row(row, arguments.home.absolute() / row.name, arguments.out)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, commit {commit()}\n")
     print("\n".join(as_table(list(read(arguments.out)))))
 

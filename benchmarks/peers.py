@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
     parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
     return parser
+
+
+def sides_of(arguments: argparse.Namespace, known: Iterable[str]) -> list[str]:
+    """The sides that are asked for. Ends, before anything is measured, where one of them cannot be."""
+    sides = str(arguments.sides).split(",")
+    for side in sides:
+        if side not in known:
+            sys.exit(f"There is no side {side!r} - use {', '.join(known)}.")
+        if side != "ours" and arguments.peer is None:
+            sys.exit("Where is TRL? - give --peer, the python of its venv, or --sides ours.")
+    return sides
 
 
 def measured(cache: Path, name: str, command: Sequence[str]) -> Result:

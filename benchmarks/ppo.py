@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from peers import Result, figure, measured, options, peak_memory_gib, ratio, table
+from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model, pick_device, pick_dtype
@@ -56,6 +56,7 @@ def main() -> None:
         prompts = json.loads(arguments.ours.read_text())
         print(json.dumps(run_ours(base, prompts, arguments.updates, arguments.precisions)))
         return
+    sides = sides_of(arguments, SIDES)
     arguments.out = arguments.out.absolute()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     updates = 2 if arguments.quick else arguments.updates
@@ -63,7 +64,7 @@ def main() -> None:
     found = {
         (side, precision): run_side(base, side, precision, updates, prompts, arguments)
         for precision in arguments.precisions.split(",")
-        for side in arguments.sides.split(",")
+        for side in sides
     }
     print_tables(found)
 
@@ -85,8 +86,6 @@ def run_side(
     if side == "ours":
         command = [sys.executable, __file__, *same, "--precisions", precision, "--ours", str(prompts)]
     else:
-        if arguments.peer is None:
-            sys.exit("Where is TRL? - give --peer, the python of its venv, or --sides ours.")
         command = [str(arguments.peer), str(Path(__file__).with_name("trl_ppo.py")), *same]
         command += ["--precision", precision, "--prompts", str(prompts), "--value", side.removeprefix("trl-")]
         command += f"--replies {REPLIES} --minibatch {MINIBATCH} --epochs {EPOCHS} --tokens {TOKENS}".split()

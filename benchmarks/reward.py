@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peers import Result, figure, measured, options, peak_memory_gib, ratio, table
+from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import pick_device, pick_dtype
@@ -103,10 +103,9 @@ def main() -> None:
 
     if arguments.ours:
         print(json.dumps(train_ours(base, arguments)))
-    elif arguments.accuracy:
-        compare_accuracy(base, arguments)
-    else:
-        compare_time(base, arguments)
+        return
+    arguments.sides = sides_of(arguments, ("ours", "trl"))
+    (compare_accuracy if arguments.accuracy else compare_time)(base, arguments)
 
 
 def compare_time(base: Base, arguments: argparse.Namespace) -> None:
@@ -178,11 +177,12 @@ def hits_by_group(turns: Sequence[RankedTurn], scores: Sequence[Sequence[float]]
 
 
 def timing_jobs(base: Base, arguments: argparse.Namespace) -> list[Job]:
-    """Pairs as they are; long rankings cut to 4 and to 9 replies."""
+    """Pairs as they are; long rankings cut to 4 and to 9 replies. More than one step of each."""
     jobs = []
     for k, count in (QUICK if arguments.quick else FULL).items():
         turns = read_rows(arguments.data) if k == 2 else cut(read_rows(arguments.rankings), k)
         turns = fitting(turns, base, arguments.longest)[:count]
+        check_enough(turns, k, arguments.longest)
         jobs.append(write(base, f"K={k}, {len(turns)} rankings", turns, [], arguments.out))
     return jobs
 
@@ -196,9 +196,19 @@ def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[R
     turns = [turn for turn in turns if turn.group not in tested]
     first, last = arguments.rows
     turns = fitting(turns, base, arguments.longest)[:first]
+    check_enough(turns, 2, arguments.longest)
     test = fitting(test, base, arguments.longest)[:last]
     names = "+".join(path.name.split(".")[0] for path in arguments.data)
     return write(base, f"{names}, {len(turns)} to {len(test)}", turns, test, arguments.out), test
+
+
+def check_enough(turns: Sequence[RankedTurn], k: int, longest: int) -> None:
+    """Ends where nothing is left to time after the first step."""
+    if len(turns) <= STEP[k]:
+        sys.exit(
+            f"Only {len(turns)} rankings of {k} replies fit into {longest} tokens, "
+            f"and a step takes {STEP[k]} - name other files, or raise --longest."
+        )
 
 
 def cut(turns: Sequence[RankedTurn], k: int) -> list[RankedTurn]:
@@ -262,9 +272,7 @@ def run_sides(base: Base, job: Job, precision: str, arguments: argparse.Namespac
         "trl": theirs + ["--checkpointing"] * arguments.checkpointing,
     }
     sides = {}
-    for side in arguments.sides.split(","):
-        if side == "trl" and arguments.peer is None:
-            sys.exit("Where is TRL? - give --peer, the python of its venv, or --sides ours.")
+    for side in arguments.sides:
         name = f"{side}, {job.name}, {precision}"
         name += ", checkpointing" if side == "trl" and arguments.checkpointing else ""
         sides[side] = measured(arguments.out, name, commands[side])

@@ -2,7 +2,7 @@
 
 A write is `with db.write() as conn:`, one thread of this process at a time, BEGIN IMMEDIATE ... COMMIT: a
 read-then-write never meets "database is locked", and what it did is on the disk when the block has ended. A
-read is `db.query(...)` on the thread's own connection. pysqlite3 brings a SQLite newer than 3.51.3: older
+read is `db.query(...)` on the thread's own connection. pysqlite3's wheels bring SQLite 3.51.3 or newer: older
 ones can corrupt a WAL database, and two SQLite libraries on one file lose rows, so nothing else imports one.
 """
 
@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ else:
 
 BUSY_SECONDS = 5.0
 LOCK_SECONDS = 60.0
+OLDEST_SQLITE = (3, 51, 3)
 PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
 
 Connection = sqlite3.Connection
@@ -39,6 +40,10 @@ Row = sqlite3.Row
 
 _LOCKED = "Another process is writing to the database - try again in a moment."
 _QUEUED = "Others are still writing to the database - try again in a moment."
+_TOO_OLD = (
+    "pysqlite3 was built here with SQLite {}, which can corrupt the database - "
+    "build it with SQLite 3.51.3 or newer, or use a machine for which it has a wheel (README.md)."
+)
 _RESTORE = 'stop the server and run "python -m data restore"'
 _SENTENCES = {
     "disk is full": "The disk is full, nothing was stored - free some space and try again.",
@@ -165,12 +170,8 @@ class Database:
     def backup(self, target: Path) -> None:
         """A checked copy of this moment at `target`, while others write; `target` is whole or untouched."""
         with file_to_be(target) as partial:
-            with as_sentences(self.path):
-                conn = connect(self.path)
-                try:
-                    conn.execute("VACUUM INTO ?", (str(partial),))
-                finally:
-                    conn.close()
+            with as_sentences(self.path), closing(connect(self.path)) as conn:
+                conn.execute("VACUUM INTO ?", (str(partial),))
             if damage := damage_of(partial):
                 raise Problem(
                     f"The backup of {self.path} is damaged ({damage}) - check the disk and try again."
@@ -244,11 +245,8 @@ def damage_of(path: Path, check: str = "integrity_check") -> str | None:
     `quick_check` reads every page but does not compare the indexes with their tables.
     """
     try:
-        conn = connect(path)
-        try:
+        with closing(connect(path)) as conn:
             row = conn.execute(f"PRAGMA {check}(1)").fetchone()
-        finally:
-            conn.close()
     except sqlite3.DatabaseError as error:
         return str(error)
     return None if row[0] == "ok" else str(row[0])
@@ -267,8 +265,10 @@ def lock_of(home: Home) -> Iterator[None]:
 def open_database(home: Home) -> Database:
     """The home's database, migrated to this code's schema, after a backup where that changes a filled one.
 
-    Refuses a damaged file, naming the newest good backup, and a database that newer code has migrated.
+    Refuses a damaged file, naming the newest good backup, a database of newer code, and a SQLite too old.
     """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise Refused(_TOO_OLD.format(sqlite3.sqlite_version))
     with lock_of(home):
         _refuse_damaged(home)
         db = Database(home.database)

@@ -408,3 +408,11 @@ def test_closing_while_other_threads_read_is_safe(home: Home) -> None:
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_a_sqlite_that_can_corrupt_the_file_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip builds where the index has no wheel of pysqlite3 carries the machine's own SQLite."""
+    monkeypatch.setattr("data.database.sqlite3.sqlite_version_info", (3, 51, 2))
+    with pytest.raises(Refused, match=r"built here with SQLite .* - build it with SQLite 3\.51\.3"):
+        open_database(home)
+    assert not home.database.exists()

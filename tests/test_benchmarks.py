@@ -1,0 +1,35 @@
+"""What a benchmark does before and after its hours: it says what is missing, and draws what there is."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.curves import as_svg
+from benchmarks.peers import sides_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_missing_peer_is_told_before_anything_is_measured() -> None:
+    known = ("ours", "trl")
+    assert sides_of(Namespace(sides="ours", peer=None), known) == ["ours"]
+    assert sides_of(Namespace(sides="ours,trl", peer=Path("python")), known) == ["ours", "trl"]
+    with pytest.raises(SystemExit, match="Where is TRL"):
+        sides_of(Namespace(sides="ours,trl", peer=None), known)
+    with pytest.raises(SystemExit, match="no side 'vllm' - use ours, trl"):
+        sides_of(Namespace(sides="vllm", peer=None), known)
+
+
+def test_too_few_rankings_to_time_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # where its neighbours lie when it is run
+    from benchmarks.reward import check_enough
+
+    with pytest.raises(SystemExit, match="Only 0 rankings of 9 replies fit into 64 tokens"):
+        check_enough([], 9, 64)
+
+
+def test_rows_without_a_curve_are_a_picture_without_lines() -> None:
+    assert "polyline" not in as_svg([{"row": "sft", "curve": []}])
+    points = [{"kl": 0.0, "taste": 1.0, "score": 0.0}, {"kl": 4.0, "taste": 2.0, "score": 1.0}]
+    assert as_svg([{"row": "sft", "curve": []}, {"row": "ppo", "curve": points}]).count("polyline") == 2
