@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from chatbot.basemodel import Base, load_base
 from chatbot.policy import Policy
@@ -24,6 +25,7 @@ from trainer.ensemble import (
     fit,
     fit_one,
     rank_of,
+    records,
     score_replies,
     warm_start,
 )
@@ -195,6 +197,11 @@ def test_the_judge_is_trained_and_found_again_like_a_member(tiny_base: Base, tmp
             tell=lambda *heard: None,
         )
         found.append(scores_of(policy, "judge"))
+    (record,) = records(policy, tmp_path)
+    head = load_file(tmp_path / JUDGE / "head.safetensors")
+    normalisation = ("mean", "std", "usual_length", "length")
+    assert [record[key] for key in normalisation] == [float(head[key]) for key in normalisation]
+    assert record["usual_length"] > 0
     assert found[0] == found[1] and statistics.fmean(found[0]) == pytest.approx(0, abs=1e-5)
 
 

@@ -218,6 +218,8 @@ def records(policy: Policy, folder: Path) -> list[RewardRecord]:
             "files": {path.name: hash_file(path) for path in sorted((folder / name).iterdir())},
             "mean": float(policy.heads[name].mean),
             "std": float(policy.heads[name].std),
+            "usual_length": float(policy.heads[name].usual_length),
+            "length": float(policy.heads[name].length.detach()),
         }
         for name in (*members_of(policy), JUDGE)
     ]
