@@ -58,6 +58,36 @@ def test_the_time_left_is_foretold_from_the_time_gone(
     assert runs.get(db, run.id).eta_seconds == pytest.approx(60 * (1 - done) / done, rel=0.02)
 
 
+def test_of_a_run_taken_up_again_only_what_this_process_did_foretells_the_time(
+    db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.enter("ppo", "Improving.")
+    told.tell(1.0, "Improved.")
+    runs.interrupt_expired(db, time.time() + 1000)
+    again = runs.resume(db, run.id)
+    assert again is not None
+    began = time.monotonic()
+    with Progress(db, again, quiet=True) as telling:
+        telling.enter("gate", "Comparing.")
+        for seconds, fraction in ((10, 0.1), (130, 0.6)):
+            assert runs.get(db, run.id).eta_seconds is None  # what it found done took no time
+            monkeypatch.setattr(time, "monotonic", lambda at=seconds: began + at)
+            telling.tell(fraction, "Comparing on.")
+    left = (0.4 * STAGES["gate"] + STAGES["publish"]) / (0.5 * STAGES["gate"])
+    assert runs.get(db, run.id).eta_seconds == pytest.approx(120 * left)
+
+
+def test_a_run_that_pauses_after_a_stage_tells_the_time_until_then(
+    db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Progress(db, run, last="judge", quiet=True) as telling:
+        began = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: began + 60)
+        telling.enter("judge", "Training.")
+    done = runs.get(db, run.id).progress
+    assert runs.get(db, run.id).eta_seconds == pytest.approx(60 * STAGES["judge"] / done, rel=0.02)
+
+
 def test_words_within_a_second_are_not_written_down_but_the_end_is(
     db: Database, run: Run, told: Progress
 ) -> None:

@@ -52,6 +52,9 @@ def reason_of(error: BaseException) -> str:
 class Progress:
     """Tells terminal and database how far `run` is. A context manager: inside, the lease is renewed.
 
+    The run ends with the stage `last`, or with all of them. The time that is left follows from what this
+    process has done itself: what it found done by an earlier one took no time of its own.
+
     One that is `silent` tells nobody and renews nothing: the members of a team besides its chief have it.
     """
 
@@ -61,6 +64,7 @@ class Progress:
         run: Run,
         *,
         stages: Mapping[str, float] = STAGES,
+        last: str | None = None,
         quiet: bool = False,
         silent: bool = False,
     ) -> None:
@@ -69,7 +73,10 @@ class Progress:
         self._stages = stages
         self._silent = silent
         self._stage = next(iter(stages))
+        self._end = self._done_before(last) + stages[last] if last else 1.0
         self._started = time.monotonic()
+        self._found = run.progress
+        self._mark: tuple[float, float] | None = None if run.progress else (0.0, self._started)
         self._stage_started = self._started
         self._told = 0.0
         self._ended = threading.Event()
@@ -110,11 +117,16 @@ class Progress:
 
     def _foretell(self, fraction: float) -> tuple[float, float | None]:
         """The share of the run that is done with `fraction` of the stage, and the seconds that are left."""
+        done = self._done_before(self._stage) + self._stages[self._stage] * fraction
+        now = time.monotonic()
+        if self._mark is None and done > self._found:
+            self._mark = (done, now)
+        first, since = self._mark or (done, now)
+        return done, (now - since) * (self._end - done) / (done - first) if done - first > 0.02 else None
+
+    def _done_before(self, stage: str) -> float:
         names = list(self._stages)
-        before = sum(self._stages[name] for name in names[: names.index(self._stage)])
-        done = before + self._stages[self._stage] * fraction
-        elapsed = time.monotonic() - self._started
-        return done, elapsed * (1 - done) / done if done > 0.02 else None
+        return sum(self._stages[name] for name in names[: names.index(stage)])
 
     def tell(self, fraction: float, message: str) -> None:
         """`fraction` of the present stage is done. Raises Cancelled where the run must stop."""

@@ -77,7 +77,8 @@ def refresh(
     return. `score_sign` -1 trains a policy that is worse on purpose, for tests of the gate.
     """
     try:
-        with Progress(db, run, quiet=quiet, silent=not team.is_chief) as progress:
+        last = {"reward": "judge", "ppo": "ppo", "gate": "publish"}[until]
+        with Progress(db, run, last=last, quiet=quiet, silent=not team.is_chief) as progress:
             night = begin(db, home, base, config, run, progress, team)
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
