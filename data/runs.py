@@ -148,6 +148,16 @@ def log(db: Database, run: Run, stage: str, step: int, values: Mapping[str, floa
         )
 
 
+def forget_metrics(db: Database, run: Run, stage: str | None = None) -> None:
+    """Removes the numbers of a stage, or of all, that begins anew: they are of what was thrown away."""
+    with db.write() as conn:
+        conn.execute(
+            "DELETE FROM metrics WHERE (? IS NULL OR stage = ?)"
+            " AND run_id = (SELECT id FROM runs WHERE id = ? AND fencing_token = ?)",
+            (stage, stage, run.id, run.fencing_token),
+        )
+
+
 def finish(
     db: Database, run_id: str, fencing_token: int, *, state: RunState, reason: str, version: str | None = None
 ) -> Run:

@@ -200,9 +200,11 @@ def test_a_run_that_learned_from_what_is_of_the_other_part_now_begins_anew(
     (night.folder / "reward-0").mkdir()
     freeze_snapshot(night)
     assert (night.folder / "reward-0").is_dir(), "nothing has changed: it is used again"
+    assert runs.metrics(db, night.run.id) != []
     put_one_into_the_other_part(night.folder / "learned.json")
     freeze_snapshot(night)
     assert not (night.folder / "reward-0").exists()
+    assert runs.metrics(db, night.run.id) == [], "they would stand in one curve with those to come"
 
 
 def accept_a_version(db: Database, home: Home, base: Base) -> None:

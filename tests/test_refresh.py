@@ -358,10 +358,14 @@ def test_a_run_taken_up_again_does_not_practise_on_what_was_taken_back(
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
     assert exercises.stat().st_mtime_ns == before, "nothing has changed: it goes on"
     (checkpoint / "of-before").touch()
+    with ranked.write() as conn:
+        conn.execute("UPDATE metrics SET step = step + 1000 WHERE stage = 'ppo'")
     take_back(ranked, chat)
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
     assert "Why is the sky blue?" not in exercises.read_text()
     assert not (checkpoint / "of-before").exists(), "what was learned from it has gone"
+    steps = {metric.step for metric in runs.metrics(ranked, run.id, "ppo")}
+    assert steps and max(steps) < 1000, "and so have its figures"
 
 
 def test_the_gate_judges_on_what_is_asked_here_and_writes_it_into_no_version(

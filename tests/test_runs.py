@@ -158,6 +158,20 @@ def test_metrics_come_back_in_order_and_replace_themselves(db: Database) -> None
     assert len(runs.metrics(db, run.id)) == 5
 
 
+def test_the_metrics_of_what_begins_anew_go_and_no_others(db: Database) -> None:
+    late, other = claimed(db, now=1000.0), claimed(db, "other", now=2000.0)
+    run = runs.resume(db, late.id, now=3000.0)
+    assert run is not None
+    for one in (run, other):
+        for stage in ("ppo", "reward"):
+            runs.log(db, one, stage, 0, {"kl": 0.1})
+    runs.forget_metrics(db, late)  # its lease is lost
+    runs.forget_metrics(db, run, "ppo")
+    assert [m.stage for m in runs.metrics(db, run.id)] == ["reward"]
+    runs.forget_metrics(db, run)
+    assert runs.metrics(db, run.id) == [] and len(runs.metrics(db, other.id)) == 2
+
+
 def test_only_a_running_run_can_be_cancelled(db: Database) -> None:
     run = claimed(db)
     assert runs.request_cancel(db, run.id).cancel_requested

@@ -77,6 +77,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
             turns = tuple(weigh(relied_on(present[-night.config.max_rankings :], past)))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
+            runs.forget_metrics(night.db, night.run)
             write_json(night.folder / _BEGINNING, _beginning(night))
             write_snapshot(Snapshot(turns, ""), file.with_suffix(".part"))
             replace_durably(file.with_suffix(".part"), file)

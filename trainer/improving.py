@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from chatbot.config import server_urls
 from chatbot.policy import Policy
 from chatbot.remote import RemoteEngine
-from data import versions
+from data import runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
@@ -142,6 +142,7 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
     if night.team.is_chief and not (file.is_file() and may_practise(night.db, read_exercises(file))):
         if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
             shutil.rmtree(learned)
+            runs.forget_metrics(night.db, night.run, "ppo")
         config = tonight(night, snapshot)
         write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
