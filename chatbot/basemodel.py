@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from chatbot.chatformat import ChatFormat
+from chatbot.config import check_model_name
 from data.errors import Problem
 from data.home import Home
 
@@ -85,10 +86,9 @@ def load_base(model: str | None, home: Home, tell: Tell = print) -> Base:
 
 
 def _named(model: str, home: Home, tell: Tell) -> Path:
+    check_model_name(model)
     if Path(model).is_dir():
         return Path(model).absolute()
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise Problem(f"No directory {model!r} - give a directory that holds a model, or a hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -5,10 +5,11 @@ from it and from the hardware. State lies where `data/home.py` says; that is not
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from data.errors import Refused
+from data.errors import Problem, Refused
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -98,6 +99,13 @@ def server_urls(text: str) -> tuple[str, ...]:
         if _site(url) is None:
             raise Refused(f"{url!r} is not the address of a server - give one like http://gpu1:8000.")
     return urls
+
+
+def check_model_name(model: str | None) -> None:
+    """Raises Problem where it can only be a directory, and none is there."""
+    looks_like_a_path = model is not None and (model.startswith((".", "/", "~")) or model.count("/") > 1)
+    if looks_like_a_path and not Path(str(model)).is_dir():
+        raise Problem(f"No directory {model!r} - give a directory that holds a model, or a hub id.")
 
 
 def _site(url: str) -> SplitResult | None:

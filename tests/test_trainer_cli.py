@@ -91,11 +91,14 @@ def test_the_schedule_is_paused_and_resumed(call: Call, db: Database) -> None:
         (["refresh", "--updates", "0"], "updates is 0 - use 1 or more"),
         (["refresh", "--model", "no/such/dir"], "No directory 'no/such/dir' - give"),
         (["watch", "--judging", "none.jsonl"], "There is no file 'none.jsonl' - "),
+        (["watch", "--ptx-data", "none.txt"], "There is no file 'none.txt' - "),
+        (["watch", "--model", "no/such/dir"], "No directory 'no/such/dir' - give"),
         (["reward", "--data", "none.jsonl", "--model", "no/such/dir"], "There is no file 'none.jsonl' - "),
         (["reward", "--data", __file__, "--evaluate", "none.jsonl"], "There is no file 'none.jsonl' - "),
         (["score", "--version", "base", "--data", "none.jsonl"], "There is no file 'none.jsonl' - check"),
         (["simulate", "--taste", "warmth"], "No taste 'warmth' - use one of"),
         (["simulate", "--taste", "nowhere.py:f"], "No file 'nowhere.py' - give"),
+        (["simulate", "--taste", "warm", "--model", "no/such/dir", "--prompts", "none"], "no file 'none' -"),
         (["measure", "--taste", "concise", "--versions", "base,v000099"], "No version 'v000099' - run"),
         (["measure", "--taste", "concise", "--prompts", "none.jsonl"], "no file 'none.jsonl' - check"),
     ],
@@ -291,6 +294,10 @@ def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directo
     assert run is not None
     runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
     assert "start a new refresh" in call("refresh", "--resume", run.id)[1]["error"]
+    run = runs.claim(db, "sft-1", config={"model": str(tiny_directory)})
+    assert run is not None
+    for command in (["refresh", "--resume"], ["ppo"], ["gate"]):
+        assert 'which always begins anew - run "trainer sft"' in call(*command, run.id)[1]["error"]
 
 
 def test_fine_tuning_without_demonstrations_says_so(call: Call, db: Database, tiny_directory: Path) -> None:

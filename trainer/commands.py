@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
+from chatbot.config import check_model_name
 from chatbot.flags import from_flags, show, table
 from data import runs, schedules, versions
 from data.database import Database
+from data.errors import no_file
 from data.home import Home
 from data.prompts import read_prompts
 from data.records import BASE_VERSION
@@ -32,9 +34,17 @@ def asked(arguments: argparse.Namespace) -> RefreshConfig:
 def watch(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Claims due refreshes and runs them, until it is told to end."""
     config = asked(arguments)
-    for prompts in filter(None, (config.practice, config.judging)):
-        read_prompts(Path(prompts))  # a mistyped name is told now, not in the night
+    _check_named(config)
     run_watch(home, db, asdict(config))
+
+
+def _check_named(config: RefreshConfig) -> None:
+    """What is mistyped is told now, not in each night. Raises NotFound, Refused or Problem."""
+    check_model_name(config.model)
+    for prompts in filter(None, (config.practice, config.judging)):
+        read_prompts(Path(prompts))
+    if config.ptx_data and not Path(config.ptx_data).is_file():
+        raise no_file(Path(config.ptx_data))
 
 
 def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:

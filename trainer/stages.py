@@ -135,7 +135,9 @@ def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, u
 def _go_on(home: Home, db: Database, arguments: argparse.Namespace, run_id: str, until: "Stage") -> int:
     """Takes up an interrupted run where it was."""
     team, paused = _team(), runs.get(db, run_id)
-    if paused.key.startswith("sft-") or (until == "ppo" and not paused.key.startswith("reward-")):
+    if paused.key.startswith("sft-"):
+        raise Refused(f'Run {run_id!r} is a fine-tuning, which always begins anew - run "trainer sft".')
+    if until == "ppo" and not paused.key.startswith("reward-"):
         raise Refused(f'Run {run_id!r} is not at this stage - begin with "trainer reward" or a new refresh.')
     base = _load_base(_settings(paused.config, f"Run {run_id!r}").model, home)
     run = team.tell(runs.resume(db, run_id) if team.is_chief else None)
@@ -196,6 +198,7 @@ def simulate(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     from trainer.tastes import load_taste
 
     taste = load_taste(arguments.taste)
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
     engine = Engine(_load_base(arguments.model, home), four_bit=arguments.four_bit)
     engine.start()
     try:
@@ -212,7 +215,7 @@ def simulate(home: Home, db: Database, arguments: argparse.Namespace) -> None:
             flipped=arguments.flip,
             people=arguments.people,
             seed=arguments.seed,
-            prompts=read_prompts(arguments.prompts) if arguments.prompts else None,
+            prompts=prompts,
             progress=_bar("turns"),
         )
     finally:
