@@ -2,7 +2,7 @@
 
 One copy of the base in memory plays every role of a night: `policy`, `start`, `value`, `reward-0` and its
 fellows, `judge`, and `reference`, or without such an adapter the base wearing nothing. An adapter may have a
-scalar head, which turns the hidden state of a token into a score. The only file that touches peft.
+scalar head, which turns hidden states and the number of tokens into a score. The only file that touches peft.
 
 This is the training copy, in which base and LoRA stand side by side. For generating there are plain models
 with the adapter merged in (models.py).
@@ -31,7 +31,7 @@ _LONGEST_EAGER = 384
 
 
 class ScalarHead(nn.Module):
-    """Hidden state -> score, in float32, with the shift and scale that make reference replies score 0 +- 1.
+    """Hidden states -> score, in float32, with the shift and scale that make reference replies score 0 +- 1.
 
     A reply is scored by the mean over its tokens, which cannot tell how many they are, and by their number:
 

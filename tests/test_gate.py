@@ -203,7 +203,7 @@ def test_probes_stand_in_the_report_and_in_sentences(tiny_base: Base) -> None:
     told = " ".join(verdict.sentences)
     assert "agrees with 70% of held-out comparisons (95 % interval 60% to 80%)" in told
     assert "The candidate refuses 5% of harmless prompts" in told and "solves 90% of short items" in told
-    assert told.endswith("Accepted: the lower bound lies above 47%, and nothing else became worse.")
+    assert told.endswith("Accepted: the lower bound lies above 47%, and no veto speaks against it.")
 
 
 def test_samples_carry_the_judge_s_score_of_what_was_said(tiny_base: Base) -> None:

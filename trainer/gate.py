@@ -184,7 +184,7 @@ def _probed(new: dict[str, float], old: dict[str, float]) -> list[str]:
 def _concluded(reasons: list[str], margin: float) -> str:
     if reasons:
         return f"Refused for {len(reasons)} reason{'s' * (len(reasons) > 1)}; what serves stays."
-    return f"Accepted: the lower bound lies above {0.5 - margin:.0%}, and nothing else became worse."
+    return f"Accepted: the lower bound lies above {0.5 - margin:.0%}, and no veto speaks against it."
 
 
 def check_judge(report: dict[str, Any]) -> list[str]:
