@@ -31,9 +31,9 @@ class RewardRecord(TypedDict):
     mean: float
     std: float
     """Of the raw scores of the reference's replies: they come to score 0 on average with a spread of 1."""
-    usual_length: NotRequired[float]
-    """The mean of log n over the same replies, n in tokens; left out by versions of before it counted."""
-    length: NotRequired[float]
+    usual_length: float
+    """The mean of log n over the same replies, n in tokens."""
+    length: float
     """What is added to a raw score for each log n above the usual: 0 or less."""
 
 
@@ -135,7 +135,7 @@ def _are_canaries(rows: Any) -> bool:
 def _are_rewards(rows: Any) -> bool:
     return isinstance(rows, list) and all(
         isinstance(row, dict)
-        and RewardRecord.__required_keys__ <= set(row) <= set(RewardRecord.__annotations__)
+        and set(row) == set(RewardRecord.__annotations__)
         and isinstance(row["name"], str)
         and isinstance(row["files"], dict)
         and all(

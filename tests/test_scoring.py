@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -138,7 +138,8 @@ def made_with(db: Database, home: Home, base: Base, names: Sequence[str]) -> Ver
         folder.mkdir(parents=True)
         (folder / "head.safetensors").write_text(name)
         files = {"head.safetensors": hash_file(folder / "head.safetensors")}
-        rewards.append({"name": name, "files": files, "mean": 0.0, "std": 1.0})
+        numbers = {"mean": 0.0, "std": 1.0, "usual_length": 4.5, "length": -0.25}
+        rewards.append(cast(RewardRecord, {"name": name, "files": files, **numbers}))
     return make_version(db, home, base, run=run, rewards=rewards)
 
 
