@@ -105,8 +105,9 @@ def test_prompts_too_long_for_the_model_are_left_out(db: Database, engine: Engin
     fitting = _that_fit(practice_prompts(), Turns(db, engine, max_new_tokens=624))
     assert 0 < len(fitting) < len(practice_prompts())  # the tiny model reads 1,024 bytes
     assert all(engine.base.format.fit(prompt.messages, 400).dropped == 0 for prompt in fitting)
-    with pytest.raises(Refused, match="No practice prompt fits in 4 tokens - use a model"):
-        _that_fit(practice_prompts(), Turns(db, engine, max_new_tokens=1020))
+    longest = max(practice_prompts(), key=lambda prompt: len(str(prompt.messages)))
+    with pytest.raises(Refused, match="No practice prompt fits in 64 tokens - use a model"):
+        _that_fit([longest], Turns(db, engine, max_new_tokens=960))
 
 
 @pytest.mark.parametrize("wrong", [{"replies": 1}, {"replies": 10}, {"turns_count": 0}, {"people": 0}])
