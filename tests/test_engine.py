@@ -387,6 +387,7 @@ def test_a_version_that_is_superseded_while_nobody_asks_leaves_memory(
     weights = weakref.ref(engine._loaded["v000001"].weights)
     engine.serve("v000002")
     until(lambda: weights() is None)
+    assert weights() is None and engine.known_versions == ["base", "v000002"]
 
 
 def test_memory_of_a_gpu_that_versions_leave_is_given_back(
