@@ -27,6 +27,8 @@ HALF_LIFE_SECONDS = 60 * 86400.0
 SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported": 0.5}
 SHORTEST_OPENING = 24
 """Bytes from which on a first message stands for its dialogue; with a shorter one, like "hi", many begin."""
+RECORDED = 10_000
+"""Rankings from which versions' records are read, so that reading takes no longer the more there are."""
 LARGEST_SHARE = 0.05
 """No person has more of a night than this, or than 2/n where n people are few."""
 FEWEST_TO_CAP = 4
@@ -271,14 +273,14 @@ def _opinions(turn: RankedTurn) -> dict[tuple[str, str], float]:
 
 def version_record(db: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
     """(newer, older) -> (wins, ties, losses) of the newer one, a count for each person's ranking of a turn in
-    which both appeared: the sign of the difference of their mean places. People's own rankings only."""
+    which both appeared: the sign of the difference of their mean places. People's own rankings only, and of
+    them the newest RECORDED."""
     rows = db.query(
-        "SELECT r.id, m.version, avg(place) AS place FROM "
-        + TEACHING.replace(
-            "WHERE",
-            f"JOIN placements ON ranking_id = r.id JOIN messages m ON m.id = message_id AND {WRITTEN} WHERE",
-        )
-        + " AND r.source = 'human' AND m.version IS NOT NULL GROUP BY r.id, m.version"
+        "SELECT r.id, m.version, avg(place) AS place FROM"
+        f" (SELECT r.id FROM {TEACHING} AND r.source = 'human' ORDER BY r.created_at DESC LIMIT ?) r"
+        f" JOIN placements ON ranking_id = r.id JOIN messages m ON m.id = message_id AND {WRITTEN}"
+        " AND m.version IS NOT NULL GROUP BY r.id, m.version",
+        (RECORDED,),
     )
     met: dict[str, dict[str, float]] = {}
     for row in rows:

@@ -160,9 +160,10 @@ def withdraw(db: Database, turn_id: str, person_id: str, source: Source = "human
         return bool(done.rowcount)
 
 
-def count(db: Database, after: float | None = None) -> int:
-    """How many rankings teach; with `after` (a time), only newer ones."""
-    row = db.one(f"SELECT count(*) AS n FROM {TEACHING} AND r.created_at > ?", (after or 0.0,))
+def count(db: Database, after: float | None = None, most: int = -1) -> int:
+    """How many rankings teach; with `after` (a time), only newer ones. Beyond `most` it stops counting."""
+    found = f"SELECT 1 FROM {TEACHING} AND r.created_at > ? LIMIT ?"
+    row = db.one(f"SELECT count(*) AS n FROM ({found})", (after or 0.0, most))
     return int(row["n"]) if row else 0
 
 

@@ -233,6 +233,14 @@ def test_versions_are_compared_where_they_met(db: Database) -> None:
     assert version_record(db) == {("v000001", "base"): (2, 1, 1)}
 
 
+def test_versions_are_compared_in_the_newest_rankings(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.comparisons.RECORDED", 2)
+    ada, both = somebody(db), ["base", "v000001"]
+    for order in ([1, 2], [1, 2], [2, 1], [1, 1]):
+        rank(db, ada, a_turn(db, ada, list("ab"), version=both), order)
+    assert version_record(db) == {("v000001", "base"): (1, 1, 0)}
+
+
 def test_of_many_versions_the_newer_is_named_first(db: Database) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada, list("abc"), version=["v000010", "v000009", "base"]), [1, 2, 3])

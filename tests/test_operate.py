@@ -161,6 +161,17 @@ def test_new_rankings_are_counted_once_for_all_who_look(
     assert "0 new rankings" in refresh_html(desk, visit, None, False)
 
 
+def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(
+    db: Database, desk: Desk, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.pages.operate_now.MOST_COUNTED", 2)
+    rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "1 new ranking;" in refresh_html(desk, visit, None, False)
+    for _ in range(2):
+        rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "2+ new rankings" in refresh_html(desk, visit, None, False)
+
+
 def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
     db: Database, page: gr.Blocks, operator: Person
 ) -> None:

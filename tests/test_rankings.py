@@ -188,6 +188,14 @@ def test_only_newer_rankings_are_counted_after_a_time(db: Database) -> None:
     assert rankings.count(db, after=first.created_at) == 1
 
 
+@pytest.mark.parametrize("most, told", [(1, 1), (2, 2), (9, 3)])
+def test_counting_stops_where_it_is_told_to(db: Database, most: int, told: int) -> None:
+    ada = somebody(db)
+    for _ in range(3):
+        rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert rankings.count(db, most=most) == told
+
+
 def test_the_shown_order_is_random_by_turn_and_person_and_stays(db: Database) -> None:
     ids = ["a", "b", "c", "d"]
     assert rankings.shown_order("turn", "ada", ids) == rankings.shown_order("turn", "ada", ids[::-1])

@@ -53,7 +53,9 @@ class Desk:
     config: ServeConfig
     answering: Callable[[], Answering]
     """What the engine answers with; `versions.serving` is what it should."""
-    count_rankings: Kept[[Database, float | None], int] = field(default_factory=lambda: Kept(rankings.count))
+    count_rankings: Kept[[Database, float | None, int], int] = field(
+        default_factory=lambda: Kept(rankings.count)
+    )
     version_record: Kept[[Database], dict[tuple[str, str], tuple[int, int, int]]] = field(
         default_factory=lambda: Kept(comparisons.version_record)
     )

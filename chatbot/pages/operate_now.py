@@ -19,6 +19,8 @@ from data.records import BASE_VERSION, Run
 
 LOOKS_EVERY = 2.0
 """Seconds between two looks at the run's row."""
+MOST_COUNTED = 10_000
+"""New rankings, so that counting takes no longer the more there are."""
 
 
 def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -139,7 +141,8 @@ def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) ->
         parts.append(f"<p role='status'>{visit.html(key)}</p>")
     if not parts:
         parts.append(f"<p>{visit.html('idle')}</p>")
-    new = desk.count_rankings(desk.db, runs.last_success_at(desk.db))
+    new: int | str = desk.count_rankings(desk.db, runs.last_success_at(desk.db), MOST_COUNTED)
+    new = f"{MOST_COUNTED:,}+" if new == MOST_COUNTED else new
     need = schedules.get(desk.db).min_rankings
     parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=new, need=need)}</p>")
     if run is not None and run.state != "running":
