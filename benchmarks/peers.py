@@ -35,6 +35,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     """The options of the benchmarks beside TRL."""
     parser = parser_for(description)
     parser.add_argument("--peer", type=Path, help="python of the venv that has TRL")
+    parser.add_argument("--depth", type=float, help=argparse.SUPPRESS)  # of the child's adapters
     parser.add_argument("--precisions", default="float32,bfloat16", help="number formats of the frozen base")
     return parser
 

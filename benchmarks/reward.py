@@ -6,9 +6,10 @@
     python benchmarks/reward.py --peer var/trl-reward/bin/python --accuracy   # about an hour more
 
 Time: pairs of Anthropic HH (K = 2), and rankings of arguments cut to K = 4 and 9. TRL trains on all C(K, 2)
-pairs. Both sides read the same token ids, wear LoRA of rank 16 on every linear layer, and take the same
-number of sequences into a step; the first step is left out. TRL's gradient checkpointing is off, which makes
-it faster; `--checkpointing` puts its default back.
+pairs. Both sides read the same token ids, wear LoRA of rank 16 on every linear map, and take the same number
+of sequences into a step; the first step is left out. TRL's adapters are in every layer. Ours are where a
+night has them, in the upper layers; those of `ours-whole` are in all. TRL's gradient checkpointing is off,
+which makes it faster; `--checkpointing` puts its default back.
 
 Accuracy (`--accuracy`): 1,024 pairs to learn from, once, and 500 to be tested on, both sides with the same
 learning rate, warm-up and batch. The difference has a 95 % interval, bootstrapped by how a dialogue begins.
@@ -54,6 +55,7 @@ STEP = {2: 8, 4: 4, 9: 2}
 FULL = {2: 64, 4: 32, 9: 16}
 QUICK = {2: 24, 4: 12, 9: 4}
 """K -> rankings to time."""
+SIDES = ("ours", "ours-whole", "trl")
 LEARNING_RATE = 3e-4
 WARM_UP = 0.1
 
@@ -71,7 +73,7 @@ class Job:
 def main() -> None:
     """Write the data down, measure each side, print the tables."""
     parser = options(__doc__)
-    parser.add_argument("--sides", default="ours,trl", help="which sides to measure")
+    parser.add_argument("--sides", default="ours,ours-whole,trl", help="which sides to measure")
     parser.add_argument("--quick", action="store_true", help="fewer rankings")
     parser.add_argument("--accuracy", action="store_true", help="compare what is learned instead of the time")
     parser.add_argument("--data", type=Path, nargs="+", default=PAIRS, help="files of pairs to train on")
@@ -104,7 +106,7 @@ def main() -> None:
     if arguments.ours:
         print(json.dumps(train_ours(base, arguments)))
         return
-    arguments.sides = sides_of(arguments, ("ours", "trl"))
+    arguments.sides = sides_of(arguments, SIDES)
     (compare_accuracy if arguments.accuracy else compare_time)(base, arguments)
 
 
@@ -116,18 +118,19 @@ def compare_time(base: Base, arguments: argparse.Namespace) -> None:
             sides = run_sides(base, job, precision, arguments)
             each, peak = {}, {}
             for side, result in sides.items():
-                per_ranking = 1 if side == "ours" else job.k * (job.k - 1) // 2
+                per_ranking = job.k * (job.k - 1) // 2 if side == "trl" else 1
                 each[side] = result["seconds"] / result["pairs"] * per_ranking
                 peak[side] = result["peak_memory_gib"]
             rows.append(
                 [str(job.k), str(job.rankings), precision]
-                + [figure(each.get(side), 2) for side in ("ours", "trl")]
-                + [ratio(each.get("ours"), each.get("trl"))]
-                + [figure(peak.get(side)) for side in ("ours", "trl")]
+                + [figure(each.get(side), 2) for side in SIDES]
+                + [ratio(each.get(side), each.get("trl")) for side in SIDES[:2]]
+                + [figure(peak.get(side)) for side in SIDES]
                 + [" / ".join(f"{result['load']}" for result in sides.values())]
             )
     head = (
-        "K,rankings,precision,ours: s a ranking,TRL: s a ranking,ratio,ours: GiB,TRL: GiB,load at the start"
+        "K,rankings,precision,ours: s a ranking,ours in all layers,TRL,TRL / ours,in all layers,"
+        "ours: GiB,in all layers,TRL,load at the start"
     )
     print(table(head.split(","), rows))
 
@@ -140,18 +143,19 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
         sides = run_sides(base, job, precision, arguments)
         hits = {side: hits_by_group(test, result["scores"]) for side, result in sides.items()}
         longest = hits_by_group(test, [[float(len(r)) for r in turn.replies] for turn in test])
-        cells = [f"{share(hits[side])}" if side in hits else "-" for side in ("ours", "trl")]
+        cells = [f"{share(hits[side])}" if side in hits else "-" for side in SIDES]
         difference = "-"
-        if len(hits) == 2:
+        if {"ours", "trl"} <= hits.keys():
             groups = [list(zip(hits["ours"][name], hits["trl"][name], strict=True)) for name in hits["ours"]]
             low, high = paired_bootstrap(groups, seed=0)
             mean = sum(a - b for group in groups for a, b in group) / sum(len(group) for group in groups)
             difference = f"**{100 * mean:+.1f}** [{100 * low:+.1f}, {100 * high:+.1f}]"
-        times = [
-            figure(sides[side]["seconds_in_all"], 0) if side in sides else "-" for side in ("ours", "trl")
-        ]
+        times = [figure(sides[side]["seconds_in_all"], 0) if side in sides else "-" for side in SIDES]
         rows.append([job.name, precision, *cells, difference, share(longest), *times])
-    head = "data,precision,ours,TRL,difference,longest wins,ours: s of training,TRL: s of training"
+    head = (
+        "data,precision,ours,ours in all layers,TRL,ours - TRL,longest wins,"
+        "ours: s of training,in all layers,TRL"
+    )
     print(table(head.split(","), rows))
 
 
@@ -265,10 +269,12 @@ def run_sides(base: Base, job: Job, precision: str, arguments: argparse.Namespac
     """What each side measures; `pairs` of ours counts rankings, of which each is one data point."""
     same = ["--model", str(base.directory), "--lr", str(arguments.lr)]
     ours = [sys.executable, __file__, *same, "--precisions", precision]
+    ours += ["--ours", str(job.data), "--step", str(STEP[job.k])]
     theirs = [str(arguments.peer), str(Path(__file__).with_name("trl_reward.py")), *same]
     theirs += ["--precision", precision, "--data", str(job.data), "--warmup", str(WARM_UP)]
     commands = {
-        "ours": [*ours, "--ours", str(job.data), "--step", str(STEP[job.k])],
+        "ours": ours,
+        "ours-whole": [*ours, "--depth", "1"],
         "trl": theirs + ["--checkpointing"] * arguments.checkpointing,
     }
     sides = {}
@@ -286,6 +292,8 @@ def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
     config = RefreshConfig(
         reward_epochs=1, reward_steps=1, reward_batch=arguments.step, reward_lr=arguments.lr, members=1
     )
+    if arguments.depth:
+        config = replace(config, depth=arguments.depth)
     device = pick_device()
     policy = Policy(base, device=device, dtype=pick_dtype(arguments.precisions, device))
     times: list[float] = []

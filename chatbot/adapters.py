@@ -10,6 +10,7 @@ manifest carries log-probabilities, the engine compares them with its own build.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _PLAIN_LORA_KEYS = {
     "base_model_name_or_path",
     "inference_mode",
     "init_lora_weights",
+    "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
     "megatron_core",
@@ -51,6 +53,8 @@ class Lora:
     rank: int
     scale: float
     targets: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
+    """Those that it changes; None is all."""
 
 
 def verify(
@@ -109,7 +113,12 @@ def read_lora(directory: Path) -> Lora:
         refuse(directory, f"its lora_alpha is {alpha!r}, so that it would have no effect")
     if not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
         refuse(directory, "its target_modules are not a list of names")
-    return Lora(rank, alpha / rank, tuple(targets))
+    layers = row.get("layers_to_transform")
+    if layers is None:
+        return Lora(rank, alpha / rank, tuple(targets))
+    if not (isinstance(layers, list) and layers and all(type(number) is int for number in layers)):
+        refuse(directory, "its layers_to_transform are not a list of numbers")
+    return Lora(rank, alpha / rank, tuple(targets), tuple(layers))
 
 
 def expected_shapes(
@@ -118,16 +127,24 @@ def expected_shapes(
     """Name and shape of every tensor that this LoRA must have on this base."""
     with torch.device("meta"):  # the base's modules without its weights
         model = AutoModelForCausalLM.from_config(model_config)
-    # PEFT may save whole module names; a kind of module is adapted in every layer or in none.
+    # PEFT may save whole module names; a kind of module is adapted in each of the layers or in none.
     kinds = {target.rsplit(".", 1)[-1] for target in lora.targets}
     shapes = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] in kinds:
+        is_target = isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] in kinds
+        if is_target and (lora.layers is None or _layer_of(name) in lora.layers):
             shapes[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = (lora.rank, module.in_features)
             shapes[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = (module.out_features, lora.rank)
     if not shapes:
-        refuse(directory, f"this base has none of its target modules {sorted(kinds)!r}")
+        where = "" if lora.layers is None else f" in layers {list(lora.layers)!r}"
+        refuse(directory, f"this base has none of its target modules {sorted(kinds)!r}{where}")
     return shapes
+
+
+def _layer_of(name: str) -> int | None:
+    """The number in a module's name, as PEFT finds it; None outside of the layers."""
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def _check_listing(directory: Path) -> None:

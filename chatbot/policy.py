@@ -10,7 +10,7 @@ with the adapter merged in (models.py).
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -22,68 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, quiet_transformers
+from chatbot.head import ScalarHead
 from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merge_layer
+from chatbot.trunk import Trunk
 from data.errors import Refused
 
 HEAD_FILE = "head.safetensors"
 _LONGEST_EAGER = 384
 """Tokens up to which a CPU trains with eager attention."""
-
-
-class ScalarHead(nn.Module):
-    """Hidden states -> score, in float32, with the shift and scale that make reference replies score 0 +- 1.
-
-    A reply is scored by the mean over its tokens, which cannot tell how many they are, and by their number:
-
-        score = (weight . mean_t h_t + bias + length (log n - usual_length) - mean) / std,   length <= 0
-
-    Brevity has to be paid for as such; length need not, which comes with most of what people like, and which
-    a policy could have for nothing by never ending. A longer reply must earn more by what it says.
-
-    Weight ~ N(0, (0.1 / sqrt(d + 1))^2); bias 0. That is a tenth of what "The N+ implementation details of
-    RLHF with PPO" (arXiv 2403.17031) uses: with theirs the scores of a ranking differ by 1.3 before anything
-    is learned, and unlearning that costs a small night most of its steps.
-    """
-
-    mean: Tensor
-    std: Tensor
-    usual_length: Tensor
-    """The mean of log n over replies of the reference, n in tokens."""
-
-    def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(hidden, generator=generator) * 0.1 / (hidden + 1) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(()))
-        self.length = nn.Parameter(torch.zeros(()))
-        self.register_buffer("mean", torch.tensor(0.0))
-        self.register_buffer("std", torch.tensor(1.0))
-        self.register_buffer("usual_length", torch.tensor(0.0))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """What is said: (..., D) -> (...), normalised."""
-        return (hidden.float() @ self.weight + self.bias - self.mean) / self.std
-
-    def of_length(self, tokens: Tensor) -> Tensor:
-        """What the number of tokens, (...), at least 1 each, adds to that: (...)."""
-        return self.length * (tokens.float().log() - self.usual_length) / self.std
-
-    @torch.no_grad()
-    def make_raw(self) -> float:
-        """Take the normalisation off; returns the raw mean score of the replies it was made for."""
-        level = float(self.mean + self.length * self.usual_length)
-        self.usual_length.zero_()
-        self.mean.zero_()
-        self.std.fill_(1.0)
-        return level
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Write shift and scale into the weights: the value head starts as the normalised reward."""
-        self.weight.div_(self.std)
-        self.length.div_(self.std)
-        self.bias.sub_(self.mean).div_(self.std)
-        self.mean.zero_()
-        self.std.fill_(1.0)
 
 
 class Policy:
@@ -107,9 +53,13 @@ class Policy:
         self.device = device
         self._dtype = dtype
         self._plain = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
+        self._trunk = Trunk(self._plain)
         self._peft: PeftModel | None = None
+        self._below: dict[str, int] = {}
         self._worn: str | None = None
         self._is_wearing = False
+        self._plain_layers = 0
+        """Of what is worn: so many layers from the first are as in the base."""
         self.heads: dict[str, ScalarHead] = {}
 
     @property
@@ -122,11 +72,15 @@ class Policy:
         """The names that can be worn."""
         return list(self._peft.peft_config) if self._peft else []
 
-    def add(self, name: str, *, seed: int, rank: int = 16, with_head: bool = False) -> None:
-        """A fresh adapter on every linear layer: B = 0, so it changes nothing yet. Weights are float32."""
-        settings = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+    def add(
+        self, name: str, *, seed: int, rank: int = 16, with_head: bool = False, depth: float = 1.0
+    ) -> None:
+        """A fresh adapter on every linear map: B = 0, so it changes nothing yet. Weights are float32.
+
+        depth: the share of the layers that get one, from the last one down; one layer at least.
+        """
+        targets = self._trunk.targets(depth)
+        settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type="CAUSAL_LM", **targets)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self._add(name, settings)
@@ -146,9 +100,13 @@ class Policy:
     def drop(self, name: str) -> None:
         """Forget an adapter and its head."""
         assert self._peft is not None, f"{name!r} was never added"
+        others = [other for other in self.adapters if other != name]
         with quiet_transformers():  # it warns that the adapter was worn
+            if others:  # of itself it would put on one that the lowest layer has, where there may be none
+                self._peft.set_adapter(others[0])
             self._peft.delete_adapter(name)
-        self._worn = None  # peft has put on another one
+        self._worn = None
+        del self._below[name]
         if name in self.heads:
             del self.heads[name]
 
@@ -162,6 +120,16 @@ class Policy:
         for module in self._plain.modules():
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = self._dtype != torch.bfloat16
+        self._below[name] = self._first_changed(name)
+
+    def _first_changed(self, name: str) -> int:
+        """The first layer in which the adapter changes something; 0 where it also does outside of them."""
+        mine = [
+            sum(isinstance(part, LoraLayer) and name in part.lora_A for part in layer.modules())
+            for layer in self._trunk.layers
+        ]
+        is_within = 0 < sum(mine) == sum(1 for _ in self._lora_layers(name))
+        return next(i for i, count in enumerate(mine) if count) if is_within else 0
 
     def _set_state(self, name: str, state: dict[str, Tensor]) -> None:
         assert self._peft is not None, f"{name!r} was never added"
@@ -175,12 +143,16 @@ class Policy:
             assert self._peft is not None, f"{name!r} was never added"
             self._peft.set_adapter(name)
             self._worn = name
-        self._is_wearing = True
+        self._is_wearing, self._plain_layers = True, self._plain_under(name)
         try:
             with self._peft.disable_adapter() if self._peft and name is None else nullcontext():
                 yield
         finally:
-            self._is_wearing = False
+            self._is_wearing, self._plain_layers = False, 0
+
+    def _plain_under(self, name: str | None) -> int:
+        """How many layers are as in the base. With nothing worn all are: what the upper adapters need."""
+        return self._below[name] if name else max(self._below.values(), default=0)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """What an optimiser of this adapter moves: its LoRA weights and, where it has one, its head."""
@@ -195,10 +167,17 @@ class Policy:
         On a bfloat16 base the float32 LoRA weights are cast on the way in (autocast), not the activations on
         the way out: a third less time a token.
         """
-        trunk = self._plain.get_decoder()
         if self._may_be_eager:
             is_short = batch.ids.shape[1] <= _LONGEST_EAGER
             self._plain.set_attn_implementation("eager" if is_short else "sdpa")
+        return self._trunk.read(batch, self._plain_layers, self._run)
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Inside, what adapters leave alone is computed once for each sequence (trunk.py)."""
+        return self._trunk.remembering()
+
+    def _run(self, batch: TokenBatch) -> Tensor:
+        trunk = self._plain.get_decoder()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             out = trunk(
                 input_ids=batch.ids,

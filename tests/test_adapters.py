@@ -89,6 +89,16 @@ def test_a_whole_version_is_accepted_and_says_where_it_comes_from(version: Path)
     assert verify(version) == seal(version)
 
 
+def test_an_adapter_of_the_upper_layers_alone_is_accepted(version: Path) -> None:
+    upper = {name: t for name, t in load_file(version / TENSORS).items() if ".layers.1." in name}
+    save_file(upper, version / TENSORS)
+    change_config(version, layers_to_transform=[1])
+    assert verify(version).name == "v000001"
+    change_tensors(version, lambda tensors: tensors.pop(first(tensors)))
+    with pytest.raises(Refused, match="is missing"):
+        verify(version)
+
+
 def test_a_manifest_of_before_reward_models_were_named_is_read(version: Path) -> None:
     row = json.loads((version / MANIFEST).read_text())
     del row["rewards"]
@@ -242,6 +252,10 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("saved modules", lambda d: change_config(d, modules_to_save=["lm_head"]), "modules_to_save"),
     ("no target here", lambda d: change_config(d, target_modules=["conv1d"]), "none of its target modules"),
     ("target as a pattern", lambda d: change_config(d, target_modules=".*"), "not a list"),
+    ("layers as a pattern", lambda d: change_config(d, layers_to_transform="1"), "not a list of numbers"),
+    ("truth for a layer", lambda d: change_config(d, layers_to_transform=[True]), "not a list of numbers"),
+    ("fewer layers than tensors", lambda d: change_config(d, layers_to_transform=[1]), "has no place"),
+    ("no such layer", lambda d: change_config(d, layers_to_transform=[7]), r"in layers \[7\]"),
 ]
 
 

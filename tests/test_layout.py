@@ -55,6 +55,7 @@ SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM", "PRAGMA ")
 TESTED_ELSEWHERE = {
     "chatbot/commands.py": "test_chatbot_cli.py",
     "chatbot/generation.py": "test_engine.py",
+    "chatbot/head.py": "test_policy.py",
     "chatbot/interface.py": "test_engine.py",
     "chatbot/manifest.py": "test_adapters.py",
     "chatbot/models.py": "test_policy.py",

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
+from chatbot.head import ScalarHead
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_dtype
-from chatbot.policy import Policy, ScalarHead
+from chatbot.policy import Policy
 from data.errors import Refused
 from tests.adapter_files import write_adapter
 

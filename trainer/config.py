@@ -23,6 +23,7 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "use a number from 0",
     ),
     ("gamma lam", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
+    ("depth", lambda x: 0 < x <= 1, "use a number above 0, up to 1"),
     ("temperature", lambda x: 0 < x <= 5, "rollouts need one above 0, up to 5"),
     ("ema", lambda x: 0 <= x < 1, "use 0 for none, or a number below 1 like 0.992"),
     ("best_of", lambda x: 2 <= x <= 64, "use 2 to 64"),
@@ -46,6 +47,10 @@ class RefreshConfig:
     threads: Annotated[int, "Cores to use; 0 means all, or half of them under the watcher."] = 0
     seed: Annotated[int, "Seed of everything random in the run."] = 0
     rank: Annotated[int, "Rank of each fresh LoRA adapter; one that goes on keeps its own."] = 16
+    depth: Annotated[
+        float,
+        "Share of the layers, from the last one down, that a fresh adapter changes; old ones keep theirs.",
+    ] = 0.5
     max_new_tokens: Annotated[
         int, "Longest reply in rollouts and replays; 0 means 128 on a CPU, 256 on a GPU."
     ] = 0
@@ -60,7 +65,7 @@ class RefreshConfig:
     warm_start: Annotated[bool, "Go on from last night's reward models; --no-warm-start trains anew."] = True
     replay: Annotated[float, "Old rankings repeated for each new one when a reward model goes on."] = 1.0
     reward_epochs: Annotated[int, "Passes over the rankings when a reward model is trained."] = 2
-    reward_lr: Annotated[float, "Peak learning rate of a reward model."] = 3e-4
+    reward_lr: Annotated[float, "Peak learning rate of a reward model."] = 5e-4
     reward_batch: Annotated[int, "Rankings in one step of reward training."] = 2
     reward_steps: Annotated[
         int, "Fewest steps of a reward model: over few rankings it makes up to twice as many passes."

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatbot.head import ScalarHead
 from chatbot.kernels import Format
 from chatbot.models import TokenBatch, logits_of
-from chatbot.policy import Policy, ScalarHead
+from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
 from chatbot.sampling import Row
 from data.records import Sampling

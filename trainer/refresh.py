@@ -83,7 +83,8 @@ def refresh(
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
             reference = _hear_reference(night, policy)
-            reports = fit_rewards(night, policy, snapshot, reference)
+            with policy.remembering():
+                reports = fit_rewards(night, policy, snapshot, reference)
             if until == "reward":
                 return _pause(night, until)
             if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing

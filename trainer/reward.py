@@ -157,7 +157,7 @@ def put_on(policy: Policy, name: str, config: RefreshConfig, *, seed: int, start
     Normalisation is taken off, not folded in: the loss reads a difference of raw scores as log odds.
     """
     if start is None:
-        policy.add(name, seed=seed, rank=config.rank, with_head=True)
+        policy.add(name, seed=seed, rank=config.rank, with_head=True, depth=config.depth)
         return 0.0
     policy.load(name, start, with_head=True)
     return policy.heads[name].make_raw()

@@ -77,7 +77,7 @@ def train_and_evaluate(
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    with _kept(folder) as models:
+    with policy.remembering(), _kept(folder) as models:
         ensemble.fit(
             policy,
             taught,
@@ -88,9 +88,9 @@ def train_and_evaluate(
             seed=config.seed,
             tell=hear,
         )
-    trained = time.monotonic()
-    names = members_of(policy)
-    report = examine(policy, names, asked, seed=config.seed, paraphrases=paraphrases())
+        trained = time.monotonic()
+        names = members_of(policy)
+        report = examine(policy, names, asked, seed=config.seed, paraphrases=paraphrases())
     tell("examined", 0, 1.0, {})
     prompts = {str(turn.prompt) for turn in taught}
     return {

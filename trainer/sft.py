@@ -209,7 +209,7 @@ def train_sft(
     """
     assert examples, "there is nothing to imitate"
     if name not in policy.adapters:
-        policy.add(name, seed=config.seed, rank=config.rank)
+        policy.add(name, seed=config.seed, rank=config.rank, depth=config.depth)
     rows = list(zip(examples, weights or [1.0] * len(examples), strict=True))
     steps = math.ceil(len(rows) / config.minibatch) * config.sft_epochs
     optimiser, schedule = adamw(policy.parameters(name), config.sft_lr, steps)
