@@ -5,7 +5,8 @@
     python benchmarks/ppo.py --peer var/trl-ppo/bin/python             # about half an hour
 
 Every side has the same prompts, replies of the same length (none may end early), minibatches of 8, LoRA of
-rank 16 on every linear layer, and no dropout. The first update is left out of the figures.
+rank 16 on every linear map, and no dropout. The first update is left out of the figures. TRL's adapters are
+in every layer. Ours are where a night has them, in the upper layers; those of `ours-whole` are in all.
 
 Not the same work in one point, which counts against us: ours also scores each reply with the judge and keeps
 the best checkpoint. TRL's value model is either a whole copy that is trained in full, as in its own example
@@ -30,6 +31,7 @@ from data.home import open_home
 from data.prompts import practice_prompts
 from data.records import Sampling
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.ppo import train_ppo
 from trainer.sampler import MergedSampler
 
@@ -37,7 +39,12 @@ ROOT = Path(__file__).parent.parent
 REPLIES, MINIBATCH, EPOCHS, TOKENS, TEMPERATURE = 16, 8, 4, 48, 0.8
 LONGEST_PROMPT = 96
 PHASES = ("sampling", "measuring", "training")
-SIDES = {"ours": "ours", "trl-lora": "TRL, LoRA value model", "trl-full": "TRL, its own full value model"}
+SIDES = {
+    "ours": "ours",
+    "ours-whole": "ours, adapters in all layers",
+    "trl-lora": "TRL, LoRA value model",
+    "trl-full": "TRL, its own full value model",
+}
 
 
 def main() -> None:
@@ -54,7 +61,7 @@ def main() -> None:
     base = load_base(arguments.model, open_home(), tell=lambda line: print(line, file=sys.stderr))
     if arguments.ours:
         prompts = json.loads(arguments.ours.read_text())
-        print(json.dumps(run_ours(base, prompts, arguments.updates, arguments.precisions)))
+        print(json.dumps(run_ours(base, prompts, arguments)))
         return
     sides = sides_of(arguments, SIDES)
     arguments.out = arguments.out.absolute()
@@ -83,8 +90,9 @@ def run_side(
 ) -> Result:
     """What one side measures, in a process of its own."""
     same = ["--model", str(base.directory), "--updates", str(updates)]
-    if side == "ours":
+    if side in ("ours", "ours-whole"):
         command = [sys.executable, __file__, *same, "--precisions", precision, "--ours", str(prompts)]
+        command += ["--depth", "1"] * (side == "ours-whole")
     else:
         command = [str(arguments.peer), str(Path(__file__).with_name("trl_ppo.py")), *same]
         command += ["--precision", precision, "--prompts", str(prompts), "--value", side.removeprefix("trl-")]
@@ -93,18 +101,19 @@ def run_side(
     return measured(arguments.out, f"{side}, {precision}, {updates} updates", command)
 
 
-def run_ours(base: Base, prompts: list[list[int]], updates: int, precision: str) -> Result:
+def run_ours(base: Base, prompts: list[list[int]], arguments: argparse.Namespace) -> Result:
     """The trainer's own PPO with one reward model, replies of exactly 48 tokens: seconds by phase."""
     base.format.end_of_turn = -1  # no token, so no reply ends early
     device = pick_device()
-    dtype = pick_dtype(precision, device)
+    dtype = pick_dtype(arguments.precisions, device)
     policy = Policy(base, device=device, dtype=dtype)
     merged = merged_model(base, None, device=device, dtype=dtype)
+    depth = arguments.depth or RefreshConfig().depth
     for seed, name in enumerate(("reward-0", "judge")):
-        policy.add(name, seed=seed, with_head=True)
-    policy.add("policy", seed=2)
+        policy.add(name, seed=seed, with_head=True, depth=depth)
+    policy.add("policy", seed=2, depth=depth)
     config = RefreshConfig(
-        updates=updates,
+        updates=arguments.updates,
         prompts_per_update=REPLIES,
         minibatch=MINIBATCH,
         inner_epochs=EPOCHS,
@@ -122,7 +131,7 @@ def run_ours(base: Base, prompts: list[list[int]], updates: int, precision: str)
         sampling=Sampling(temperature=TEMPERATURE, max_new_tokens=TOKENS),
         reference=None,
         starts_at_reference=True,
-        reference_finish_rate=0.0,
+        endings=Endings(),
         tell=lambda update, fraction, metrics: times.append(time.monotonic()),
     )
     if result.stopped:
@@ -148,7 +157,9 @@ def print_tables(found: dict[tuple[str, str], Result]) -> None:
     print(table(head.split(","), rows))
     compared = [
         ("float32, both with a LoRA value model", ("ours", "float32"), ("trl-lora", "float32")),
+        ("the same, adapters in all layers", ("ours-whole", "float32"), ("trl-lora", "float32")),
         ("bfloat16, both with a LoRA value model", ("ours", "bfloat16"), ("trl-lora", "bfloat16")),
+        ("the same, adapters in all layers", ("ours-whole", "bfloat16"), ("trl-lora", "bfloat16")),
         ("bfloat16, TRL with its own full value model", ("ours", "bfloat16"), ("trl-full", "bfloat16")),
         (
             "ours in bfloat16, TRL as its users run it (float32)",

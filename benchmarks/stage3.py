@@ -45,6 +45,8 @@ from data.records import Prompt, Sampling
 from trainer import ppo
 from trainer.bestofk import train_best_of_k
 from trainer.config import RefreshConfig
+from trainer.endings import endings_of
+from trainer.ensemble import rewards_of
 from trainer.forward import Reply, logprobs_of, sample_replies
 from trainer.guards import Guards
 from trainer.measure import compare
@@ -67,6 +69,10 @@ class Fearless(Guards):
     @property
     def judge(self) -> float:
         return float(self._seen.batches)
+
+    @property
+    def keeps_endings(self) -> bool:
+        return True
 
     def check_rollout(self, metrics: dict[str, float]) -> str | None:
         super().check_rollout(metrics)
@@ -138,7 +144,7 @@ class Bench:
         names = sorted(path.name for path in self.folder.glob("reward-*") if path.is_dir())
         for name in (*names, "judge"):
             policy.load(name, self.folder / name, with_head=True)
-        policy.add("policy", seed=0)
+        policy.add("policy", seed=0, depth=RefreshConfig().depth)
         merged = merged_model(self.base, None, device=self.device, dtype=self.dtype)
         started = time.monotonic()
         trained = self._train(row, policy, merged, more)
@@ -181,7 +187,7 @@ class Bench:
                 sampling=SAMPLING,
                 reference=None,
                 starts_at_reference=True,
-                reference_finish_rate=statistics.fmean(r.finished for r in self.reference),
+                endings=endings_of(self.reference, rewards_of(policy, self.reference, config.pessimism)),
                 winners_direction=winners_direction(self.turns),
                 tell=tell,
             )

@@ -12,6 +12,7 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.records import RankingKind, Sampling
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.ppo import PPOResult, train_ppo
 from trainer.rollout import Reply
 from trainer.sampler import MergedSampler
@@ -121,7 +122,7 @@ def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any
         "sampling": Sampling(config.temperature, 1.0, tokens),
         "reference": None,
         "starts_at_reference": True,
-        "reference_finish_rate": 0.0,
+        "endings": Endings(),
     }
     return train_ppo(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
 

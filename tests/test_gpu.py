@@ -17,6 +17,7 @@ from data.home import Home
 from data.records import Sampling
 from tests.jobs import a_job
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.ppo import train_ppo
 from trainer.sampler import MergedSampler
 
@@ -145,7 +146,7 @@ def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
         sampling=Sampling(config.temperature, 1.0, 16),
         reference=None,
         starts_at_reference=True,
-        reference_finish_rate=0.0,
+        endings=Endings(),
     )
 
     assert result.updates == 2, result.stopped

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.guards import Guards, is_length_unasked
 
 SOUND = {
@@ -35,6 +36,27 @@ def stopped(watch: Guards, last: dict[str, float], updates: int = 12) -> str | N
     assert watch.check_rollout(dict(SOUND)) is None
     assert watch.check_rollout(dict(SOUND)) is None
     return next(filter(None, (watch.check_rollout(SOUND | last) for _ in range(updates))), None)
+
+
+def ending(watch: Guards, *rates: float) -> Guards:
+    """After batches of which so many replies ended."""
+    for rate in rates:
+        watch.check_rollout(SOUND | {"eos_rate": rate})
+    return watch
+
+
+def test_a_policy_that_ends_clearly_fewer_replies_than_the_start_keeps_no_endings() -> None:
+    assert ending(guards(), 0.5, 0.5, 0.42, 0.41, 0.41).keeps_endings
+    assert not ending(guards(), 0.5, 0.5, 0.2, 0.2, 0.2).keeps_endings
+    assert ending(guards(), 0.5, 0.5, 0.9, 0.9).keeps_endings
+
+
+def test_the_start_is_known_better_where_its_replies_were_counted_before() -> None:
+    few = (0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
+    assert ending(guards(), *few).keeps_endings
+    counted = Guards(RefreshConfig(), 0.0, Endings(0.4, replies=64))
+    assert not ending(counted, *few).keeps_endings  # 0.4 of 64 and 0.2 of 32 are 0.33
+    assert ending(Guards(RefreshConfig(), 0.0, Endings(0.3, replies=64)), *few).keeps_endings
 
 
 def test_a_sound_run_goes_through() -> None:

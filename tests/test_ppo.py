@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.plain_ppo import plain_gae, plain_policy_term, plain_value_term, plain_whiten
+from trainer.endings import Endings
 from trainer.ppo import (
     adapt_beta,
     apply_eos_rule,
@@ -151,12 +152,18 @@ def test_what_stands_at_padding_changes_no_loss() -> None:
 
 def test_a_cut_reply_scores_less_than_nothing_where_the_reference_finishes() -> None:
     score, finished = torch.tensor([2.0, 2.0, -0.5]), torch.tensor([True, False, False])
-    assert apply_eos_rule(score, finished, reference_finish_rate=0.8).tolist() == [2.0, -1.0, -1.5]
+    assert apply_eos_rule(score, finished, endings=Endings(0.8)).tolist() == [2.0, -1.0, -1.5]
 
 
-def test_a_cut_reply_keeps_its_score_where_the_reference_is_cut_too() -> None:
+def test_a_cut_reply_keeps_its_score_where_the_reference_never_ends() -> None:
     score, finished = torch.tensor([2.0, 2.0, -0.5]), torch.tensor([True, False, False])
-    assert torch.equal(apply_eos_rule(score, finished, reference_finish_rate=0.79), score)
+    assert torch.equal(apply_eos_rule(score, finished, endings=Endings(0.0)), score)
+
+
+def test_ending_is_paid_with_what_being_cut_gains_and_more_where_it_is_usual() -> None:
+    score, finished = torch.tensor([2.0, 2.0, -0.5]), torch.tensor([True, False, False])
+    assert apply_eos_rule(score, finished, endings=Endings(0.5, cut_gain=0.75)).tolist() == [3.25, 2.0, -0.5]
+    assert apply_eos_rule(score, finished, endings=Endings(0.9, cut_gain=0.75)).tolist() == [2.0, -1.0, -1.5]
 
 
 def test_beta_rises_where_the_kl_is_too_large_and_never_fast() -> None:

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from chatbot.basemodel import Base, load_base
 from data.home import open_home
 from tests.learners import a_config, a_learner, a_run, some_replies
+from trainer.endings import Endings
 from trainer.team import SOLO, Team
 
 CONFIG = a_config(
@@ -22,7 +23,7 @@ CONFIG = a_config(
 def a_night(base: Base, folder: Path, team: Team) -> dict[str, Any]:
     policy = a_learner(base)
     result = a_run(
-        policy, CONFIG, tokens=8, starts_at_reference=False, reference_finish_rate=0.9,
+        policy, CONFIG, tokens=8, starts_at_reference=False, endings=Endings(0.9),
         ptx=some_replies(), checkpoints=folder, team=team,
     )  # fmt: skip
     history = [{k: v for k, v in m.items() if not k.startswith("seconds")} for m in result.history]

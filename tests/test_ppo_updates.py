@@ -32,6 +32,7 @@ from tests.plain_ppo import (
 from tests.tiny import make_tiny_model
 from trainer.checkpoint import RunState
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.forward import PRIOR_TOKENS, ROOM
 from trainer.guards import Guards
 from trainer.members import pessimistic
@@ -67,7 +68,7 @@ def prepared(rollout: Rollout, task: Task) -> Batch:
     """Whitened advantages and returns, as the loop makes them."""
     config = task.config
     score, _ = pessimistic(rollout.scores, config.pessimism)
-    score = apply_eos_rule(score, rollout.finished, task.reference_finish_rate)
+    score = apply_eos_rule(score, rollout.finished, task.endings)
     rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, config.beta)
     advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
     return Batch(rollout, whiten(advantages, rollout.mask), returns)
@@ -119,7 +120,7 @@ def test_one_whole_update_equals_a_slow_one_in_float64(
     shake(policy, "reference", 0.02, seed=19)
     replies, examples = some_replies(), some_replies()[:3]
     config = a_config(ppo_lr=1e-3, value_coefficient=0.5, pessimism=0.6, ptx=ptx)
-    task = a_task(policy, config, reference="reference", reference_finish_rate=0.9)
+    task = a_task(policy, config, reference="reference", endings=Endings(0.9))
     reference, was = plain(policy, "reference"), plain(policy, "policy")
     rewards = [plain(policy, name, name) for name in ("reward-0", "reward-1")]
 
@@ -229,10 +230,21 @@ def test_a_checkpoint_too_far_from_the_start_is_never_the_best(
     monkeypatch.setattr(
         Guards, "judge", property(lambda guards: guards.liked["start_kl"])
     )  # the further the better
+    monkeypatch.setattr(Guards, "keeps_endings", True)
     policy = a_learner(tiny_base)
     result = a_run(policy, a_config(updates=3, ppo_lr=1e-2, max_kl=0.01), starts_at_reference=False)
     assert max(metrics["start_kl"] for metrics in result.history[1:]) > 0.01
     assert result.history[result.best_update]["start_kl"] <= 0.01
+
+
+@pytest.mark.parametrize("keeps, best", [(True, 3), (False, 0)])
+def test_a_checkpoint_that_ends_fewer_replies_than_the_gate_allows_is_never_the_best(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, keeps: bool, best: int
+) -> None:
+    seen = property(lambda guards: keeps or guards._seen.batches == 1)
+    monkeypatch.setattr(Guards, "keeps_endings", seen)
+    monkeypatch.setattr(Guards, "judge", property(lambda guards: float(guards._seen.batches)))  # ever better
+    assert a_run(a_learner(tiny_base), a_config(updates=3)).best_update == best
 
 
 def test_how_far_an_update_went_is_read_off_its_last_inner_epoch(
@@ -308,23 +320,24 @@ def test_rollouts_at_another_temperature_than_the_losses_are_our_mistake(tiny_ba
         a_run(a_learner(tiny_base), a_config(), sampling=Sampling(0.5))
 
 
-@pytest.mark.parametrize("finish_rate, loses", [(0.9, 1.0), (0.1, 0.0)])
-def test_the_eos_penalty_knows_the_template_s_end_of_turn_and_when_it_is_due(
-    home: Home, finish_rate: float, loses: float
+@pytest.mark.parametrize("finish_rate, gets, loses", [(0.9, 0.0, 1.0), (0.5, 0.5, 0.0), (0.0, 0.0, 0.0)])
+def test_the_eos_rule_knows_the_template_s_end_of_turn_and_who_pays_when(
+    home: Home, finish_rate: float, gets: float, loses: float
 ) -> None:
-    """With a tokenizer whose eos is another token; and only where the reference finishes."""
+    """With a tokenizer whose eos is another token; cut replies lose only where the reference finishes."""
     base = load_base(str(make_tiny_model(home.root / "other", eos="<|endoftext|>")), home, lambda text: None)
     assert base.tokenizer.eos_token_id != base.format.end_of_turn
     policy = a_learner(base, size=0.0)
     for name in ("reward-0", "reward-1"):
         policy.heads[name].weight.data.zero_()  # nothing counts but the rule
     config = a_config(prompts_per_update=32, seed=3)
-    result = a_run(policy, config, tokens=24, reference_finish_rate=finish_rate)
+    result = a_run(policy, config, tokens=24, endings=Endings(finish_rate))
     first, replies = result.history[0], result.samples[0]
     assert 0 < first["eos_rate"] < 1
     assert all((s["reply"][-1] == base.format.end_of_turn) or len(s["reply"]) == 24 for s in replies)
-    assert first["total_reward"] == pytest.approx(-loses * (1 - first["eos_rate"]), abs=1e-5)
-    assert any("cut ones keep their score" in note for note in result.notes) == (loses == 0)
+    ended = first["eos_rate"]
+    assert first["total_reward"] == pytest.approx(gets * ended - loses * (1 - ended), abs=1e-5)
+    assert any(f"one that ends gets {gets:.2f} more" in note for note in result.notes) == (finish_rate < 0.8)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -22,6 +22,7 @@ from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.tiny import make_tiny_model
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.examine import examine
 from trainer.fitting import fit_rewards
 from trainer.gate import check_replies
@@ -58,9 +59,9 @@ def test_a_night_writes_down_what_it_measured(
     directions = []
 
     class Noted(Guards):
-        def __init__(self, config: RefreshConfig, winners_direction: float) -> None:
+        def __init__(self, config: RefreshConfig, winners_direction: float, endings: Endings | None) -> None:
             directions.append(winners_direction)
-            super().__init__(config, winners_direction)
+            super().__init__(config, winners_direction, endings)
 
     def noted(new: dict[str, float], old: dict[str, float], winners_direction: float) -> list[str]:
         directions.append(winners_direction)

@@ -26,6 +26,7 @@ from torch import Tensor
 from chatbot.manifest import hash_file
 from chatbot.policy import Policy
 from data.files import make_it_appear
+from trainer.endings import Endings
 from trainer.guards import Guards
 from trainer.rollout import Task
 from trainer.team import SOLO, Team
@@ -195,7 +196,7 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
         asdict(task.roles),
         [asdict(reply) for reply in task.ptx],
         [list(prompt) for prompt in task.prompts],
-        [task.reference_finish_rate, task.score_sign],
+        [task.endings.rate, task.endings.replies, task.score_sign],  # the gain follows from the adapters
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(policy.adapters):
@@ -206,12 +207,15 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
     return digest.hexdigest()
 
 
-def notes_on(result: PPOResult, reference_finish_rate: float) -> list[str]:
+def notes_on(result: PPOResult, endings: Endings) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
     notes = []
-    if reference_finish_rate < 0.8:
-        rate = f"{reference_finish_rate:.0%}"
-        notes.append(f"The reference ends {rate} of its replies within the limit: cut ones keep their score.")
+    if endings.rate < 0.8:
+        gained = f", of it {endings.cut_gain:.2f} that being cut gains" if endings.cut_gain else ""
+        notes.append(
+            f"The reference ends {endings.rate:.0%} of its replies within the limit: "
+            f"one that ends gets {endings.rate + endings.cut_gain:.2f} more{gained}."
+        )
     far = result.history[result.best_update]["kl"]
     if far > 30:
         notes.append(

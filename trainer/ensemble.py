@@ -227,5 +227,11 @@ def records(policy: Policy, folder: Path) -> list[RewardRecord]:
 
 def score_replies(policy: Policy, replies: Sequence[Reply]) -> tuple[list[float], list[float]]:
     """The members' mean score of each reply and their spread about it, in order."""
-    scores = torch.tensor([reward.score_replies(policy, name, replies) for name in members_of(policy)])
+    with policy.remembering():
+        scores = torch.tensor([reward.score_replies(policy, name, replies) for name in members_of(policy)])
     return scores.mean(0).tolist(), scores.std(0, correction=0).tolist()
+
+
+def rewards_of(policy: Policy, replies: Sequence[Reply], pessimism: float) -> list[float]:
+    """What PPO is paid for each reply before the KL: the mean less `pessimism` times the spread."""
+    return [mean - pessimism * std for mean, std in zip(*score_replies(policy, replies), strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 
 LOOK_BACK = 5
 """Updates over which the reward is compared with the judge."""
@@ -32,6 +33,8 @@ _LEAST_DISAGREEMENT = 0.15
 """In score units (the reference's spread is 1); three times less than this is still agreement."""
 _CHANCE = 3.0
 """Standard errors: once in 700 looks by chance."""
+_LIKELY = 1.5
+"""Standard errors: once in 15 looks by chance."""
 
 
 @dataclass
@@ -52,15 +55,28 @@ class Seen:
 class Guards:
     """Watches one PPO run. `None` means go on, a sentence means stop."""
 
-    def __init__(self, config: RefreshConfig, winners_direction: float) -> None:
+    def __init__(
+        self, config: RefreshConfig, winners_direction: float, endings: Endings | None = None
+    ) -> None:
+        """`endings` are those of the policy that the night starts with, where they were counted before."""
         self._config = config
         self._winners_direction = winners_direction
+        self._endings = endings or Endings()
         self._seen = Seen()
 
     @property
     def judge(self) -> float:
         """The judge's score as a running mean."""
         return self._seen.smooth["judge"]
+
+    @property
+    def keeps_endings(self) -> bool:
+        """Whether the gate, which allows ten points less, may find that enough replies end."""
+        return not self._ends_fewer(_LIKELY)
+
+    def _ends_fewer(self, sure: float) -> bool:
+        now, then = self._seen.smooth["eos_rate"], self._seen.start["eos_rate"]
+        return has_fallen(now, then, self._config.prompts_per_update, self._endings.replies, sure)
 
     def remember(self) -> dict[str, Any]:
         """All that was seen, as JSON."""
@@ -80,9 +96,15 @@ class Guards:
         if seen.batches == _START_BATCHES:  # the learning rate is still low: the start, twice as sure
             for name in ("eos_rate", "length"):
                 seen.start[name] = (seen.start[name] + metrics[name]) / _START_BATCHES
+            seen.start["eos_rate"] = self._pooled(seen.start["eos_rate"])
         for name in _SMOOTHED:
             seen.smooth[name] = _blend(seen.smooth.get(name, metrics[name]), metrics[name])
         return self._check_policy() or self._check_length() or self._check_reward(metrics)
+
+    def _pooled(self, rate: float) -> float:
+        """The share that ended in the first batches, together with the replies that were counted before."""
+        before, count = self._endings.replies, _START_BATCHES * self._config.prompts_per_update
+        return (self._endings.rate * before + rate * count) / (before + count)
 
     def _check_policy(self) -> str | None:
         smooth, start = self._seen.smooth, self._seen.start
@@ -92,7 +114,7 @@ class Guards:
         if smooth["entropy"] < 0.3 * start["entropy"]:
             return f"The entropy fell to {smooth['entropy']:.2f}, below 30 % of {start['entropy']:.2f}."
         is_known = self._seen.batches > _START_BATCHES
-        if is_known and has_fallen(smooth["eos_rate"], start["eos_rate"], self._config.prompts_per_update):
+        if is_known and self._ends_fewer(_CHANCE):
             now, then = smooth["eos_rate"], start["eos_rate"]
             return f"Only {now:.0%} of replies end by themselves, {then:.0%} did at the start."
         if smooth["distinct_2"] < 0.5 * start["distinct_2"]:
@@ -163,16 +185,19 @@ class Guards:
         return None
 
 
-def has_fallen(now: float, then: float, batch: int) -> bool:
+def has_fallen(now: float, then: float, batch: int, before: int = 0, sure: float = _CHANCE) -> bool:
     """Whether a rate, `now` a running mean, `then` over two batches, fell ten points and by no chance.
 
     Ten points alone would stop a third of all sound nights: the rate of 16 replies swings by 12. So the fall
     must be three standard errors too (a two-sample test of proportions), which stops one sound night in 200.
     With 16 replies that asks for a fall from 20 % to 2, or from half to 19 %; with hundreds, for ten points.
+
+    before: replies that `then` counts besides. sure: standard errors.
     """
-    pooled = (_START_BATCHES * then + _MEMORY * now) / (_START_BATCHES + _MEMORY)
-    error = math.sqrt(pooled * (1 - pooled) / batch * (1 / _START_BATCHES + 1 / _MEMORY))
-    return then - now > max(0.1, _CHANCE * error)
+    counted, lately = _START_BATCHES * batch + before, _MEMORY * batch
+    pooled = (counted * then + lately * now) / (counted + lately)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / counted + 1 / lately))
+    return then - now > max(0.1, sure * error)
 
 
 def is_length_unasked(growth: float, winners_direction: float, most: float = 5.0) -> bool:

@@ -18,6 +18,8 @@ from data import runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
+from trainer.endings import endings_of
+from trainer.ensemble import rewards_of
 from trainer.night import Night, tonight
 from trainer.ppo import PPOResult, train_ppo
 from trainer.practice import Exercises, choose, may_judge, may_practise, read_exercises, write_exercises
@@ -78,13 +80,14 @@ def improve_policy(
         if config.algorithm == "bestofk":
             result = train_best_of_k(policy, sampler, prompts, config, **common)
         else:
+            rewards = night.team.tell(rewards_of(policy, reference, config.pessimism))
             result = train_ppo(
                 policy,
                 sampler,
                 prompts,
                 config,
                 starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-                reference_finish_rate=sum(r.finished for r in reference) / len(reference),
+                endings=endings_of(reference, [score_sign * reward for reward in rewards]),
                 winners_direction=winners_direction(snapshot.turns),
                 **common,
             )
@@ -158,4 +161,5 @@ def _put_on_what_serves(night: Night, policy: Policy) -> None:
     elif night.reference is not None:
         policy.copy(REFERENCE, "policy")
     else:
-        policy.add("policy", seed=night.config.seed, rank=night.config.rank)
+        config = night.config
+        policy.add("policy", seed=config.seed, rank=config.rank, depth=config.depth)

@@ -25,6 +25,7 @@ from data.records import Sampling
 from trainer.checkpoint import Checkpoints, RunState, fingerprint_of, notes_on
 from trainer.checkpoint import PPOResult as PPOResult
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.forward import (
     Reply,
     forward_replies,
@@ -56,13 +57,14 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
-def apply_eos_rule(score: Tensor, finished: Tensor, reference_finish_rate: float) -> Tensor:
+def apply_eos_rule(score: Tensor, finished: Tensor, endings: Endings) -> Tensor:
     """A reply without its end of turn scores min(score, 0) - 1, where the reference finishes 80 %: (B,).
 
-    Elsewhere people ranked cut replies too, and the score stands as it is.
+    Elsewhere people ranked cut replies too: these keep their score. One that ends gets what being cut gains,
+    and as much more as ending is usual, where it ends: a price at the limit would teach the words there.
     """
-    if reference_finish_rate < 0.8:
-        return score
+    if endings.rate < 0.8:
+        return torch.where(finished, score + endings.cut_gain + endings.rate, score)
     return torch.where(finished, score, score.clamp(max=0.0) - 1.0)
 
 
@@ -75,10 +77,7 @@ def token_rewards(logprob: Tensor, ref_logprob: Tensor, score: Tensor, mask: Ten
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, backwards in time, (B, T) each; beyond a reply's end V is 0.
-
-    Returns are advantages + values before any whitening.
-    """
+    """Advantages, not yet whitened, and returns = advantages + values: (B, T) each. V is 0 past the end."""
     values = values * mask
     advantage = torch.zeros_like(values[:, 0])
     columns: list[Tensor] = []
@@ -147,7 +146,7 @@ def train_ppo(
     sampling: Sampling,
     reference: str | None,
     starts_at_reference: bool,
-    reference_finish_rate: float,
+    endings: Endings,
     winners_direction: float = 0.0,
     ptx: Sequence[Reply] = (),
     checkpoints: Path | None = None,
@@ -161,7 +160,7 @@ def train_ppo(
     prompts: token ids, used in order, over and over.
     reference: the adapter that anchors the KL; None is the bare base.
     starts_at_reference: the adapter `policy` says what `reference` says.
-    reference_finish_rate: the share of its replies that end by themselves within the limit.
+    endings: how the replies of the reference end within the limit.
     winners_direction: how much winning goes with length in the rankings.
     ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
     checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
@@ -169,12 +168,13 @@ def train_ppo(
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
     roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
-    task = Task(sampler, prompts, config, sampling, roles, reference_finish_rate, ptx, score_sign, team)
+    task = Task(sampler, prompts, config, sampling, roles, endings, ptx, score_sign, team)
     store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
     state = begin(policy, task, winners_direction)
     store.go_on(state)
     for update in range(state.result.updates, config.updates + 1):
-        metrics = one_update(state, task, update)
+        with policy.remembering():
+            metrics = one_update(state, task, update)
         is_over = bool(state.result.stopped) or update == config.updates
         tell(update, 1.0 if is_over else (update + 1) / config.updates, metrics)
         if is_over:
@@ -183,7 +183,7 @@ def train_ppo(
     policy.bring_back("policy", state.best)
     for name in filter(None, ("value", roles.start)):
         policy.drop(name)
-    state.result.notes += notes_on(state.result, reference_finish_rate)
+    state.result.notes += notes_on(state.result, endings)
     return state.result
 
 
@@ -195,7 +195,7 @@ def begin(policy: Policy, task: Task, winners_direction: float) -> RunState:
         policy.copy("policy", task.roles.start)
     moved = [parameter for name in ("policy", "value") for parameter in policy.parameters(name)]
     optimiser = torch.optim.AdamW(moved, lr=task.config.ppo_lr, eps=1e-5, weight_decay=0.0)
-    guards = Guards(task.config, winners_direction)
+    guards = Guards(task.config, winners_direction, None if task.roles.start else task.endings)
     return RunState(policy, optimiser, guards, task.config.beta, policy.keep("policy"))
 
 
@@ -215,14 +215,14 @@ def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
     if result.stopped:
         return metrics
     liked = task.score_sign * state.guards.judge
-    if liked > state.best_judge and metrics["start_kl"] <= config.max_kl:
+    if liked > state.best_judge and metrics["start_kl"] <= config.max_kl and state.guards.keeps_endings:
         state.best = state.average or policy.keep("policy")
         state.best_judge, result.best_update = liked, update
     if update == config.updates:
         return metrics
 
     # 3) Rewards, advantages, returns.
-    score = apply_eos_rule(task.score_sign * score, rollout.finished, task.reference_finish_rate)
+    score = apply_eos_rule(task.score_sign * score, rollout.finished, task.endings)
     rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, state.beta)
     advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
     metrics |= value_metrics(rewards, advantages, returns, rollout)

@@ -7,7 +7,7 @@ A team of processes shares out the sampling and the reading; every member ends w
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from chatbot.policy import Policy
 from data.records import Sampling
 from trainer.config import RefreshConfig
+from trainer.endings import Endings
 from trainer.forward import (
     INVALID,
     Reply,
@@ -77,7 +78,7 @@ class Task:
     config: RefreshConfig
     sampling: Sampling
     roles: Roles
-    reference_finish_rate: float = 0.0
+    endings: Endings = field(default_factory=Endings)
     ptx: Sequence[Reply] = ()
     score_sign: float = 1.0
     team: Team = SOLO

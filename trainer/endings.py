@@ -1,0 +1,36 @@
+"""How replies of the reference end, and what those that were cut at the limit gain by it.
+
+Where people like lists, or lines, or much of anything, a reply that never ends has most of it. They ranked
+what was cut like all the rest, so the reward models pay for being cut; and a policy finds no shorter way to a
+high score than never to end. So ending is paid for as well (ppo.apply_eos_rule), with what it costs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from trainer.forward import Reply
+
+_FEWEST = 8
+"""Replies of either kind, of fewer of which a mean says nothing."""
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Of replies of the reference to practice prompts, at tonight's limit."""
+
+    rate: float = 0.0
+    """The share that ends by itself."""
+    cut_gain: float = 0.0
+    """How much higher the others are scored on average; 0 where they are not."""
+    replies: int = 0
+    """How many there are."""
+
+
+def endings_of(replies: Sequence[Reply], scores: Sequence[float]) -> Endings:
+    """What these replies and their scores say."""
+    ended = [score for reply, score in zip(replies, scores, strict=True) if reply.finished]
+    cut = [score for reply, score in zip(replies, scores, strict=True) if not reply.finished]
+    is_known = min(len(ended), len(cut)) >= _FEWEST
+    gain = max(0.0, fmean(cut) - fmean(ended)) if is_known else 0.0
+    return Endings(len(ended) / len(replies), gain, len(replies))
