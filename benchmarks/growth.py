@@ -1,7 +1,7 @@
 """What must not grow with the number of rankings: opening a chat, a vote, the operator's page.
 
-    python benchmarks/growth.py                                  # about ten minutes, 6 GB of disk at the end
-    python benchmarks/growth.py --sizes 1000,100000              # a minute
+    python benchmarks/growth.py                                  # about three minutes, some GB of disk
+    python benchmarks/growth.py --sizes 1000,100000              # half a minute
 
 A database of each size is filled with turns of four replies, each ranked, in conversations of ten turns, a
 hundred conversations a person; half of the replies by one of fifty versions. Then the functions that a
