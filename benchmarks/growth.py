@@ -12,13 +12,12 @@ Medians in milliseconds.
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from itertools import count, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from formats import median_milliseconds
 from peers import table
 from served import tiny_model
 
@@ -39,7 +38,7 @@ from data.records import Person, Placement
 
 K, TURNS, CHATS, VERSIONS = 4, 10, 100, 50
 TEXT = "Bees dance to tell each other where the flowers are, and how far it is to fly. " * 3
-TIMES = 15
+TIMES = 14
 
 
 def main() -> None:
@@ -134,25 +133,15 @@ def measure(db: Database, desk: Desk, engine: Engine) -> dict[str, float]:
 
     looks = cycle(chats)
     return {
-        "chat": median(
-            lambda: actions.open_chat(person, Payload({"conversation_id": next(looks), "look": 1}))
+        "chat": median_milliseconds(
+            lambda: actions.open_chat(person, Payload({"conversation_id": next(looks), "look": 1})), TIMES
         ),
-        "vote": median(vote),
-        "overview": median(lambda: overview(afresh())),
-        "overview again": median(lambda: overview(desk)),
-        "versions": median(lambda: listing_html(afresh(), visit)),
-        "versions again": median(lambda: listing_html(desk, visit)),
+        "vote": median_milliseconds(vote, TIMES),
+        "overview": median_milliseconds(lambda: overview(afresh()), TIMES),
+        "overview again": median_milliseconds(lambda: overview(desk), TIMES),
+        "versions": median_milliseconds(lambda: listing_html(afresh(), visit), TIMES),
+        "versions again": median_milliseconds(lambda: listing_html(desk, visit), TIMES),
     }
-
-
-def median(action: Callable[[], object]) -> float:
-    """Milliseconds, of several calls; the first warms up."""
-    taken = []
-    for _ in range(TIMES):
-        started = time.perf_counter()
-        action()
-        taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken[1:])
 
 
 if __name__ == "__main__":

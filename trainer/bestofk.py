@@ -145,9 +145,7 @@ class Student:
 
     def score(self, replies: Sequence[Reply]) -> list[float]:
         """What the ensemble rewards each reply with."""
-        means, stds = ensemble.score_replies(self.policy, self.team.share(replies))
-        pessimism = self.config.pessimism
-        return self.team.collect([mean - pessimism * std for mean, std in zip(means, stds, strict=True)])
+        return ensemble.rewards_of(self.policy, replies, self.config.pessimism, self.team)
 
     def measure(self, prompts: Sequence[list[int]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """PPO's figures of fresh replies to `prompts`, and some of the replies."""

@@ -210,7 +210,7 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
 def notes_on(result: PPOResult, endings: Endings) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
     notes = []
-    if endings.rate < 0.8:
+    if not endings.is_usual:
         gained = f", of it {endings.cut_gain:.2f} that being cut gains" if endings.cut_gain else ""
         notes.append(
             f"The reference ends {endings.rate:.0%} of its replies within the limit: "

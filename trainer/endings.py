@@ -26,6 +26,11 @@ class Endings:
     replies: int = 0
     """How many there are."""
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether a reply that is cut has gone wrong."""
+        return self.rate >= 0.8
+
 
 def endings_of(replies: Sequence[Reply], scores: Sequence[float]) -> Endings:
     """What these replies and their scores say."""

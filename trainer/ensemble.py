@@ -232,6 +232,7 @@ def score_replies(policy: Policy, replies: Sequence[Reply]) -> tuple[list[float]
     return scores.mean(0).tolist(), scores.std(0, correction=0).tolist()
 
 
-def rewards_of(policy: Policy, replies: Sequence[Reply], pessimism: float) -> list[float]:
-    """What PPO is paid for each reply before the KL: the mean less `pessimism` times the spread."""
-    return [mean - pessimism * std for mean, std in zip(*score_replies(policy, replies), strict=True)]
+def rewards_of(policy: Policy, replies: Sequence[Reply], pessimism: float, team: Team = SOLO) -> list[float]:
+    """What each reply is worth: the mean less `pessimism` times the spread. A team shares out the reading."""
+    scored = zip(*score_replies(policy, team.share(replies)), strict=True)
+    return team.collect([mean - pessimism * std for mean, std in scored])

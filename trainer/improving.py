@@ -80,7 +80,7 @@ def improve_policy(
         if config.algorithm == "bestofk":
             result = train_best_of_k(policy, sampler, prompts, config, **common)
         else:
-            rewards = night.team.tell(rewards_of(policy, reference, config.pessimism))
+            rewards = rewards_of(policy, reference, config.pessimism, night.team)
             result = train_ppo(
                 policy,
                 sampler,

@@ -63,7 +63,7 @@ def apply_eos_rule(score: Tensor, finished: Tensor, endings: Endings) -> Tensor:
     Elsewhere people ranked cut replies too: these keep their score. One that ends gets what being cut gains,
     and as much more as ending is usual, where it ends: a price at the limit would teach the words there.
     """
-    if endings.rate < 0.8:
+    if not endings.is_usual:
         return torch.where(finished, score + endings.cut_gain + endings.rate, score)
     return torch.where(finished, score, score.clamp(max=0.0) - 1.0)
 

@@ -128,8 +128,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "compared_note": (
         "Versions meet when one turn holds replies of both, for example after a regenerate across a swap. "
-        "The newest 10,000 rankings count.",
-        "当同一轮对话包含两个版本的回复时（例如换版后重新生成），它们才会被比较。只计最近 10,000 条排序。",
+        "The newest {n} rankings count.",
+        "当同一轮对话包含两个版本的回复时（例如换版后重新生成），它们才会被比较。只计最近 {n} 条排序。",
     ),
     "report": ("Report", "报告"),
     "parent_of": ("Made from", "源自"),
