@@ -57,6 +57,13 @@ class ChatFormat:
         roles = tuple(message["role"] for message in messages)
         return self._join(roles, [self.encode_text(m["content"]) for m in messages], add_reply_prompt)
 
+    def takes(self, messages: Messages, room: int) -> bool:
+        """Whether the template knows their roles and they have at most `room` tokens."""
+        try:
+            return len(self.encode(messages)) <= room
+        except Refused:  # some templates have no place for a system message
+            return False
+
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text: never a control token, whatever it says."""
         clean = text.encode("utf-8", "replace").decode()

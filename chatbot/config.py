@@ -5,6 +5,7 @@ from it and from the hardware. State lies where `data/home.py` says; that is not
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
@@ -43,6 +44,10 @@ class ServeConfig:
     public_url: Annotated[
         str, "The address people type when it is not this machine's, e.g. https://chat.example.org."
     ] = ""
+    proxies: Annotated[
+        str,
+        "Addresses or networks of proxies in front of it, with commas; they alone may say who calls.",
+    ] = "127.0.0.1,::1"
     trainer: Annotated[bool, "Start `trainer watch` beside the server, so that one command learns too."] = (
         True
     )
@@ -59,6 +64,8 @@ class ServeConfig:
             raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
         if self.max_new_tokens < 0 or self.threads < 0:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
+        for one in self.proxies.split(","):
+            _check_network(one.strip())
         if self.public_url:
             url = _site(self.public_url)
             if url is None or url.path not in ("", "/") or url.query or url.fragment:
@@ -116,6 +123,17 @@ def _site(url: str) -> SplitResult | None:
     except ValueError:  # half an IPv6 address, or a port that is none
         return None
     return parts if is_one else None
+
+
+def _check_network(text: str) -> None:
+    """Raises Refused for what is neither an address nor a network."""
+    try:
+        ip_network(text)
+    except ValueError:
+        raise Refused(
+            f"{text!r} is not the address of a proxy - give one like 10.0.0.2, or a network like "
+            "172.16.0.0/12."
+        ) from None
 
 
 def _origin(site: SplitResult) -> str:

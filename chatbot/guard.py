@@ -31,8 +31,13 @@ PUBLIC = frozenset(
     {"/login", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
 )
 """Open to everybody; /metrics looks at the caller itself."""
-UNUSED = ("/vibe-", "/undo-vibe-edit", "/proxy=", "/dev/reload", "/run-history", "/token", "/monitoring")
-"""Gradio's routes that no page of ours uses, without their prefix."""
+UNUSED = (
+    "/vibe-", "/undo-vibe-edit", "/proxy=", "/dev/reload", "/run-history", "/token", "/monitoring",
+    "/call/", "/deep_link", "/upload",
+)  # fmt: skip
+"""Gradio's routes that no page of ours uses, without their prefix. Two of them would tell a page session's
+contents to whoever names it, and one stores files.
+"""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KEPT_PAGE_SESSIONS = 10_000
 
@@ -134,7 +139,7 @@ class Guard:
         inner = path.removeprefix("/operate").removeprefix("/gradio_api")
         if inner.startswith(UNUSED):
             return _say(scope, 404, "There is no such page - go back to the start.")
-        if (page := page_session(scope, inner)) and not self._owns(page, person):
+        if not all(self._owns(page, person) for page in page_sessions(scope, inner)):
             return _say(scope, 403, "This page belongs to somebody else - reload it.")
         return None
 
@@ -192,14 +197,13 @@ def bearer(headers: Headers) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
-def page_session(scope: Scope, inner: str) -> str | None:
-    """The Gradio page session that a following request names, if it is one."""
+def page_sessions(scope: Scope, inner: str) -> list[str]:
+    """The Gradio page sessions that a following request names; one at most, if its sender means well."""
     if inner.startswith("/heartbeat/"):
-        return str(inner.removeprefix("/heartbeat/"))
+        return [inner.removeprefix("/heartbeat/")]
     if inner.startswith("/queue/data"):
-        query = str(scope["query_string"].decode("latin-1"))
-        return parse_qs(query).get("session_hash", [""])[0]
-    return None
+        return parse_qs(str(scope["query_string"].decode("latin-1"))).get("session_hash", [])
+    return []
 
 
 def is_page(scope: Scope) -> bool:

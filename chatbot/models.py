@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file
@@ -19,8 +20,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatbot import fourbit
 from chatbot.basemodel import Base, quiet_transformers
+from data.errors import Refused
 
 ADAPTER_FILE = "adapter_model.safetensors"
+_FACTOR_NAMES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""What configurations call the factor between the head and the logits. Some divide by it."""
+_FACTORS: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+"""Of each model that was loaded."""
 
 
 def pick_device() -> torch.device:
@@ -41,7 +47,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The plain base model: frozen, without dropout, on `device`.
 
-    With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes.
+    With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes, and
+    for a model that does something unknown to its logits.
     """
     if device.type == "cuda":
         # On Hopper and Blackwell PyTorch prefers the attention of cuDNN, which makes a plan for every length
@@ -55,7 +62,9 @@ def load_model(
     model.requires_grad_(False)
     if four_bit:
         fourbit.set_packing(model, False)
-    return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
+    loaded = cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
+    _FACTORS[loaded] = _find_factor(loaded)
+    return loaded
 
 
 def merged_model(
@@ -144,8 +153,32 @@ class TokenBatch:
 
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Float32 logits of hidden states, with the soft cap that Gemma-like models put on them."""
+    """Float32 logits of hidden states, with the factor that Granite and others put on them, and with the soft
+    cap of Gemma and others."""
     head = cast(Any, model.get_output_embeddings())
     logits: Tensor = head(hidden).float()
+    factor = _FACTORS.get(model, 1.0)
+    logits = logits if factor == 1.0 else logits * factor
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@torch.no_grad()
+def _find_factor(model: PreTrainedModel) -> float:
+    """By what the model multiplies what its head says, as one of its logits shows: 1 for most.
+
+    Raises Refused where its configuration names no such number: its probabilities would be made up.
+    """
+    ids = torch.arange(1, 9, device=model.device)[None]  # 0 is padding for some, whose embedding is 0
+    wanted = cast(Any, model)(input_ids=ids, use_cache=False).logits[0, -1].float()
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+    config = model.config.get_text_config()
+    named = [float(getattr(config, name)) for name in _FACTOR_NAMES if getattr(config, name, None)]
+    for factor in (1.0, *named, *(1 / number for number in named)):
+        _FACTORS[model] = factor
+        if (logits_of(model, hidden) - wanted).abs().max() <= 0.02 * wanted.abs().max():
+            return factor
+    raise Refused(
+        f"What {model.config.model_type!r} makes of its head's output is not known here - choose another "
+        "model."
+    )

@@ -26,7 +26,11 @@ def null_adapter(base: Base, parent: Path) -> Path:
             part = Path(temporary) / directory.name
             _write(base, part)
             part.chmod(0o755)  # the servers may be another account's
-            os.rename(part, directory)
+            try:
+                os.rename(part, directory)
+            except OSError:  # another process was faster, and what it wrote is the same
+                if not directory.is_dir():
+                    raise
     return directory
 
 

@@ -25,7 +25,7 @@ from chatbot.chatformat import FittedPrompt
 from chatbot.generation import Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
-from chatbot.openai_reply import Completion, Reading
+from chatbot.openai_reply import FINISHED, Completion, Reading
 from chatbot.openai_request import ChatRequest, read_request
 from chatbot.turns import Turns
 from data import api_keys, versions
@@ -243,10 +243,10 @@ async def _events(
     while not all(reading.has_ended for reading in readings):
         await asyncio.sleep(LOOK_SECONDS)
         silent += LOOK_SECONDS
-        if failed := failure(generation):
-            yield _event(error_object(*failed))
-            return
         pieces = b"".join(_event(chunk) for chunk in _news(asked, readings, completion))
+        if failed := failure(generation):  # asked last: so no reply that failed is taken for one that ended
+            yield pieces + _event(error_object(*failed))
+            return
         if pieces or silent >= SILENCE_SECONDS:
             yield pieces or b": still here\n\n"
             silent = 0.0
@@ -265,7 +265,7 @@ def _news(
         text, tokens = reading.news()
         if text or (tokens and asked.has_logprobs):
             yield completion.chunk(index, {"content": text}, tokens=tokens if asked.has_logprobs else None)
-        if reading.has_ended:
+        if reading.finish_reason in FINISHED:
             yield completion.chunk(index, {}, finish=reading.finish_reason)
 
 

@@ -20,6 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from chatbot.basemodel import Base, quiet_transformers
 from chatbot.head import ScalarHead
@@ -78,7 +79,13 @@ class Policy:
         """A fresh adapter on every linear map: B = 0, so it changes nothing yet. Weights are float32.
 
         depth: the share of the layers that get one, from the last one down; one layer at least.
+        Raises Refused for a base whose maps are of a kind that nothing can be merged into.
         """
+        if any(isinstance(module, Conv1D) for module in self._plain.modules()):
+            raise Refused(
+                f"{self.base.name!r} keeps its weights transposed (Conv1D), as GPT-2 does, and cannot learn "
+                "here - choose a newer model."
+            )
         targets = self._trunk.targets(depth)
         settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type="CAUSAL_LM", **targets)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

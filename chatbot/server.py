@@ -132,6 +132,7 @@ class _Server(uvicorn.Server):
                 log_level="critical",
                 access_log=False,  # a sign-in link would stand in it
                 server_header=False,
+                forwarded_allow_ips=site.config.proxies.replace(" ", ""),
                 timeout_graceful_shutdown=CONNECTIONS_SECONDS,
             )
         )

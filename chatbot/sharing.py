@@ -4,6 +4,8 @@ Two pools of threads on the same cores wait for each other at every layer and sl
 two that have cores of their own do not. By day the engine has the whole machine.
 """
 
+import time
+
 from chatbot.engine import Engine
 from chatbot.looking import Looking
 from data import runs
@@ -31,5 +33,5 @@ class Sharing:
     def share_once(self) -> None:
         """Look, and tell the engine."""
         latest = runs.latest(self._db)
-        is_learning = latest is not None and latest.state == "running"
+        is_learning = latest is not None and latest.is_alive(time.time())
         self._engine.threads = max(1, self._all // 2) if is_learning else self._all

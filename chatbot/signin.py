@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
@@ -152,13 +151,7 @@ def own_data(db: Database, person: Person) -> Iterator[str]:
 
 def own_path(path: str) -> str:
     """`path` where it leads to a page of ours, else the start: a sign-in must not send people elsewhere."""
-    parts = urlsplit(path)
-    is_own = (
-        path.startswith("/")
-        and not path.startswith(("//", "/\\"))
-        and not parts.netloc
-        and path.isprintable()
-    )
+    is_own = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
     return path if is_own and not path.startswith(("/login", "/logout")) else "/"
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from chatbot.models import TokenBatch
 
@@ -38,7 +37,7 @@ class Trunk:
             path.rsplit(".", 1)[-1]
             for layer in self.layers
             for path, part in layer.named_modules()
-            if isinstance(part, nn.Linear | Conv1D)
+            if isinstance(part, nn.Linear)
         }
         self._kept: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._kept_bytes = 0

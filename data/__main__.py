@@ -213,7 +213,10 @@ def _told(done: Forgotten, home: Home) -> list[str]:
             f"{len(done.backups)} backups still hold them - delete those in {home.backups} if they must go."
         )
     if not done.is_wiped:
-        lines.append("A reader keeps old pages in the log - restart the server, and they are gone.")
+        lines.append(
+            "The database's log keeps old pages, for another process reads them or the disk is full - make "
+            "room and restart the server, and they are gone."
+        )
     return lines
 
 

@@ -196,6 +196,10 @@ class Run:
     started_at: float
     finished_at: float | None
 
+    def is_alive(self, now: float) -> bool:
+        """Whether a process works on it; one that was killed lets its lease expire."""
+        return self.state == "running" and self.lease_until > now
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -121,8 +121,12 @@ def report(
 
 
 def set_snapshot(db: Database, run_id: str, snapshot: Snapshot) -> None:
-    """Writes down what the run learns from, ranking by ranking, so that a deletion can reach the version."""
-    newest = max((turn.created_at for turn in snapshot.turns), default=time.time())
+    """Writes down what the run learns from, ranking by ranking, so that a deletion can reach the version.
+
+    A ranking from a time when the clock was ahead must not make those after it old.
+    """
+    now = time.time()
+    newest = min(now, max((turn.created_at for turn in snapshot.turns), default=now))
     with db.write() as conn:
         get(db, run_id)
         conn.execute("DELETE FROM run_rankings WHERE run_id = ?", (run_id,))

@@ -307,6 +307,20 @@ def test_a_chat_is_renamed_exported_and_deleted(actions: Actions, ada: Person) -
     assert turn_id == "" and page[0]["turns"] == [] and page[3]["chats"] == []
 
 
+def test_deleting_another_chat_leaves_the_page_at_its_turn(actions: Actions, ada: Person) -> None:
+    first = a_turn(actions.db, ada)[0]
+    turn_id, chat_id = str(first.parent_id), first.conversation_id
+    conversations.add_user_message(actions.db, chat_id, first.id, "Go on.", ada.id)
+    other = a_turn(actions.db, ada)[0]
+    sent = {"target": other.conversation_id, "conversation_id": chat_id, "turn_id": turn_id}
+    page, shown = actions.delete_chat(ada, Payload(sent))
+    assert (shown, len(page[3]["chats"])) == (turn_id, 1)
+    strange = a_turn(actions.db, ada)[0]
+    sent = {"target": strange.conversation_id, "conversation_id": chat_id, "turn_id": str(strange.parent_id)}
+    _, shown = actions.delete_chat(ada, Payload(sent))
+    assert shown and shown != turn_id, "a turn of another chat is not shown: the latest is"
+
+
 def test_training_is_switched_off_for_one_chat(actions: Actions, ada: Person) -> None:
     chat_id = a_turn(actions.db, ada)[0].conversation_id
     actions.set_training(ada, Payload({"conversation_id": chat_id, "may_train": False}))

@@ -202,6 +202,20 @@ def test_a_forgotten_person_is_nowhere_in_the_files(
             assert person.id.encode() not in path.read_bytes(), path
 
 
+def test_what_was_deleted_is_told_even_where_the_disk_is_too_full_to_wipe_the_log(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_person_who_taught(db, home)
+
+    def full(self: Database) -> bool:
+        raise Problem("The disk is full.")
+
+    monkeypatch.setattr(Database, "vacuum", full)
+    assert main(["forget", CANARY, "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "v000001 serves" in said and "log keeps old pages" in said
+
+
 def test_a_forgotten_name_goes_out_of_a_reason_and_not_out_of_other_words(db: Database, home: Home) -> None:
     a_version(db, a_run(db, home, "yesterday", "words"), {}, "v000001")
     versions.publish(db, "v000001", actor="eve", reason="Ann: published by Ann (Annual, v000001). 由Ann发布")

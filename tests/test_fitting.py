@@ -123,6 +123,18 @@ def test_nobody_has_more_than_their_share_of_the_rankings_a_night_takes(
         assert max(shares(turns).values()) <= fair_share(turns) + 1e-9
 
 
+def test_an_import_takes_only_the_places_that_people_leave(db: Database, home: Home, tiny_base: Base) -> None:
+    many_rankings(db, ["ada"] * 20)
+    many_rankings(db, ["imported"] * 30, first=20)
+    with db.write() as conn:
+        conn.execute(
+            "UPDATE rankings SET source = 'imported' WHERE person_id = ?", (somebody(db, "imported").id,)
+        )
+    turns = freeze_snapshot(begun(db, home, tiny_base, max_rankings=32)).turns
+    assert [turn.source for turn in turns].count("imported") == 12
+    assert [turn.created_at for turn in turns] == sorted(turn.created_at for turn in turns)
+
+
 def test_who_was_not_foretold_the_night_before_weighs_less(
     db: Database, home: Home, tiny_base: Base, trained: list[Training]
 ) -> None:

@@ -116,7 +116,15 @@ def test_a_user_does_not_see_the_operators_pages(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/gradio_api/vibe-code", "/gradio_api/proxy=http://x.hf.space", "/operate/monitoring"]
+    "path",
+    [
+        "/gradio_api/vibe-code",
+        "/gradio_api/proxy=http://x.hf.space",
+        "/operate/monitoring",
+        "/gradio_api/call/anything/abc",
+        "/operate/gradio_api/deep_link?session_hash=abc",
+        "/gradio_api/upload?upload_id=1",
+    ],
 )
 def test_what_no_page_of_ours_uses_is_not_there(path: str) -> None:
     assert client("o").get(path).status_code == 404
@@ -129,6 +137,8 @@ def test_a_page_session_belongs_to_who_opened_it() -> None:
     assert site.get("/gradio_api/queue/data?session_hash=abc", headers=as_ada).status_code == 200
     assert site.get("/gradio_api/queue/data?session_hash=abc", headers=as_eve).status_code == 403
     assert site.get("/gradio_api/heartbeat/abc", headers=as_eve).status_code == 403
+    both = "/gradio_api/queue/data?session_hash=eves&session_hash=abc"
+    assert site.get(both, headers=as_eve).status_code == 403
 
 
 # Programs with a key

@@ -1,7 +1,13 @@
 """The adapter that changes nothing: read as any other, and with it the base says what it says without."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
 import torch
 
+from chatbot import null_adapter as null_module
 from chatbot.adapters import read_lora
 from chatbot.basemodel import Base
 from chatbot.models import merged_model
@@ -17,6 +23,21 @@ def test_it_changes_nothing(tiny_base: Base, home: Home) -> None:
         for adapter in (None, directory)
     )
     assert all(torch.equal(bare[name], dressed[name]) for name in bare)
+
+
+def test_processes_that_write_it_at_once_all_find_it(
+    tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, write = threading.Barrier(2, timeout=60), null_module._write
+
+    def written(base: Base, directory: Path) -> None:
+        write(base, directory)
+        together.wait()
+
+    monkeypatch.setattr(null_module, "_write", written)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: null_adapter(tiny_base, home.adapters), range(2)))
+    assert found[0] == found[1] and list(home.adapters.iterdir()) == [found[0]]
 
 
 def test_it_is_written_once_and_is_named_after_its_base(tiny_base: Base, home: Home) -> None:

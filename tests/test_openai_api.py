@@ -14,6 +14,7 @@ import pytest
 from chatbot import openai_api
 from chatbot.interface import AnyEngine
 from chatbot.memory import Memory
+from chatbot.openai_reply import Reading, Token
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
@@ -283,6 +284,26 @@ def test_a_reply_that_fails_is_told_with_and_without_a_stream(
 ) -> None:
     monkeypatch.setattr(LlamaRunner, "step", lambda self: 1 / 0)
     assert error_of(api.ask(), 500)["type"] == "server_error"
+    lines = [line for line in api.ask(stream=True).text.splitlines() if line]
+    assert "The model failed" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
+
+
+def test_a_reply_that_fails_while_it_is_looked_at_is_told_too(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    news, may_fail = Reading.news, threading.Event()
+
+    def fail(runner: LlamaRunner) -> None:
+        assert may_fail.wait(60)
+        raise ZeroDivisionError
+
+    def late(reading: Reading) -> tuple[str, list[Token]]:
+        may_fail.set()
+        until(lambda: reading._reply.finish_reason is not None)
+        return news(reading)
+
+    monkeypatch.setattr(LlamaRunner, "step", fail)
+    monkeypatch.setattr(Reading, "news", late)
     lines = [line for line in api.ask(stream=True).text.splitlines() if line]
     assert "The model failed" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
 

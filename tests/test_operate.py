@@ -186,6 +186,19 @@ def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
         call(page, "stop", operator)
 
 
+def test_a_run_whose_process_was_killed_stands_in_no_way(
+    db: Database, page: gr.Blocks, desk: Desk, operator: Person, visit: Visit
+) -> None:
+    run = start_run(db)
+    assert "progressbar" in refresh_html(desk, visit, run, False)
+    dead = replace(run, lease_until=run.started_at - 3600)
+    with db.write() as conn:
+        conn.execute("UPDATE runs SET lease_until = ? WHERE id = ?", (dead.lease_until, run.id))
+    *_, refresh, cancel = call(page, "look", operator)
+    assert (refresh["interactive"], cancel["visible"]) == (True, False)
+    assert "progressbar" not in refresh_html(desk, visit, dead, False)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Learning
 

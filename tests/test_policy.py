@@ -6,16 +6,33 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from chatbot.basemodel import Base
 from chatbot.head import ScalarHead
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_dtype
 from chatbot.policy import Policy
 from data.errors import Refused
+from data.home import Home
 from tests.adapter_files import write_adapter
+from tests.tiny import base_of
 
 CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SEQUENCES = [[1, 80, 90, 100, 2], [1, 7, 8, 9, 10, 11, 12, 13], [5]]
 
 
@@ -237,6 +254,39 @@ def test_adapters_are_worn_one_at_a_time(policy: Policy) -> None:
         pass
     with policy.wear("mine"):  # and a failure inside leaves nothing on
         pass
+
+
+def test_a_base_that_nothing_can_be_merged_into_is_refused(home: Home) -> None:
+    base = base_of(GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256), home)
+    with pytest.raises(Refused, match="keeps its weights transposed"):
+        Policy(base, device=CPU, dtype=torch.float32).add("policy", seed=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SMALL, logits_scaling=8.0),
+        CohereConfig(**SMALL, logit_scale=0.25),
+        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5),
+    ],
+    ids=["divided", "multiplied", "capped"],
+)
+def test_logits_are_the_model_s_own_though_it_scales_or_caps_them(
+    home: Home, config: PreTrainedConfig
+) -> None:
+    model = load_model(base_of(config, home), device=CPU, dtype=torch.float32, attention="sdpa")
+    ids = torch.arange(3, 20)[None]
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(logits_of(model, hidden), cast(Any, model)(input_ids=ids).logits)
+
+
+def test_a_model_whose_logits_are_not_understood_is_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.models._FACTOR_NAMES", ())
+    base = base_of(GraniteConfig(**SMALL, logits_scaling=8.0), home)
+    with pytest.raises(Refused, match="What 'granite' makes of its head's output is not known here"):
+        load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
 
 
 def test_the_delta_norm_is_that_of_the_full_matrices(policy: Policy, tiny_base: Base) -> None:

@@ -166,11 +166,12 @@ def test_ending_is_paid_with_what_being_cut_gains_and_more_where_it_is_usual() -
     assert apply_eos_rule(score, finished, endings=Endings(0.9, cut_gain=0.75)).tolist() == [2.0, -1.0, -1.5]
 
 
-def test_beta_rises_where_the_kl_is_too_large_and_never_fast() -> None:
-    assert adapt_beta(0.1, kl=4.0, target=2.0, replies=20) == pytest.approx(0.1 * (1 + 0.2 * 0.1))
-    assert adapt_beta(0.1, kl=1.0, target=2.0, replies=20) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
-    assert adapt_beta(0.1, kl=2.0, target=2.0, replies=20) == pytest.approx(0.1)
-    assert adapt_beta(0.1, kl=9.0, target=0.0, replies=20) == 0.1
+def test_beta_rises_where_the_kl_is_too_large_and_never_by_more_than_a_fifth() -> None:
+    assert adapt_beta(0.1, kl=4.0, target=2.0) == pytest.approx(0.12)
+    assert adapt_beta(0.1, kl=1.0, target=2.0) == pytest.approx(0.08)
+    assert adapt_beta(0.1, kl=2.2, target=2.0) == pytest.approx(0.11)
+    assert adapt_beta(0.1, kl=2.0, target=2.0) == pytest.approx(0.1)
+    assert adapt_beta(0.1, kl=9.0, target=0.0) == 0.1
 
 
 def test_the_parts_of_a_step_add_up_to_the_whole_however_they_are_shared() -> None:

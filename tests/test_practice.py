@@ -1,5 +1,6 @@
 """trainer/practice.py: what a night practises on and is judged on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.records import Prompt
 from tests.learners import ranked
 from tests.nights import JUDGING, PRACTICE, known_conversations, short_prompts, tiny_night, write_prompts
 from tests.stories import a_turn, rank, somebody
+from tests.tiny import byte_tokenizer
 from trainer.config import RefreshConfig
 from trainer.forward import Reply
 from trainer.practice import (
@@ -232,6 +234,31 @@ def test_what_we_ship_for_judging_is_not_what_we_ship_for_practice() -> None:
     assert len(practised) >= 600
     assert len(judged) >= 300
     assert not practised & judged
+
+
+def test_a_template_without_a_place_for_system_messages_is_asked_the_other_prompts(
+    db: Database, tiny_base: Base
+) -> None:
+    strict = byte_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No.') }}{% endif %}"
+        + str(strict.chat_template)
+    )
+    base = replace(tiny_base, tokenizer=strict)
+    config = RefreshConfig()
+    check_prompts(db, base, config, 64)
+    for chosen in (practice(db, base, config, []), judging(base, config)):
+        assert chosen and not any(prompt.messages[0]["role"] == "system" for prompt in chosen)
+    assert any(prompt.messages[0]["role"] == "system" for prompt in judging(tiny_base, config))
+
+
+def test_what_an_operator_s_files_share_is_judged_on_alone(db: Database, home: Home, tiny_base: Base) -> None:
+    both = write_prompts(home.root / "both.jsonl", [*PRACTICE, *JUDGING])
+    config = tiny_night(home, judging=write_prompts(home.root / "judging.jsonl", JUDGING), practice=both)
+    prompts = practice(db, tiny_base, config, [], judging(tiny_base, config))
+    assert sorted(words(prompts)) == sorted(words(PRACTICE))
+    with pytest.raises(Refused, match="Every prompt to practise on is also judged on"):
+        check_prompts(db, tiny_base, replace(config, judging=both), 64)
 
 
 def test_ptx_learns_from_a_text_file_or_from_demonstrations(

@@ -1,6 +1,7 @@
 """runs.py: a slot has one claimant, a lease one holder, and what a run said stays."""
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -191,6 +192,20 @@ def test_rankings_after_the_snapshot_of_a_judged_run_are_new(db: Database, home:
     runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
     assert runs.get(db, run.id).snapshot_hash == snapshot.sha256
     assert rankings.count(db, after=runs.last_success_at(db)) == 1
+
+
+def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Database) -> None:
+    ada = somebody(db)
+    ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    with db.write() as conn:
+        conn.execute(
+            "UPDATE rankings SET created_at = ? WHERE id = ?", (time.time() + 30 * 86400, ranking.id)
+        )
+    run = claimed(db)
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert rankings.count(db, after=runs.last_success_at(db)) == 2, "that one, and the one after it"
 
 
 def test_a_failed_run_has_seen_nothing(db: Database) -> None:

@@ -29,6 +29,13 @@ def test_a_refresh_takes_half_of_the_cores_for_as_long_as_it_runs(
     assert engine.threads == threads
 
 
+def test_a_refresh_whose_process_was_killed_takes_no_core(db: Database, engine: Engine) -> None:
+    sharing = Sharing(db, engine, 8)
+    assert runs.claim(db, "tonight", config={}, now=time.time() - 3600)
+    sharing.share_once()
+    assert engine.threads == 8
+
+
 def test_the_engine_s_thread_computes_with_as_many_as_it_is_told(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

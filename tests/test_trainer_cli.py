@@ -24,6 +24,7 @@ from tests.adapter_files import make_version
 from tests.nights import rank_by_taste, tiny_night
 from tests.test_watch import wait_for
 from trainer.__main__ import run
+from trainer.progress import SHUT_DOWN
 
 COMMANDS = [
     *("refresh", "watch", "schedule", "simulate", "measure", "sft", "reward", "score", "ppo", "gate"),
@@ -279,7 +280,7 @@ def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
         night.kill()
     stopped = runs.latest(db)
     assert stopped is not None and stopped.state == "interrupted"
-    assert stopped.reason == "It was stopped by Ctrl-C, or because the machine shut down."
+    assert stopped.reason == SHUT_DOWN
     assert runs.resume(db, stopped.id) is not None
 
 

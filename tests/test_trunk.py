@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3nTextConfig,
     Gemma3TextConfig,
-    GPT2Config,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +21,7 @@ from chatbot.basemodel import Base, load_base
 from chatbot.models import TokenBatch
 from chatbot.policy import Policy
 from data.home import Home
-from tests.tiny import byte_tokenizer, make_tiny_model
+from tests.tiny import base_of, make_tiny_model
 
 CPU = torch.device("cpu")
 SEQUENCES = [[1, 80, 90, 100, 2], [1, 7, 8, 9, 10, 11, 12, 13], [5]]
@@ -39,18 +37,9 @@ SHARED = Gemma3nTextConfig(
 OTHERS: dict[str, PreTrainedConfig] = {
     "gemma 3": Gemma3TextConfig(**SMALL, sliding_window=4),
     "gemma 3n": SHARED,
-    "gpt 2": GPT2Config(vocab_size=259, n_embd=32, n_layer=4, n_head=4, n_positions=256),
     "mistral": MistralConfig(**SMALL, sliding_window=4),
     "qwen 3": Qwen3Config(**SMALL),
 }
-
-
-def make(config: PreTrainedConfig, home: Home) -> Base:
-    directory = home.root / "other"
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    return load_base(str(directory), home, lambda text: None)
 
 
 @pytest.fixture
@@ -124,7 +113,7 @@ def test_two_halves_say_what_the_whole_says(base: Base, name: str, left_pad: int
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kinds_of_models_say_the_same_in_halves_or_are_read_whole(name: str, home: Home) -> None:
-    policy = a_policy(make(OTHERS[name], home))
+    policy = a_policy(base_of(OTHERS[name], home))
     whole = in_one_piece(policy, "upper")
     with policy.remembering():
         torch.testing.assert_close(states(policy, "upper"), whole, atol=1e-5, rtol=0)

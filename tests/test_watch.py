@@ -21,6 +21,7 @@ from data.database import Database, open_database
 from data.home import Home, open_home
 from data.records import Run, Schedule
 from tests.stories import a_turn, rank, somebody
+from trainer.progress import SHUT_DOWN, reason_of
 from trainer.watch import Watcher, claim_due, last_slot, log_file
 
 NIGHT = datetime(2026, 11, 21, 3, 30, tzinfo=UTC).timestamp()
@@ -209,6 +210,19 @@ def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
     assert run.state == "running" and run.fencing_token > lost.fencing_token
 
 
+def test_a_night_that_restarts_of_the_server_ended_goes_on_each_time(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    run = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
+    assert run is not None
+    for restart in range(1, 3):
+        runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+        watcher = watch_with("import time; time.sleep(60)")
+        watcher.tick(time.time())
+        run = runs.get(db, run.id)
+        assert (run.state, run.fencing_token) == ("running", 1 + restart)
+
+
 def test_a_killed_run_that_was_to_be_cancelled_is_cancelled(
     watch_with: Callable[[str], Watcher], db: Database
 ) -> None:
@@ -235,11 +249,12 @@ def test_a_paused_schedule_takes_nothing_up(watch_with: Callable[[str], Watcher]
     watcher = watch_with("import time; time.sleep(60)")
     schedules.set_(db, replace(NIGHTLY, is_paused=True), "ada")
     watcher.tick(NIGHT - 3600)
-    runs.interrupt_expired(db, NIGHT - 3600)
     assert runs.get(db, run.id).state == "interrupted"
 
 
-@pytest.mark.parametrize("reason", ["Stopped by a person.", "Stopped after the stage 'reward', as asked."])
+@pytest.mark.parametrize(
+    "reason", [reason_of(KeyboardInterrupt()), "Stopped after the stage 'reward', as asked."]
+)
 def test_what_a_person_stopped_stays_stopped(
     watch_with: Callable[[str], Watcher], db: Database, reason: str
 ) -> None:

@@ -121,6 +121,7 @@ def test_sign_in_returns_to_the_page_that_was_asked_for(browser: TestClient, ada
     [
         "https://evil.example",
         "//evil.example",
+        "//[",
         "/\\evil.example",
         "/login",
         "evil",

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from chatbot.basemodel import Base, load_base
+from data.home import Home
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -56,3 +65,12 @@ def make_tiny_model(
     model.save_pretrained(directory)
     byte_tokenizer(eos).save_pretrained(directory)
     return directory
+
+
+def base_of(config: PreTrainedConfig, home: Home) -> Base:
+    """A random model of another kind, with the same tokenizer."""
+    directory = home.root / "other"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return load_base(str(directory), home, lambda text: None)

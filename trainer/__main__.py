@@ -11,20 +11,26 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 
 from chatbot.flags import add_flags, run_cli
 from data.database import Database, open_database
 from data.home import Home, open_home
 from trainer import commands, stages
 from trainer.config import RefreshConfig
+from trainer.progress import ShutDown
 
 Command = Callable[[Home, Database, argparse.Namespace], int | None]
 
 
 def main() -> int:
     """The installed script. A machine that shuts down interrupts like Ctrl-C: the run can go on at once."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _shut_down)
     return run_cli(run)
+
+
+def _shut_down(number: int, frame: FrameType | None) -> None:
+    raise ShutDown
 
 
 def run(argv: Sequence[str]) -> int | None:

@@ -57,7 +57,9 @@ class RefreshConfig:
     temperature: Annotated[float, "Sampling temperature of rollouts and replays, as in the chat."] = 0.8
 
     min_rankings: Annotated[int, "Fewest rankings worth a night."] = 12
-    max_rankings: Annotated[int, "Most rankings a night learns from, newest first."] = 1000
+    max_rankings: Annotated[
+        int, "Most rankings a night learns from: people's before imported ones, the newest first."
+    ] = 1000
     members: Annotated[int, "Reward models in the ensemble, each from its own seed and sample."] = 3
     pessimism: Annotated[
         float, "Weight of the ensemble's disagreement: the reward is mean - pessimism * std."

@@ -10,7 +10,7 @@ Each step leaves its result in the run's folder; a run that is taken up again fi
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
         present = take_snapshot(night.db).turns
         if not _may_go_on(night, {(turn.ranking_id, turn.part) for turn in present}):
             past = [v for v in versions.list_all(night.db) if v.base_sha256 == night.base.sha256]
-            turns = tuple(weigh(relied_on(present[-night.config.max_rankings :], past)))
+            turns = tuple(weigh(relied_on(_chosen(present, night.config.max_rankings), past)))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             runs.forget_metrics(night.db, night.run)
@@ -86,6 +86,12 @@ def freeze_snapshot(night: Night) -> Snapshot:
     if night.team.is_chief:
         runs.set_snapshot(night.db, night.run.id, snapshot)
     return snapshot
+
+
+def _chosen(turns: Sequence[RankedTurn], most: int) -> list[RankedTurn]:
+    """The newest `most`, oldest first. Imports take only the places that people here leave to them."""
+    last = sorted(turns, key=lambda turn: turn.source != "imported")[-most:]
+    return sorted(last, key=lambda turn: (turn.created_at, turn.ranking_id))
 
 
 def _may_go_on(night: Night, present: set[tuple[str, str]]) -> bool:

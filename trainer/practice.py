@@ -101,7 +101,7 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
-    judging(base, config)
+    _unjudged(config, judging(base, config))
     reference_prompts(base, config)
     ptx_examples(base, config, to_imitate(db, config))
 
@@ -118,7 +118,7 @@ def practice(
     elsewhere = covered | {_words(prompt.messages) for prompt in judged}
     needed = config.prompts_per_update * (config.updates + 1)
     theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
-    ours = _shuffled(_ours(config), config.seed)
+    ours = _shuffled(_unjudged(config, judged), config.seed)
     ours.sort(key=lambda prompt: _words(prompt.messages) in covered)  # in this order otherwise
     return _shuffled(_short(base, [*theirs[: needed // 2], *ours])[:needed], config.seed + 1)
 
@@ -199,6 +199,14 @@ def _ours(config: RefreshConfig) -> list[Prompt]:
     return read_prompts(Path(config.practice)) if config.practice else list(practice_prompts())
 
 
+def _unjudged(config: RefreshConfig, judged: Sequence[Prompt]) -> list[Prompt]:
+    """Those that are not judged on too, as an operator's two files may have it."""
+    found = _unless({_words(prompt.messages) for prompt in judged}, _ours(config))
+    if not found:
+        raise Refused("Every prompt to practise on is also judged on - give others with --judging.")
+    return found
+
+
 def _words(messages: Sequence[dict[str, str]]) -> Words:
     """By these two prompts are the same."""
     return tuple((message["role"], message["content"]) for message in messages)
@@ -225,7 +233,7 @@ def _room(base: Base) -> int:
 
 
 def _that_fit(base: Base, prompts: Iterable[Prompt], longest: int) -> list[Prompt]:
-    return [prompt for prompt in prompts if len(base.format.encode(prompt.messages)) <= longest]
+    return [prompt for prompt in prompts if base.format.takes(prompt.messages, longest)]
 
 
 def _shuffled(items: Sequence[T], seed: int) -> list[T]:

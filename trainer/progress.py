@@ -42,10 +42,19 @@ class Cancelled(Problem):
     exit_code = 4
 
 
+SHUT_DOWN = "It was stopped because the server or the machine shut down."
+
+
+class ShutDown(KeyboardInterrupt):
+    """SIGTERM: whoever started this process ends, and nobody meant the run."""
+
+
 def reason_of(error: BaseException) -> str:
     """Why a run ended, as it is recorded."""
+    if isinstance(error, ShutDown):
+        return SHUT_DOWN
     if isinstance(error, KeyboardInterrupt):
-        return "It was stopped by Ctrl-C, or because the machine shut down."
+        return "It was stopped by Ctrl-C."
     return str(error) or type(error).__name__
 
 

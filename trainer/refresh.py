@@ -165,7 +165,10 @@ def _no_candidate(
 
 
 def _nothing_better(result: PPOResult) -> str:
-    reason = f"None of {result.updates} updates was better than the start in the eyes of the judge."
+    reason = (
+        f"None of {result.updates} updates that kept near the start, and still ended its replies, was better "
+        "than it in the eyes of the judge."
+    )
     return reason + (f" {result.stopped}" if result.stopped else "")
 
 

@@ -235,14 +235,15 @@ def measure(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     names = [name.strip() for name in arguments.versions.split(",") if name.strip()]
     for name in names:
         versions.get(db, name)
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else judging_prompts()
+    base = _load_base(arguments.model, home)
+    ours = [prompt for prompt in judging_prompts() if base.format.takes(prompt.messages, base.context)]
     report = run_measurement(
-        _load_base(arguments.model, home),
+        base,
         home,
         db,
         taste=taste,
         names=names,
-        prompts=prompts,
+        prompts=read_prompts(arguments.prompts) if arguments.prompts else ours,
         samples=arguments.samples,
         four_bit=arguments.four_bit,
         seed=arguments.seed,

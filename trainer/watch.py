@@ -25,6 +25,7 @@ from data.database import Database
 from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
+from trainer.progress import SHUT_DOWN
 from trainer.schedule import due, is_slot, next_times, slot_time
 
 log = logging.getLogger(__name__)
@@ -76,23 +77,25 @@ def claim_due(
 
 
 def take_up(db: Database, home: Home, now: float) -> Run | None:
-    """The last night again, where its process or the whole machine was killed: it goes on where it was.
+    """The last night again, where its process or the whole machine was ended: it goes on where it was.
 
-    Once a run, across restarts of the watcher: it may be the run itself that gets its process killed.
+    After a kill once a run, across restarts of the watcher: it may be the run itself that gets its process
+    killed.
     """
-    runs.interrupt_expired(db, now)
     run = runs.latest(db)
     if run is None or run.state != "interrupted" or now - (run.finished_at or now) > _DAY_SECONDS:
         return None
     is_night = is_slot(run.key) or run.key.startswith("manual-")
     was_killed = run.reason == runs.LEASE_EXPIRED or run.reason.startswith(_KILLED)
     mark = home.runs / run.id / "taken-up"
-    if not (is_night and was_killed) or mark.exists():
+    may_go_on = run.reason == SHUT_DOWN or (was_killed and not mark.exists())
+    if not (is_night and may_go_on):
         return None
     again = runs.resume(db, run.id, now=now)
     if again:
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
+        if was_killed:
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
         log.info("Refresh %s goes on where it was.", run.key)
     return again
 
@@ -120,6 +123,7 @@ class Watcher:
             runs.heartbeat(self.db, self._run, now=now)
             return
         self._bury("failed")
+        runs.interrupt_expired(self.db, now)
         run = None if schedule.is_paused else take_up(self.db, self.home, now)
         run = run or claim_asked(self.db, self.config, now)
         if run is None and is_readable:
@@ -176,7 +180,7 @@ class Watcher:
         )
         with self.db.write():
             now = runs.get(self.db, run.id)
-            if now.state == "running":
+            if (now.state, now.fencing_token) == ("running", run.fencing_token):
                 reason = f"{how}; its last words: {_last_words(self.home, run)}"
                 if now.cancel_requested:
                     state = "cancelled"

@@ -228,14 +228,16 @@ class Actions:
         return self.search_chats(person, sent)
 
     def delete_chat(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """Remove a conversation; the page stays where it is unless that was the open one."""
+        """Remove a conversation; the page stays at its turn unless that was the open one."""
         gone, here = sidebars.target(self.db, person, sent), sent.text("conversation_id")
+        left, turn = ("", "") if gone == here else (here, sent.text("turn_id"))
+        if turn and self.own_turn(person, turn).conversation_id != left:
+            turn = ""
         for message in conversations.messages(self.db, gone):
             if message.role == "user" and self.turns.live(message.id):
                 self.turns.stop(person, message.id)
         conversations.delete(self.db, gone)
-        left = "" if gone == here else here
-        *page, _ = self.show(person, left, sent.look)
+        *page, _ = self.show(person, left, sent.look, turn)
         search, count = sent.text("search", sidebars.SEARCH_LENGTH), self.config.replies
         side = sidebars.sidebar_view(self.db, self.turns, person, left, sent.look, count, search)
         return (page[0], page[1], page[2], side), str(page[1]["turn_id"])

@@ -4,6 +4,7 @@ The page follows the run's row by a timer, so it survives a reload and a restart
 nothing itself: Refresh now leaves a request in the database, and `trainer watch` takes it from there.
 """
 
+import time
 from html import escape
 from typing import Any
 
@@ -63,7 +64,7 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 def _looks(desk: Desk, visit: Visit) -> list[Any]:
     """What the overview shows at this moment: two panels and the state of the two buttons."""
     run = runs.latest(desk.db)
-    is_running = run is not None and run.state == "running"
+    is_running = run is not None and run.is_alive(time.time())
     is_waiting = requests.pending(desk.db) is not None
     return [
         serving_html(desk.db, visit, desk.answering()),
@@ -135,7 +136,7 @@ def _lineage(db: Database, name: str) -> str:
 
 def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) -> str:
     """A living run's stage, bar, message and time left; else what would start the next one."""
-    parts = [bar_html(visit, run)] if run is not None and run.state == "running" else []
+    parts = [bar_html(visit, run)] if run is not None and run.is_alive(time.time()) else []
     if is_waiting:
         key = "requested" if desk.config.trainer else "requested_no_trainer"
         parts.append(f"<p role='status'>{visit.html(key)}</p>")

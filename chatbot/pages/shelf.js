@@ -49,7 +49,8 @@ const chatRow = (chat) => {
   const remove = h('button', {
     type: 'button', class: 'menu-item is-bad',
     onclick: () => {
-      if (remove.dataset.sure) ask('delete_chat', { look: night.look(() => value.look), target: chat.id });
+      const at = { look: night.look(() => value.look), turn_id: night.shared.turn?.turn_id ?? '' };
+      if (remove.dataset.sure) ask('delete_chat', { ...at, target: chat.id });
       remove.dataset.sure = 'yes';
       remove.textContent = t('delete_sure');
     },
