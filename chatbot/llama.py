@@ -21,26 +21,22 @@ from transformers import PreTrainedModel
 
 from chatbot.attention import NextTokens, Piece, PieceTokens, Span
 from chatbot.kernels import Format, Linear, linear
+from chatbot.packing import attends_to_all
 from chatbot.shelves import Place, Shape, Shelves
 
-_TYPES = ("llama", "qwen2", "mistral")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def can_run(model: PreTrainedModel) -> bool:
     """Whether this file computes what `model` does."""
-    config = model.config.get_text_config()
-    if config.model_type not in _TYPES:
+    if not attends_to_all(model):
         return False
+    config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    windows = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     layers = model.get_decoder().layers
     linears = [module for module in layers.modules() if "Linear" in type(module).__name__]
     return (
         rope.get("rope_type", "default") in _FIXED_ROPE
-        and not windows
-        and not slides
         and config.hidden_act == "silu"
         and all(type(m) is torch.nn.Linear for m in linears)  # four bits are not merged into
     )

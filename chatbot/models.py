@@ -43,9 +43,15 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    base: Base, *, device: torch.device, dtype: torch.dtype, attention: str, four_bit: bool = False
+    base: Base,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    four_bit: bool = False,
 ) -> PreTrainedModel:
-    """The plain base model: frozen, without dropout, on `device`.
+    """The plain base model: frozen, without dropout, on `device`. Without `attention` it is transformers' own
+    choice: SDPA, but for models like Gemma 2 that cannot.
 
     With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes, and
     for a model that does something unknown to its logits.
@@ -73,7 +79,7 @@ def merged_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: str = "sdpa",
+    attention: str | None = None,
     four_bit: bool = False,
 ) -> PreTrainedModel:
     """A plain model with the PEFT adapter in `adapter` merged into its own weights.

@@ -25,12 +25,11 @@ from transformers.pytorch_utils import Conv1D
 from chatbot.basemodel import Base, quiet_transformers
 from chatbot.head import ScalarHead
 from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merge_layer
+from chatbot.packing import Rectangle, attends_to_all
 from chatbot.trunk import Trunk
 from data.errors import Refused
 
 HEAD_FILE = "head.safetensors"
-_LONGEST_EAGER = 384
-"""Tokens up to which a CPU trains with eager attention."""
 
 
 class Policy:
@@ -45,16 +44,17 @@ class Policy:
         attention: str | None = None,
         four_bit: bool = False,
     ) -> None:
-        """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute."""
-        # Forward and backward on a CPU, eager against SDPA: 1.4x as fast at 155 tokens, 1.2x at 256, and past
-        # some 400 no faster, but with memory that grows with the square of the length.
-        self._may_be_eager = attention is None and device.type == "cpu"
-        attention = attention or "sdpa"
+        """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute.
+
+        With `attention` it is always that of transformers, else for each batch the fastest.
+        """
         self.base = base
         self.device = device
         self._dtype = dtype
         self._plain = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
-        self._trunk = Trunk(self._plain)
+        chosen = str(self._plain.config._attn_implementation)
+        self._attention = None if attention is None and chosen == "sdpa" else chosen
+        self._trunk = Trunk(self._plain, may_pack=not self._attention and attends_to_all(self._plain))
         self._peft: PeftModel | None = None
         self._below: dict[str, int] = {}
         self._worn: str | None = None
@@ -174,24 +174,17 @@ class Policy:
         On a bfloat16 base the float32 LoRA weights are cast on the way in (autocast), not the activations on
         the way out: a third less time a token.
         """
-        if self._may_be_eager:
-            is_short = batch.ids.shape[1] <= _LONGEST_EAGER
-            self._plain.set_attn_implementation("eager" if is_short else "sdpa")
         return self._trunk.read(batch, self._plain_layers, self._run)
 
     def remembering(self) -> AbstractContextManager[None]:
         """Inside, what adapters leave alone is computed once for each sequence (trunk.py)."""
         return self._trunk.remembering()
 
-    def _run(self, batch: TokenBatch) -> Tensor:
+    def _run(self, layout: Rectangle) -> Tensor:
         trunk = self._plain.get_decoder()
+        self._plain.set_attn_implementation(self._attention or layout.attention)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            out = trunk(
-                input_ids=batch.ids,
-                attention_mask=batch.mask.long(),
-                position_ids=batch.positions,
-                use_cache=False,
-            )
+            out = trunk(**layout.inputs, use_cache=False)
         return cast(Tensor, out.last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:

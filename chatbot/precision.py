@@ -53,7 +53,7 @@ def fastest(milliseconds: dict[Format, float]) -> Format:
 @torch.inference_mode()
 def measure(base: Base) -> dict[Format, float]:
     """Format -> milliseconds of a step of one row and one of four; empty where Llama cannot run the model."""
-    model = load_model(base, device=torch.device("cpu"), dtype=torch.bfloat16, attention="sdpa")
+    model = load_model(base, device=torch.device("cpu"), dtype=torch.bfloat16)
     if not can_run(model):
         return {}
     trunk = cast(Any, model.get_decoder())

@@ -17,18 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chatbot.models import TokenBatch
+from chatbot.packing import Rectangle, lay_out
 
 MOST_BYTES = 2**30
 """Of what is remembered; sequences beyond it are read each time."""
 
-Run = Callable[[TokenBatch], Tensor]
-"""A pass through the whole decoder: (B, T, D)."""
+Run = Callable[[Rectangle], Tensor]
+"""A pass through the whole decoder: states as it gives them."""
 
 
 class Trunk:
     """The decoder of a plain model, in layers."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, may_pack: bool = False) -> None:
+        """may_pack: where sequences begin alike, the model can read that part once (packing.py)."""
+        self._may_pack = may_pack
         lists = [part for part in model.get_decoder().children() if isinstance(part, nn.ModuleList)]
         longest = max(lists, key=len, default=nn.ModuleList())
         self.layers: Sequence[nn.Module] = list(longest)
@@ -66,24 +69,25 @@ class Trunk:
             self._kept.clear()
 
     def read(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
-        """What `run(batch)` gives, where nothing in the layers under `below` can learn."""
+        """What `run` gives for `batch`, (B, T, D), where nothing in the layers under `below` can learn."""
+        layout = lay_out(batch, self._may_pack)
         if not below or not self._may_divide(batch, below, run):
-            return run(batch)
-        states = self._states(batch, below, run)
+            return layout.unpack(run(layout))
+        states = layout.pack(self._states(batch, below, run))
         with _standing_in(self.layers[:below], lambda *_, **__: states):
-            return run(batch)
+            return layout.unpack(run(layout))
 
     def _may_divide(self, batch: TokenBatch, below: int, run: Run) -> bool:
         """Whether two halves of this model give what it gives whole; tried once for each place to cut it."""
         if below not in self._is_divisible:
-            row = TokenBatch(batch.ids[:1], batch.mask[:1], batch.positions[:1])
+            row = Rectangle(TokenBatch(batch.ids[:1], batch.mask[:1], batch.positions[:1]))
             with torch.no_grad():
                 whole = run(row)
                 halves = self._in_halves(row, below, run)
             self._is_divisible[below] = halves is not None and _are_the_same(whole, halves)
         return self._is_divisible[below]
 
-    def _in_halves(self, row: TokenBatch, below: int, run: Run) -> Tensor | None:
+    def _in_halves(self, row: Rectangle, below: int, run: Run) -> Tensor | None:
         """None where the upper layers cannot do without the lower ones, like those that share their keys."""
         try:
             states = self._enter(row, below, run)
@@ -98,14 +102,15 @@ class Trunk:
     def _states(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
         """(B, T, D): what enters layer `below`, of each sequence from memory where it is there."""
         if not self._is_remembering:
-            return self._enter(batch, below, run)
+            return self._enter(lay_out(batch, self._may_pack), below, run)
         keys = [(below, tuple(ids)) for ids in _sequences(batch)]
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key not in new}
         if new:
             rows = list(new.values())
             part = TokenBatch(batch.ids[rows], batch.mask[rows], batch.positions[rows])
-            for key, states, mask in zip(new, self._enter(part, below, run), part.mask, strict=True):
+            entering = self._enter(lay_out(part, self._may_pack), below, run)
+            for key, states, mask in zip(new, entering, part.mask, strict=True):
                 found[key] = self._keep(key, states[mask])
         some = found[keys[0]]
         states = torch.zeros(*batch.mask.shape, some.shape[-1], dtype=some.dtype, device=some.device)
@@ -118,8 +123,8 @@ class Trunk:
         return states
 
     @torch.no_grad()
-    def _enter(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
-        """What enters layer `below`, by a pass that leaves out all from there on."""
+    def _enter(self, layout: Rectangle, below: int, run: Run) -> Tensor:
+        """(B, T, D): what enters layer `below`, by a pass that leaves out all from there on."""
         seen: list[Tensor] = []
 
         def hand_on(states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -127,8 +132,8 @@ class Trunk:
             return states
 
         with _standing_in(self.layers[below:], hand_on):
-            run(batch)
-        return seen[0]
+            run(layout)
+        return layout.unpack(seen[0])
 
 
 def _are_the_same(one: Tensor, other: Tensor) -> bool:

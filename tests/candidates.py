@@ -118,7 +118,7 @@ class Court:
         ]
 
     def _plain(self) -> PreTrainedModel:
-        return load_model(self.policy.base, device=self.policy.device, dtype=self.dtype, attention="sdpa")
+        return load_model(self.policy.base, device=self.policy.device, dtype=self.dtype)
 
 
 def replies_of(

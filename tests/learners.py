@@ -117,7 +117,7 @@ PROMPTS = [[1, 80], [1, 90, 91], [1, 100], [1, 110, 111]]
 
 def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any) -> PPOResult:
     """PPO on four short prompts, from the base unless `more` says otherwise."""
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     usual = {
         "sampling": Sampling(config.temperature, 1.0, tokens),
         "reference": None,

@@ -31,14 +31,14 @@ def config_of(**changes: Any) -> RefreshConfig:
 
 
 def a_run(policy: Policy, config: RefreshConfig, **more: Any) -> PPOResult:
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     usual: dict[str, Any] = {"sampling": SAMPLING, "reference": None}
     return train_best_of_k(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
 
 
 def fresh_score(policy: Policy, config: RefreshConfig) -> float:
     """The ensemble's mean reward of 512 replies by the policy as it is now, drawn with seeds of their own."""
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     policy.write_merged("policy", merged)
     replies = sample_replies(merged, PROMPTS * 128, sampling=SAMPLING, end_of_turn=END, seed=4711, rows=128)
     return statistics.fmean(reward_of(policy, replies, config))

@@ -117,7 +117,7 @@ def sampled(
     base: Base, *, as_likely: Mapping[int, int] = MappingProxyType({}), count: int = 40, seed: int = 0
 ) -> list[Reply]:
     """Replies of the bare base, with some tokens made as likely as others."""
-    model = load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
+    model = load_model(base, device=CPU, dtype=torch.float32)
     with torch.no_grad():
         weight = cast(Any, model.get_output_embeddings()).weight
         for token, other in as_likely.items():
@@ -157,7 +157,7 @@ def test_every_reply_has_a_seed_of_its_own() -> None:
 
 def test_logprobs_of_a_merged_model_are_those_of_a_slow_one_with_the_adapter(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
-    merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(tiny_base, device=CPU, dtype=torch.float32)
     policy.write_merged("policy", merged)
     slow = PlainModel(tiny_base, policy.state("policy"), None)
     found = logprobs_of(merged, [r.prompt for r in REPLIES], [r.reply for r in REPLIES], temperature=0.8)

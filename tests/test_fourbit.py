@@ -86,8 +86,8 @@ def linear_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def test_every_linear_layer_of_the_base_is_in_four_bits_and_frozen(wide_base: Base) -> None:
-    whole = load_model(wide_base, device=CPU, dtype=torch.float32, attention="sdpa")
-    model = load_model(wide_base, device=CPU, dtype=torch.float32, attention="sdpa", four_bit=True)
+    whole = load_model(wide_base, device=CPU, dtype=torch.float32)
+    model = load_model(wide_base, device=CPU, dtype=torch.float32, four_bit=True)
     assert not linear_layers(whole)
     assert len(linear_layers(model)) == 2 * 7  # all but the output layer
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -97,7 +97,7 @@ def test_every_linear_layer_of_the_base_is_in_four_bits_and_frozen(wide_base: Ba
 
 
 def test_its_weights_are_those_of_the_base_but_for_rounding(policy: Policy, wide_base: Base) -> None:
-    whole = dict(load_model(wide_base, device=CPU, dtype=torch.float32, attention="sdpa").named_modules())
+    whole = dict(load_model(wide_base, device=CPU, dtype=torch.float32).named_modules())
     small = rounded_weights(policy)
     assert len(small) == 14
     for path, weight in small.items():

@@ -118,7 +118,7 @@ def judged(
 ) -> Verdict:
     """A verdict on a changed base against the base, over all judging prompts."""
     sampling = Sampling(max_new_tokens=12)
-    model = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    model = load_model(policy.base, device=CPU, dtype=torch.float32)
     current = replay(model, policy.base, prompts, sampling=sampling, seed=0)
     change(model)
     candidate = replay(model, policy.base, prompts, sampling=sampling, seed=0)

@@ -38,7 +38,7 @@ def base(tiny_directory: Path, home: Home) -> Base:
 
 def decoded(base: Base, device: torch.device, dtype: torch.dtype = torch.float32) -> list[list[int]]:
     """Short prompts, then a long one with three replies, which is read in pieces beside them."""
-    model = load_model(base, device=device, dtype=dtype, attention="sdpa")
+    model = load_model(base, device=device, dtype=dtype)
     form: Format = "float32" if dtype == torch.float32 else "bfloat16"
     runner = runner_for(prepare(model, form), base.format.end_of_turn)
     greedy = Sampling(temperature=0.0, max_new_tokens=24)
@@ -66,7 +66,7 @@ def test_greedy_replies_in_float32_are_those_of_the_cpu(base: Base) -> None:
 def test_all_attention_is_fused_and_none_is_planned_for_a_length(base: Base, dtype: torch.dtype) -> None:
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         assert all(decoded(base, CUDA, dtype))
-    load_model(base, device=CUDA, dtype=dtype, attention="sdpa")
+    load_model(base, device=CUDA, dtype=dtype)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -101,6 +101,18 @@ def test_memory_that_is_given_back_is_there_for_other_processes() -> None:
     del held
     give_back(CUDA)
     assert free_bytes(CUDA) - free > 2**29 and bytes_to_keep(CUDA) >= 2**28
+
+
+@torch.no_grad()
+def test_replies_to_one_prompt_say_packed_what_each_says_alone(base: Base) -> None:
+    policy = Policy(base, device=CUDA, dtype=torch.float32)
+    policy.add("mine", seed=1)
+    replies = [[*LONG[:300], *range(10 * i, 10 * i + 5 + i)] for i in range(1, 5)]
+    with policy.wear("mine"):
+        together = policy.hidden(TokenBatch.of(replies, CUDA))
+        alone = [policy.hidden(TokenBatch.of([reply], CUDA))[0] for reply in replies]
+    for states, wanted in zip(together, alone, strict=True):
+        torch.testing.assert_close(states[: len(wanted)], wanted, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

@@ -172,7 +172,7 @@ def test_write_merged_is_the_merged_model_of_what_is_saved(
     policy: Policy, tiny_base: Base, tmp_path: Path
 ) -> None:
     policy.save("mine", tmp_path)
-    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32)
     policy.write_merged("mine", target)
     saved = merged_model(tiny_base, tmp_path, device=CPU, dtype=torch.float32)
     for (name, ours), theirs in zip(target.state_dict().items(), saved.state_dict().values(), strict=True):
@@ -180,7 +180,7 @@ def test_write_merged_is_the_merged_model_of_what_is_saved(
 
 
 def test_write_merged_may_be_repeated_without_drift(policy: Policy, tiny_base: Base) -> None:
-    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32)
     policy.write_merged("mine", target)
     once = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     policy.write_merged("mine", target)
@@ -210,7 +210,7 @@ def test_long_sequences_score_as_short_ones_though_attention_is_another(
 ) -> None:
     train_a_little(policy, "mine")
     eager = scores(policy)
-    monkeypatch.setattr("chatbot.policy._LONGEST_EAGER", 1)
+    monkeypatch.setattr("chatbot.packing._LONGEST_EAGER", 1)
     assert torch.allclose(scores(policy), eager, atol=1e-5)
 
 
@@ -274,7 +274,7 @@ def test_a_base_that_nothing_can_be_merged_into_is_refused(home: Home) -> None:
 def test_logits_are_the_model_s_own_though_it_scales_or_caps_them(
     home: Home, config: PreTrainedConfig
 ) -> None:
-    model = load_model(base_of(config, home), device=CPU, dtype=torch.float32, attention="sdpa")
+    model = load_model(base_of(config, home), device=CPU, dtype=torch.float32)
     ids = torch.arange(3, 20)[None]
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state
     torch.testing.assert_close(logits_of(model, hidden), cast(Any, model)(input_ids=ids).logits)
@@ -286,11 +286,11 @@ def test_a_model_whose_logits_are_not_understood_is_refused(
     monkeypatch.setattr("chatbot.models._FACTOR_NAMES", ())
     base = base_of(GraniteConfig(**SMALL, logits_scaling=8.0), home)
     with pytest.raises(Refused, match="What 'granite' makes of its head's output is not known here"):
-        load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
+        load_model(base, device=CPU, dtype=torch.float32)
 
 
 def test_the_delta_norm_is_that_of_the_full_matrices(policy: Policy, tiny_base: Base) -> None:
-    target = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    target = load_model(tiny_base, device=CPU, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     policy.write_merged("mine", target)
     changes = {id(t): (t - before[name]).double() for name, t in target.state_dict().items()}
@@ -324,7 +324,7 @@ def test_on_cuda_attention_needs_no_plan_for_each_length(
     monkeypatch.setattr(PreTrainedModel, "to", lambda self, device: self)
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
-        load_model(tiny_base, device=torch.device("cuda"), dtype=torch.float32, attention="sdpa")
+        load_model(tiny_base, device=torch.device("cuda"), dtype=torch.float32)
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
@@ -335,7 +335,7 @@ def test_an_adapter_is_read_to_where_its_model_is(
 ) -> None:
     """`cuda` is this process's own GPU, but safetensors takes it for the first one."""
     adapter = write_adapter(tmp_path / "adapter", tiny_base.config)
-    model = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    model = load_model(tiny_base, device=CPU, dtype=torch.float32)
     monkeypatch.setattr("chatbot.models.load_model", lambda base, **rest: model)
     merged = merged_model(tiny_base, adapter, device=torch.device("cuda"), dtype=torch.float32)
     assert merged.device == CPU

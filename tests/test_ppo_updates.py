@@ -50,7 +50,7 @@ from trainer.sampler import MergedSampler
 
 def a_task(policy: Policy, config: RefreshConfig, **more: Any) -> Task:
     """What a run would be given, without a model to sample from."""
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     roles = Roles(("reward-0", "reward-1"), more.pop("reference", None), more.pop("start", None))
     return Task(MergedSampler(merged), [[1]], config, Sampling(config.temperature), roles, **more)
 

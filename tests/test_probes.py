@@ -30,7 +30,7 @@ SOUND = {"refusal_rate": 0.05, "repetition": 0.03, "perplexity": 27.0, "capabili
 
 
 def plain(base: Base) -> PreTrainedModel:
-    return load_model(base, device=CPU, dtype=torch.float32, attention="sdpa")
+    return load_model(base, device=CPU, dtype=torch.float32)
 
 
 def within(base: Base, context: int) -> Base:

@@ -46,7 +46,7 @@ def test_every_demonstration_is_picked_once_a_step_and_none_without_a_coefficien
 
 
 def likelihood(policy: Policy) -> float:
-    merged = load_model(policy.base, device=policy.device, dtype=torch.float32, attention="sdpa")
+    merged = load_model(policy.base, device=policy.device, dtype=torch.float32)
     policy.write_merged("policy", merged)
     found = logprobs_of(merged, [r.prompt for r in EXAMPLES], [r.reply for r in EXAMPLES], 1.0)
     return float(sum(x.sum() for x in found))

@@ -127,7 +127,7 @@ def test_entropy_is_that_of_the_distribution(tiny_base: Base) -> None:
 def test_each_update_rolls_out_on_the_next_prompts_and_begins_again_at_the_end(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     policy.copy("reward-0", "value")
-    merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(tiny_base, device=CPU, dtype=torch.float32)
     config = RefreshConfig(prompts_per_update=2, minibatch=2)
     prompts = [[1, 80 + i] for i in range(3)]
     task = Task(MergedSampler(merged), prompts, config, Sampling(max_new_tokens=3), Roles(MEMBERS))
@@ -139,7 +139,7 @@ def test_each_update_rolls_out_on_the_next_prompts_and_begins_again_at_the_end(t
 def test_rollouts_come_from_the_policy_as_it_is_now(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     policy.copy("reward-0", "value")
-    merged = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    merged = load_model(tiny_base, device=CPU, dtype=torch.float32)
     config = RefreshConfig(prompts_per_update=8, minibatch=2)
     roll_out(
         policy, Task(MergedSampler(merged), [[1, 80]], config, Sampling(max_new_tokens=3), Roles(MEMBERS)), 0
@@ -147,7 +147,7 @@ def test_rollouts_come_from_the_policy_as_it_is_now(tiny_base: Base) -> None:
     weights = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
     policy.write_merged("policy", merged)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in merged.state_dict().items())
-    plain = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa").state_dict()
+    plain = load_model(tiny_base, device=CPU, dtype=torch.float32).state_dict()
     assert any(not torch.equal(tensor, plain[name]) for name, tensor in weights.items())
 
 

@@ -27,7 +27,7 @@ SAMPLING = Sampling(0.8, 1.0, 12)
 
 
 def merged(policy: Policy) -> MergedSampler:
-    return MergedSampler(load_model(policy.base, device=CPU, dtype=torch.float32, attention="sdpa"))
+    return MergedSampler(load_model(policy.base, device=CPU, dtype=torch.float32))
 
 
 def write(writer: Sampler, policy: Policy, seed: int = 4) -> list[Reply]:

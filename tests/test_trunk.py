@@ -19,6 +19,7 @@ from transformers import (
 from chatbot import trunk
 from chatbot.basemodel import Base, load_base
 from chatbot.models import TokenBatch
+from chatbot.packing import Rectangle
 from chatbot.policy import Policy
 from data.home import Home
 from tests.tiny import base_of, make_tiny_model
@@ -78,11 +79,13 @@ def in_one_piece(policy: Policy, name: str | None) -> Tensor:
 
 
 class Counter:
-    """How many rows pass through the first layer."""
+    """How many rows pass through the first layer, where they are not packed into one."""
 
     def __init__(self, policy: Policy) -> None:
         self.rows = 0
-        first = cast(Any, policy)._trunk.layers[0]
+        halves = cast(Any, policy)._trunk
+        halves._may_pack = False
+        first = halves.layers[0]
         first.self_attn.register_forward_hook(self)
 
     def __call__(self, layer: nn.Module, given: Any, said: tuple[Tensor, ...]) -> None:
@@ -141,8 +144,8 @@ class Tuples(nn.Module):
     def get_decoder(self) -> nn.Module:
         return self
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        states = batch.ids[:, :, None].float()
+    def forward(self, layout: Rectangle) -> Tensor:
+        states = layout.batch.ids[:, :, None].float()
         for layer in self.layers:
             states = layer(states)[0]
         return states

@@ -42,7 +42,7 @@ PROMPTS = [
 def court(ranked: Database, home: Home, tiny_base: Base) -> Court:
     """Reward from part A, judge from part B of a hundred simulated rankings."""
     policy, config = Policy(tiny_base, device=CPU, dtype=torch.float32), tiny_night(home)
-    base = load_model(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
+    base = load_model(tiny_base, device=CPU, dtype=torch.float32)
     turns = take_snapshot(ranked).turns
     reference = replies_of(base, policy, PRACTICE * 4, SAMPLING, seed=5)
     for seed, (name, part) in enumerate((("reward-0", "A"), ("judge", "B"))):

@@ -93,7 +93,7 @@ def trial() -> tuple[Court, list[RankedTurn], list[Reply]]:
     base, device = load_base(None, open_home()), pick_device()
     dtype, config = pick_dtype("auto", device), RefreshConfig()
     policy = Policy(base, device=device, dtype=dtype)
-    model = load_model(base, device=device, dtype=dtype, attention="sdpa")
+    model = load_model(base, device=device, dtype=dtype)
     replies = replies_of(model, policy, PROMPTS * 2, SAMPLING, seed=1)
     turns = rankings(policy, replies)
     reward.train_reward(policy, "judge", turns[EXAMINED:], config, seed=0, tell=lambda *_: None)
