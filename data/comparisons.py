@@ -8,6 +8,7 @@ max(5 %, 2/n) of the night.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -138,14 +139,14 @@ def _tuple(value: Any) -> Any:
 def weigh(turns: Sequence[RankedTurn]) -> list[RankedTurn]:
     """The turns with their weights: source x age x reliability x the cap on a person.
 
-    Ages count from the newest.
+    Ages count from the newest, or from now where that is from a time when the clock was ahead.
     """
     if not turns:
         return []
-    newest = max(turn.created_at for turn in turns)
+    newest = min(time.time(), max(turn.created_at for turn in turns))
     weights = [
         SOURCE_WEIGHTS[turn.source]
-        * 0.5 ** ((newest - turn.created_at) / HALF_LIFE_SECONDS)
+        * 0.5 ** (max(0.0, newest - turn.created_at) / HALF_LIFE_SECONDS)
         * turn.reliability
         for turn in turns
     ]

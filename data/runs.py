@@ -120,18 +120,20 @@ def report(
         )
 
 
-def set_snapshot(db: Database, run_id: str, snapshot: Snapshot) -> None:
+def set_snapshot(db: Database, run_id: str, snapshot: Snapshot, newest: float | None = None) -> None:
     """Writes down what the run learns from, ranking by ranking, so that a deletion can reach the version.
 
-    A ranking from a time when the clock was ahead must not make those after it old.
+    Rankings after `newest` are new to the next run; without it that is the newest of these. The clock may
+    have been ahead when it was made: what comes now is new all the same. The same snapshot keeps its time.
     """
     now = time.time()
-    newest = min(now, max((turn.created_at for turn in snapshot.turns), default=now))
+    newest = min(now, newest or max((turn.created_at for turn in snapshot.turns), default=now))
     with db.write() as conn:
         get(db, run_id)
         conn.execute("DELETE FROM run_rankings WHERE run_id = ?", (run_id,))
         conn.execute(
-            "UPDATE runs SET snapshot_hash = ?, snapshot_at = ? WHERE id = ?",
+            "UPDATE runs SET snapshot_at = iif(snapshot_hash IS ?1, snapshot_at, ?2), snapshot_hash = ?1"
+            " WHERE id = ?3",
             (snapshot.sha256, newest, run_id),
         )
         conn.executemany(

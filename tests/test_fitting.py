@@ -11,7 +11,7 @@ import pytest
 
 from chatbot.basemodel import Base
 from chatbot.policy import Policy
-from data import conversations, runs
+from data import conversations, rankings, runs
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.database import Database
 from data.home import Home
@@ -130,8 +130,11 @@ def test_an_import_takes_only_the_places_that_people_leave(db: Database, home: H
         conn.execute(
             "UPDATE rankings SET source = 'imported' WHERE person_id = ?", (somebody(db, "imported").id,)
         )
-    turns = freeze_snapshot(begun(db, home, tiny_base, max_rankings=32)).turns
+    night = begun(db, home, tiny_base, max_rankings=32)
+    turns = freeze_snapshot(night).turns
     assert [turn.source for turn in turns].count("imported") == 12
+    runs.finish(db, night.run.id, night.run.fencing_token, state="refused", reason="A test.")
+    assert rankings.count(db, after=runs.last_success_at(db)) == 0, "what found no place is not new for ever"
     assert [turn.created_at for turn in turns] == sorted(turn.created_at for turn in turns)
 
 

@@ -28,7 +28,7 @@ from trainer.fitting import fit_rewards
 from trainer.gate import check_replies
 from trainer.guards import Guards
 from trainer.improving import shown_samples
-from trainer.progress import Cancelled, Progress
+from trainer.progress import Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
 from trainer.reward import winners_direction
@@ -283,9 +283,14 @@ def resumed(db: Database, run: Run) -> Run:
     return again
 
 
-@pytest.mark.parametrize("stage", ["judge", "ppo", "gate"])
+@pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", ShutDown)])
 def test_a_night_that_was_interrupted_goes_on_where_it_was(
-    ranked: Database, home: Home, tiny_base: Base, stage: str, monkeypatch: pytest.MonkeyPatch
+    ranked: Database,
+    home: Home,
+    tiny_base: Base,
+    stage: str,
+    how: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = a_night(ranked, home, tiny_base, **SHORT)
     forget_nights(ranked)
@@ -293,11 +298,11 @@ def test_a_night_that_was_interrupted_goes_on_where_it_was(
 
     def interrupt(self: Progress, entered: str, message: str) -> None:
         if entered == stage:
-            raise KeyboardInterrupt
+            raise how
         enter(self, entered, message)
 
     run = a_run(ranked)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(how):
         patch.setattr(Progress, "enter", interrupt)
         refresh(ranked, home, tiny_base, config, run, quiet=True)
     assert runs.get(ranked, run.id).state == "interrupted"

@@ -213,14 +213,42 @@ def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
 def test_a_night_that_restarts_of_the_server_ended_goes_on_each_time(
     watch_with: Callable[[str], Watcher], db: Database
 ) -> None:
-    run = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
-    assert run is not None
-    for restart in range(1, 3):
-        runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    watcher = watch_with("import time; time.sleep(60)")
+    watcher.tick(NIGHT)
+    for restart in range(1, 4):
+        watcher.close()
+        run = runs.list_all(db)[0]
+        assert (run.state, run.reason) == ("interrupted", SHUT_DOWN)
         watcher = watch_with("import time; time.sleep(60)")
-        watcher.tick(time.time())
-        run = runs.get(db, run.id)
-        assert (run.state, run.fencing_token) == ("running", 1 + restart)
+        watcher.tick()
+        again = runs.get(db, run.id)
+        assert (again.state, again.fencing_token) == ("running", 1 + restart)
+
+
+def test_a_child_that_is_told_to_end_while_the_watcher_stays_goes_on_once(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
+    assert run is not None
+    watcher = watch_with("import time; time.sleep(60)")
+    watcher.since -= 60
+    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    watcher.tick()
+    assert runs.get(db, run.id).state == "running"
+    watcher.close()
+    watcher.tick()
+    assert runs.get(db, run.id).state == "interrupted"
+
+
+def test_a_night_that_was_to_be_cancelled_stays_ended_after_a_restart(
+    watch_with: Callable[[str], Watcher], db: Database
+) -> None:
+    run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
+    assert run is not None
+    runs.request_cancel(db, run.id)
+    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    watch_with("import time; time.sleep(60)").tick(time.time())
+    assert runs.get(db, run.id).state == "interrupted"
 
 
 def test_a_killed_run_that_was_to_be_cancelled_is_cancelled(

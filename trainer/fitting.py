@@ -70,8 +70,10 @@ def freeze_snapshot(night: Night) -> Snapshot:
     """
     night.progress.enter("snapshot", "Reading the rankings.")
     file = night.folder / SNAPSHOT
+    newest: float | None = None
     if night.team.is_chief:
         present = take_snapshot(night.db).turns
+        newest = max((turn.created_at for turn in present), default=None)  # also of what finds no place
         if not _may_go_on(night, {(turn.ranking_id, turn.part) for turn in present}):
             past = [v for v in versions.list_all(night.db) if v.base_sha256 == night.base.sha256]
             turns = tuple(weigh(relied_on(_chosen(present, night.config.max_rankings), past)))
@@ -84,7 +86,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
     night.team.wait()
     snapshot = read_snapshot(file)  # exactly what the hash stands for
     if night.team.is_chief:
-        runs.set_snapshot(night.db, night.run.id, snapshot)
+        runs.set_snapshot(night.db, night.run.id, snapshot, newest)
     return snapshot
 
 

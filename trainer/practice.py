@@ -101,7 +101,8 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
-    _unjudged(config, judging(base, config))
+    judging(base, config)
+    _unjudged(config)
     reference_prompts(base, config)
     ptx_examples(base, config, to_imitate(db, config))
 
@@ -118,7 +119,7 @@ def practice(
     elsewhere = covered | {_words(prompt.messages) for prompt in judged}
     needed = config.prompts_per_update * (config.updates + 1)
     theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
-    ours = _shuffled(_unjudged(config, judged), config.seed)
+    ours = _shuffled(_unjudged(config), config.seed)
     ours.sort(key=lambda prompt: _words(prompt.messages) in covered)  # in this order otherwise
     return _shuffled(_short(base, [*theirs[: needed // 2], *ours])[:needed], config.seed + 1)
 
@@ -131,8 +132,7 @@ def reference_prompts(base: Base, config: RefreshConfig) -> list[list[int]]:
 
 def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
     """The operator's prompts to judge on, else those that ship; nobody's turn is among them."""
-    prompts = read_prompts(Path(config.judging)) if config.judging else list(judging_prompts())
-    found = _that_fit(base, prompts, base.context // 2)
+    found = _that_fit(base, _to_judge(config), base.context // 2)
     if not found:
         raise Refused(
             f"No prompt to judge on has fewer than {base.context // 2} tokens - give shorter ones with "
@@ -199,9 +199,14 @@ def _ours(config: RefreshConfig) -> list[Prompt]:
     return read_prompts(Path(config.practice)) if config.practice else list(practice_prompts())
 
 
-def _unjudged(config: RefreshConfig, judged: Sequence[Prompt]) -> list[Prompt]:
-    """Those that are not judged on too, as an operator's two files may have it."""
-    found = _unless({_words(prompt.messages) for prompt in judged}, _ours(config))
+def _to_judge(config: RefreshConfig) -> list[Prompt]:
+    """All there are, of which a night takes some."""
+    return read_prompts(Path(config.judging)) if config.judging else list(judging_prompts())
+
+
+def _unjudged(config: RefreshConfig) -> list[Prompt]:
+    """Those that no night is judged on, as an operator's two files may have it."""
+    found = _unless({_words(prompt.messages) for prompt in _to_judge(config)}, _ours(config))
     if not found:
         raise Refused("Every prompt to practise on is also judged on - give others with --judging.")
     return found

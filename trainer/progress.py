@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data import runs
 from data.database import Database
 from data.errors import Problem
-from data.records import Run
+from data.records import Run, RunState
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "It was stopped by Ctrl-C."
     return str(error) or type(error).__name__
+
+
+def end_of(error: BaseException, ends: Mapping[type[BaseException], RunState]) -> RunState:
+    """The state in which a run ends with this error: by its kind, else `failed`."""
+    return next((state for kind, state in ends.items() if isinstance(error, kind)), "failed")
 
 
 class Progress:

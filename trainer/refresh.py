@@ -37,7 +37,7 @@ from trainer.night import HISTORY, Night, begin, tonight, write_report
 from trainer.ppo import PPOResult
 from trainer.practice import judging
 from trainer.probes import probe
-from trainer.progress import Cancelled, Progress, reason_of
+from trainer.progress import Cancelled, Progress, end_of, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.reward import winners_direction
 from trainer.rollout import Reply
@@ -104,7 +104,7 @@ def refresh(
                 shutil.rmtree(night.folder / leftover, ignore_errors=True)
             return done
     except BaseException as error:
-        state: RunState = _ENDS.get(type(error), "failed")
+        state = end_of(error, _ENDS)
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
             if team.is_chief:
                 runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))

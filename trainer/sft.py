@@ -39,7 +39,7 @@ from trainer.examples import split, tokenise
 from trainer.forward import Reply, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
 from trainer.practice import judging
-from trainer.progress import FINE_TUNING, Cancelled, Progress, reason_of
+from trainer.progress import FINE_TUNING, Cancelled, Progress, end_of, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
 
@@ -86,7 +86,7 @@ def fine_tune(
             report["seconds"] = {stage: round(spent, 1) for stage, spent in progress.seconds.items()}
             return _publish(db, home, base, config, run, report, prompts, before)
     except BaseException as error:
-        state: RunState = _ENDS.get(type(error), "failed")
+        state = end_of(error, _ENDS)
         with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
             runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
         raise

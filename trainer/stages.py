@@ -235,6 +235,7 @@ def measure(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     names = [name.strip() for name in arguments.versions.split(",") if name.strip()]
     for name in names:
         versions.get(db, name)
+    theirs = read_prompts(arguments.prompts) if arguments.prompts else None
     base = _load_base(arguments.model, home)
     ours = [prompt for prompt in judging_prompts() if base.format.takes(prompt.messages, base.context)]
     report = run_measurement(
@@ -243,7 +244,7 @@ def measure(home: Home, db: Database, arguments: argparse.Namespace) -> None:
         db,
         taste=taste,
         names=names,
-        prompts=read_prompts(arguments.prompts) if arguments.prompts else ours,
+        prompts=ours if theirs is None else theirs,
         samples=arguments.samples,
         four_bit=arguments.four_bit,
         seed=arguments.seed,

@@ -76,24 +76,27 @@ def claim_due(
     return None
 
 
-def take_up(db: Database, home: Home, now: float) -> Run | None:
+def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None:
     """The last night again, where its process or the whole machine was ended: it goes on where it was.
 
-    After a kill once a run, across restarts of the watcher: it may be the run itself that gets its process
-    killed.
+    Always where that was before `since`, when this watcher began: all was shut down together. Otherwise once
+    a run, across restarts: it may be the run itself that gets its process killed.
     """
     run = runs.latest(db)
-    if run is None or run.state != "interrupted" or now - (run.finished_at or now) > _DAY_SECONDS:
+    if run is None or run.state != "interrupted" or run.cancel_requested:
         return None
+    ended_at = run.finished_at or now
     is_night = is_slot(run.key) or run.key.startswith("manual-")
-    was_killed = run.reason == runs.LEASE_EXPIRED or run.reason.startswith(_KILLED)
+    was_killed = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith(_KILLED)
+    if not (is_night and was_killed) or now - ended_at > _DAY_SECONDS:
+        return None
     mark = home.runs / run.id / "taken-up"
-    may_go_on = run.reason == SHUT_DOWN or (was_killed and not mark.exists())
-    if not (is_night and may_go_on):
+    is_free = run.reason == SHUT_DOWN and ended_at <= since
+    if mark.exists() and not is_free:
         return None
     again = runs.resume(db, run.id, now=now)
     if again:
-        if was_killed:
+        if not is_free:
             mark.parent.mkdir(exist_ok=True)
             mark.touch()
         log.info("Refresh %s goes on where it was.", run.key)
@@ -124,7 +127,7 @@ class Watcher:
             return
         self._bury("failed")
         runs.interrupt_expired(self.db, now)
-        run = None if schedule.is_paused else take_up(self.db, self.home, now)
+        run = None if schedule.is_paused else take_up(self.db, self.home, now=now, since=self.since)
         run = run or claim_asked(self.db, self.config, now)
         if run is None and is_readable:
             run = claim_due(self.db, schedule, self.config, now=now, since=self.since)
@@ -140,7 +143,7 @@ class Watcher:
                     self._child.wait(GRACE_SECONDS)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
-        self._bury("interrupted")
+        self._bury("interrupted", SHUT_DOWN)
 
     def _tell_times(self, schedule: Schedule, now: float) -> bool:
         """Lets the operator's page know what was made of the schedule; False where it names no time."""
@@ -168,8 +171,8 @@ class Watcher:
         log.info("Refresh %s has started.", run.key)
         return child
 
-    def _bury(self, state: RunState) -> None:
-        """Records how the child ended where it could not do so itself."""
+    def _bury(self, state: RunState, reason: str = "") -> None:
+        """Records how the child ended where it could not do so itself; without a reason, by its exit code."""
         if self._child is None or self._run is None:
             return
         code, run = self._child.wait(), self._run
@@ -181,7 +184,7 @@ class Watcher:
         with self.db.write():
             now = runs.get(self.db, run.id)
             if (now.state, now.fencing_token) == ("running", run.fencing_token):
-                reason = f"{how}; its last words: {_last_words(self.home, run)}"
+                reason = reason or f"{how}; its last words: {_last_words(self.home, run)}"
                 if now.cancel_requested:
                     state = "cancelled"
                 elif code < 0:

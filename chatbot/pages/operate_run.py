@@ -53,7 +53,7 @@ def report_of(db: Database, home: Home, run: Run) -> dict[str, Any]:
 
 def head_html(visit: Visit, run: Run) -> str:
     """Its name and state; while it lives stage, bar and time left, afterwards why it ended as it did."""
-    is_running = run.state == "running"
+    is_running = run.is_alive(time.time())
     until = time.time() if is_running else run.finished_at or run.started_at
     took = duration(until - run.started_at, visit.language)
     facts = [visit.html("since" if is_running else "started_at", at=moment(run.started_at, visit.zone))]
@@ -116,7 +116,7 @@ def body_html(db: Database, visit: Visit, run: Run, report: Mapping[str, Any]) -
     ]
     if any(told):
         return "".join(told)
-    word = "no_figures_yet" if run.state == "running" else "no_figures"
+    word = "no_figures_yet" if run.is_alive(time.time()) else "no_figures"
     return f"<p class='ns-empty'>{visit.html(word)}</p>"
 
 
