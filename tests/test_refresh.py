@@ -449,7 +449,7 @@ def test_a_night_that_finds_nothing_better_writes_its_report(
     run = a_night(ranked, home, tiny_base, **SHORT)
     report = json.loads((home.runs / run.id / "report.json").read_text())
     assert (run.version, report["gate"]) == (None, None)
-    assert "updates was better than the start" in run.reason
+    assert "was better than it in the eyes of the judge" in run.reason
 
 
 def blunt(*asked: Any, **how: Any) -> dict[str, Any]:
