@@ -1,6 +1,7 @@
 """The plain routes: sign in and out, links, the account, health, and what one reads when something fails."""
 
 import json
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from chatbot.api_keys import make, owner_of
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.metrics import Metrics
+from chatbot.server import _Server
 from chatbot.turns import Turns
 from chatbot.web import Site, open_site
 from data import api_keys, conversations, people
@@ -338,3 +340,21 @@ def test_another_site_gets_no_leave_to_read(browser: TestClient, ada: Person) ->
     sign_in(browser)
     answer = browser.get("/account/export", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_people_behind_a_named_proxy_are_told_apart(db: Database, home: Home) -> None:
+    """A stranger's wrong passwords lock out the stranger, and everybody where nobody says who calls."""
+    for proxies, told_apart in (("127.0.0.1", False), ("172.16.0.0/12", True)):
+        config = ServeConfig(proxies=proxies)
+        site = Site(db, home, config, Metrics(db))
+        server = _Server(site, open_site(site))
+        server.config.load()
+        browser = TestClient(
+            cast(Any, server.config.loaded_app), base_url=BASE, client=("172.18.0.3", 50000), headers=PAGE
+        )
+        for number in range(11):
+            wrong = {"name": f"{proxies} {number}", "password": "no, not that"}
+            browser.post("/login", data=wrong, headers={"x-forwarded-for": "192.0.2.1"})
+        ada = {"name": f"ada {proxies}", "password": "no, not that"}
+        answer = browser.post("/login", data=ada, headers={"x-forwarded-for": "192.0.2.2"})
+        assert answer.status_code == (401 if told_apart else 429)
