@@ -44,6 +44,11 @@ class Rectangle:
     batch: TokenBatch
 
     @property
+    def tokens(self) -> int:
+        """How many pass through a layer."""
+        return self.batch.ids.numel()
+
+    @property
     def is_eager(self) -> bool:
         """Whether attention is computed in plain steps."""
         return self.batch.ids.device.type == "cpu" and self.batch.ids.shape[1] <= _LONGEST_EAGER
@@ -78,6 +83,10 @@ class Packed(Rectangle):
     """(B * T,): which of them stands in each cell; any in padding."""
     again: Tensor
     """(N,): the cells of tokens that stand in an earlier one too."""
+
+    @property
+    def tokens(self) -> int:
+        return len(self.first)
 
     @property
     def attention(self) -> str:

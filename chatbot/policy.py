@@ -176,6 +176,10 @@ class Policy:
         """
         return self._trunk.read(batch, self._plain_layers, self._run)
 
+    def tokens_read(self, sequences: list[list[int]]) -> int:
+        """How many tokens a pass over them computes: with padding, or packed (packing.py)."""
+        return self._trunk.layout_of(TokenBatch.of(sequences, self.device)).tokens
+
     def remembering(self) -> AbstractContextManager[None]:
         """Inside, what adapters leave alone is computed once for each sequence (trunk.py)."""
         return self._trunk.remembering()

@@ -68,9 +68,13 @@ class Trunk:
             self._is_remembering, self._kept_bytes = False, 0
             self._kept.clear()
 
+    def layout_of(self, batch: TokenBatch) -> Rectangle:
+        """How a pass over `batch` computes it."""
+        return lay_out(batch, self._may_pack)
+
     def read(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
         """What `run` gives for `batch`, (B, T, D), where nothing in the layers under `below` can learn."""
-        layout = lay_out(batch, self._may_pack)
+        layout = self.layout_of(batch)
         if not below or not self._may_divide(batch, below, run):
             return layout.unpack(run(layout))
         states = layout.pack(self._states(batch, below, run))
@@ -102,14 +106,14 @@ class Trunk:
     def _states(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
         """(B, T, D): what enters layer `below`, of each sequence from memory where it is there."""
         if not self._is_remembering:
-            return self._enter(lay_out(batch, self._may_pack), below, run)
+            return self._enter(self.layout_of(batch), below, run)
         keys = [(below, tuple(ids)) for ids in _sequences(batch)]
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key not in new}
         if new:
             rows = list(new.values())
             part = TokenBatch(batch.ids[rows], batch.mask[rows], batch.positions[rows])
-            entering = self._enter(lay_out(part, self._may_pack), below, run)
+            entering = self._enter(self.layout_of(part), below, run)
             for key, states, mask in zip(new, entering, part.mask, strict=True):
                 found[key] = self._keep(key, states[mask])
         some = found[keys[0]]

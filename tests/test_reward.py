@@ -257,7 +257,8 @@ def test_no_pass_is_larger_than_there_is_room_for_or_than_one_reply(
     hidden = Policy.hidden
 
     def measured(policy: Policy, batch: TokenBatch) -> Tensor:
-        sizes.append(batch.ids.numel())
+        rows = zip(batch.ids, batch.mask, strict=True)
+        sizes.append(policy.tokens_read([ids[mask].tolist() for ids, mask in rows]))
         return hidden(policy, batch)
 
     monkeypatch.setattr(Policy, "hidden", measured)
@@ -266,6 +267,29 @@ def test_no_pass_is_larger_than_there_is_room_for_or_than_one_reply(
         one_step(tiny_base, turns)
         assert max(sizes) <= max(room, longest)
         sizes.clear()
+
+
+def test_of_a_pass_s_room_replies_take_what_they_do_not_have_in_common(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = ranked([letter * 20 for letter in "abcdefghi"], range(1, 10))
+    (tokenised,) = tokenise([turn], tiny_base.format)
+    room = Policy(tiny_base, device=CPU, dtype=torch.float32).tokens_read([r.ids for r in tokenised.replies])
+    assert room < 0.7 * tokenised.tokens
+    passes: list[int] = []
+    hidden = Policy.hidden
+
+    def counted(policy: Policy, batch: TokenBatch) -> Tensor:
+        passes.append(len(batch.ids))
+        return hidden(policy, batch)
+
+    monkeypatch.setattr(Policy, "hidden", counted)
+    monkeypatch.setitem(ROOM, "cpu", room)
+    one_step(tiny_base, [turn])
+    assert passes == [9]
+    monkeypatch.setitem(ROOM, "cpu", room - 1)
+    one_step(tiny_base, [turn])
+    assert max(passes[1:]) < 9
 
 
 def test_of_a_long_ranking_one_pass_at_a_time_is_in_memory(

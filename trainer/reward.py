@@ -26,7 +26,7 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, micro_batches, reply_scores
+from trainer.forward import ROOM, Reply, micro_batches, reply_scores
 from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
 
@@ -36,6 +36,8 @@ _LENGTH_GAIN, _LENGTH_LR = 500.0, 0.15
 weights that vote on what is said: its rate is so many times theirs, but at most this, in log odds for e times
 as long.
 """
+_MOST_PADDED = 4
+"""Times as much as one pass has room for: what attention may see, which nothing is shared for."""
 _MAX_TOKENS = 1024
 """Of a prompt, and of a reply: what is longer is cut."""
 
@@ -222,7 +224,7 @@ def _scores(policy: Policy, name: str, replies: list[Reply]) -> Tensor:
     A ranking that is too much for one pass is read in several that keep nothing but the scores; the backward
     pass reads them again, one by one (gradient caching, arXiv 2101.06983). The gradient is the same.
     """
-    parts = list(micro_batches([len(reply.ids) for reply in replies], policy.device))
+    parts = _parts(policy, [reply.ids for reply in replies])
 
     def read(part: list[int]) -> Tensor:
         return reply_scores(policy, name, [replies[i] for i in part])
@@ -233,6 +235,14 @@ def _scores(policy: Policy, name: str, replies: list[Reply]) -> Tensor:
         scores = torch.cat([checkpoint(read, part, use_reentrant=False) for part in parts])
     order = torch.tensor([i for part in parts for i in part], device=policy.device)
     return scores[order.argsort()]
+
+
+def _parts(policy: Policy, sequences: list[list[int]]) -> list[list[int]]:
+    """Which of them are read together: all, where one pass has room for what they do not have in common."""
+    room, padded = ROOM[policy.device.type], len(sequences) * max(map(len, sequences))
+    if room < padded <= _MOST_PADDED * room and policy.tokens_read(sequences) <= room:
+        return [list(range(len(sequences)))]
+    return list(micro_batches([len(sequence) for sequence in sequences], policy.device))
 
 
 def _backward(losses: list[Tensor], count: int) -> float:
