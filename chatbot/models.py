@@ -47,11 +47,9 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: str | None = None,
     four_bit: bool = False,
 ) -> PreTrainedModel:
-    """The plain base model: frozen, without dropout, on `device`. Without `attention` it is transformers' own
-    choice: SDPA, but for models like Gemma 2 that cannot.
+    """The plain base model: frozen, without dropout, on `device`, with SDPA where it can have that.
 
     With `four_bit` its linear layers are NF4 and compute in `dtype`; raises Refused without bitsandbytes, and
     for a model that does something unknown to its logits.
@@ -63,7 +61,7 @@ def load_model(
     settings = fourbit.four_bit_settings(base.config, device, dtype) if four_bit else {}
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            base.directory, dtype=dtype, attn_implementation=attention, use_safetensors=True, **settings
+            base.directory, dtype=dtype, use_safetensors=True, **settings
         )
     model.requires_grad_(False)
     if four_bit:
@@ -79,14 +77,13 @@ def merged_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: str | None = None,
     four_bit: bool = False,
 ) -> PreTrainedModel:
     """A plain model with the PEFT adapter in `adapter` merged into its own weights.
 
     With `four_bit` the adapter stays beside the NF4 weights instead.
     """
-    model = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
+    model = load_model(base, device=device, dtype=dtype, four_bit=four_bit)
     if adapter is not None:
         settings = json.loads((adapter / "adapter_config.json").read_text())
         scale = float(settings["lora_alpha"]) / float(settings["r"])
@@ -161,9 +158,12 @@ class TokenBatch:
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Float32 logits of hidden states, with the factor that Granite and others put on them, and with the soft
     cap of Gemma and others."""
+    return _logits(model, hidden, _FACTORS.get(model, 1.0))
+
+
+def _logits(model: PreTrainedModel, hidden: Tensor, factor: float) -> Tensor:
     head = cast(Any, model.get_output_embeddings())
     logits: Tensor = head(hidden).float()
-    factor = _FACTORS.get(model, 1.0)
     logits = logits if factor == 1.0 else logits * factor
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
@@ -181,8 +181,7 @@ def _find_factor(model: PreTrainedModel) -> float:
     config = model.config.get_text_config()
     named = [float(getattr(config, name)) for name in _FACTOR_NAMES if getattr(config, name, None)]
     for factor in (1.0, *named, *(1 / number for number in named)):
-        _FACTORS[model] = factor
-        if (logits_of(model, hidden) - wanted).abs().max() <= 0.02 * wanted.abs().max():
+        if (_logits(model, hidden, factor) - wanted).abs().max() <= 0.02 * wanted.abs().max():
             return factor
     raise Refused(
         f"What {model.config.model_type!r} makes of its head's output is not known here - choose another "

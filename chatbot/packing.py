@@ -6,6 +6,7 @@ that goes token by token, which is nearly all arithmetic, sees this row; attenti
 apart, and puts what it finds together again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -100,13 +101,22 @@ class Packed(Rectangle):
 
     def pack(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (1, U, D)."""
-        row: Tensor = cast(Any, _Pack).apply(states.flatten(0, 1), self)
+        row: Tensor = cast(Any, _Select).apply(states.flatten(0, 1), self.first, self._spread)
         return row[None]
 
     def unpack(self, states: Tensor) -> Tensor:
         """(1, U, D) -> (B, T, D)."""
-        cells: Tensor = cast(Any, _Unpack).apply(states[0], self)
+        cells: Tensor = cast(Any, _Select).apply(states[0], self.place, self._sum_up)
         return cells.view(*self.batch.ids.shape, -1)
+
+    def _spread(self, row: Tensor) -> Tensor:
+        """(U, D) -> (B * T, D): each to the cell where it stands first, 0 to the others."""
+        return row.new_zeros(len(self.place), row.shape[1]).index_copy_(0, self.first, row)
+
+    def _sum_up(self, cells: Tensor) -> Tensor:
+        """(B * T, D) -> (U, D): the sum over the cells of each; padding is left out."""
+        total = cells.index_select(0, self.first)
+        return total.index_add_(0, self.place[self.again], cells.index_select(0, self.again))
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -143,34 +153,17 @@ def lay_out(batch: TokenBatch, may_pack: bool) -> Rectangle:
     return Packed(batch, *(torch.tensor(x, dtype=torch.long, device=device) for x in (first, place, again)))
 
 
-class _Unpack(torch.autograd.Function):
-    """(U, D) -> (B * T, D). Its gradient is that of `index_select`, which adds up row by row what came from
-    one place; here only rows that stand in several cells are."""
+class _Select(torch.autograd.Function):
+    """`rows.index_select(0, index)`, whose gradient `back` computes: its own adds up row by row."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, packed: Packed) -> Tensor:
-        ctx.packed = packed
-        return tokens.index_select(0, packed.place)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        packed, (grad,) = ctx.packed, grads
-        total = grad.index_select(0, packed.first)
-        return total.index_add_(0, packed.place[packed.again], grad.index_select(0, packed.again)), None
-
-
-class _Pack(torch.autograd.Function):
-    """(B * T, D) -> (U, D), each from the cell where it stands first."""
-
-    @staticmethod
-    def forward(ctx: Any, cells: Tensor, packed: Packed) -> Tensor:
-        ctx.packed = packed
-        return cells.index_select(0, packed.first)
+    def forward(ctx: Any, rows: Tensor, index: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        packed, (grad,) = ctx.packed, grads
-        return grad.new_zeros(len(packed.place), grad.shape[1]).index_copy_(0, packed.first, grad), None
+        return ctx.back(grads[0]), None, None
 
 
 def attend(
@@ -190,7 +183,7 @@ def attend(
     """
     q, k, v = (_in_sequences(heads, packed) for heads in (query, key, value))
     if packed.is_eager:
-        with torch.autocast(q.device.type, enabled=False):  # which would compute the softmax in float32 twice
+        with torch.autocast(q.device.type, enabled=False):  # it copies scores to float32 and back
             said = _eager(q * scaling, k, v, packed.bias)
     else:
         k, v = (heads.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for heads in (k, v))

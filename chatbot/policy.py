@@ -41,20 +41,15 @@ class Policy:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        attention: str | None = None,
         four_bit: bool = False,
     ) -> None:
-        """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute.
-
-        With `attention` it is always that of transformers, else for each batch the fastest.
-        """
+        """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute."""
         self.base = base
         self.device = device
         self._dtype = dtype
-        self._plain = load_model(base, device=device, dtype=dtype, attention=attention, four_bit=four_bit)
-        chosen = str(self._plain.config._attn_implementation)
-        self._attention = None if attention is None and chosen == "sdpa" else chosen
-        self._trunk = Trunk(self._plain, may_pack=not self._attention and attends_to_all(self._plain))
+        self._plain = load_model(base, device=device, dtype=dtype, four_bit=four_bit)
+        self._has_a_choice = self._plain.config._attn_implementation == "sdpa"  # Gemma 2 is always eager
+        self._trunk = Trunk(self._plain, may_pack=self._has_a_choice and attends_to_all(self._plain))
         self._peft: PeftModel | None = None
         self._below: dict[str, int] = {}
         self._worn: str | None = None
@@ -186,7 +181,8 @@ class Policy:
 
     def _run(self, layout: Rectangle) -> Tensor:
         trunk = self._plain.get_decoder()
-        self._plain.set_attn_implementation(self._attention or layout.attention)
+        if self._has_a_choice and self._plain.config._attn_implementation != layout.attention:
+            self._plain.set_attn_implementation(layout.attention)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             out = trunk(**layout.inputs, use_cache=False)
         return cast(Tensor, out.last_hidden_state)

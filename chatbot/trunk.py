@@ -77,7 +77,7 @@ class Trunk:
         layout = self.layout_of(batch)
         if not below or not self._may_divide(batch, below, run):
             return layout.unpack(run(layout))
-        states = layout.pack(self._states(batch, below, run))
+        states = layout.pack(self._states(layout, below, run))
         with _standing_in(self.layers[:below], lambda *_, **__: states):
             return layout.unpack(run(layout))
 
@@ -103,10 +103,11 @@ class Trunk:
             return None
         return halves if states.shape == halves.shape else None
 
-    def _states(self, batch: TokenBatch, below: int, run: Run) -> Tensor:
+    def _states(self, layout: Rectangle, below: int, run: Run) -> Tensor:
         """(B, T, D): what enters layer `below`, of each sequence from memory where it is there."""
         if not self._is_remembering:
-            return self._enter(self.layout_of(batch), below, run)
+            return self._enter(layout, below, run)
+        batch = layout.batch
         keys = [(below, tuple(ids)) for ids in _sequences(batch)]
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key not in new}

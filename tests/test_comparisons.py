@@ -1,6 +1,7 @@
 """comparisons.py: pairs, parts, weights, the snapshot and what people agree on."""
 
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,12 @@ def test_a_later_ranking_changes_the_hash_and_an_empty_snapshot_has_one(db: Data
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert take_snapshot(db).sha256 != empty.sha256
+
+
+def test_a_ranking_of_a_clock_that_was_ahead_weighs_no_more_than_those_of_now() -> None:
+    now = time.time()
+    one, ahead = weigh([turn_of(1, 2, at=now), turn_of(1, 2, at=now + 365 * 86400)])
+    assert (one.weight, ahead.weight) == pytest.approx((1.0, 1.0))
 
 
 def test_an_older_ranking_weighs_less_and_an_import_half() -> None:

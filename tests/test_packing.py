@@ -142,12 +142,6 @@ def test_a_model_whose_tokens_do_not_attend_to_all_before_is_not_packed(home: Ho
     assert not cast(Any, a_policy(base_of(config, home)))._trunk._may_pack
 
 
-def test_who_asks_for_an_attention_gets_that(tiny_base: Base) -> None:
-    policy = Policy(tiny_base, device=CPU, dtype=torch.float32, attention="sdpa")
-    policy.hidden(TokenBatch.of(SEQUENCES, CPU))
-    assert cast(Any, policy)._plain.config._attn_implementation == "sdpa"
-
-
 def test_a_model_that_has_one_attention_alone_is_read_with_that(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,17 @@ def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Databas
     assert rankings.count(db, after=runs.last_success_at(db)) == 2, "that one, and the one after it"
 
 
+def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    run, snapshot = claimed(db), take_snapshot(db)
+    runs.set_snapshot(db, run.id, snapshot)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    runs.set_snapshot(db, run.id, snapshot, newest=time.time())
+    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    assert rankings.count(db, after=runs.last_success_at(db)) == 1
+
+
 def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     run = claimed(db)
     runs.set_snapshot(db, run.id, take_snapshot(db))

@@ -37,7 +37,7 @@ weights that vote on what is said: its rate is so many times theirs, but at most
 as long.
 """
 _MOST_PADDED = 4
-"""Times as much as one pass has room for: what attention may see, which nothing is shared for."""
+"""Times the room of a pass that padded sequences may take: for attention nothing is shared."""
 _MAX_TOKENS = 1024
 """Of a prompt, and of a reply: what is longer is cut."""
 

@@ -235,16 +235,15 @@ def measure(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     names = [name.strip() for name in arguments.versions.split(",") if name.strip()]
     for name in names:
         versions.get(db, name)
-    theirs = read_prompts(arguments.prompts) if arguments.prompts else None
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else judging_prompts()
     base = _load_base(arguments.model, home)
-    ours = [prompt for prompt in judging_prompts() if base.format.takes(prompt.messages, base.context)]
     report = run_measurement(
         base,
         home,
         db,
         taste=taste,
         names=names,
-        prompts=ours if theirs is None else theirs,
+        prompts=[prompt for prompt in prompts if base.format.takes(prompt.messages, base.context)],
         samples=arguments.samples,
         four_bit=arguments.four_bit,
         seed=arguments.seed,

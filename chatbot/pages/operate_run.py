@@ -54,7 +54,7 @@ def report_of(db: Database, home: Home, run: Run) -> dict[str, Any]:
 def head_html(visit: Visit, run: Run) -> str:
     """Its name and state; while it lives stage, bar and time left, afterwards why it ended as it did."""
     is_running = run.is_alive(time.time())
-    until = time.time() if is_running else run.finished_at or run.started_at
+    until = time.time() if is_running else run.finished_at or run.lease_until
     took = duration(until - run.started_at, visit.language)
     facts = [visit.html("since" if is_running else "started_at", at=moment(run.started_at, visit.zone))]
     facts.append(visit.html("running_for" if is_running else "took_in_all", time=took))
