@@ -23,6 +23,8 @@ from chatbot.basemodel import Base, quiet_transformers
 from data.errors import Refused
 
 ADAPTER_FILE = "adapter_model.safetensors"
+PART_ROWS = {"cpu": 32, "cuda": 1024}
+"""Rows of logits that are computed with at a time, by type of device: on a CPU what its cache holds."""
 _FACTOR_NAMES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 """What configurations call the factor between the head and the logits. Some divide by it."""
 _FACTORS: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
@@ -161,10 +163,27 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return _logits(model, hidden, _FACTORS.get(model, 1.0))
 
 
+def logits_in_parts(model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
+    """The same of (N, D), a few rows at a time: (n, V) each, in their order, together (N, V).
+
+    A vocabulary is wide: all rows at once leave the processor's cache at every step from the product to a
+    loss, and take two to three times as long (benchmarks/RESULTS.md).
+    """
+    for part in _head(model, hidden).split(PART_ROWS[hidden.device.type]):
+        yield _finish(model, part, _FACTORS.get(model, 1.0))
+
+
 def _logits(model: PreTrainedModel, hidden: Tensor, factor: float) -> Tensor:
-    head = cast(Any, model.get_output_embeddings())
-    logits: Tensor = head(hidden).float()
-    logits = logits if factor == 1.0 else logits * factor
+    return _finish(model, _head(model, hidden), factor)
+
+
+def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    return cast(Tensor, cast(Any, model.get_output_embeddings())(hidden))
+
+
+def _finish(model: PreTrainedModel, said: Tensor, factor: float) -> Tensor:
+    """What the model makes of what its head `said`, in float32."""
+    logits = said.float() if factor == 1.0 else said.float() * factor
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chatbot.basemodel import Base, quiet_transformers
 from chatbot.head import ScalarHead
-from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_of, merge_layer
+from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_in_parts, merge_layer
 from chatbot.packing import Rectangle, attends_to_all
 from chatbot.trunk import Trunk
 from data.errors import Refused
@@ -187,9 +187,9 @@ class Policy:
             out = trunk(**layout.inputs, use_cache=False)
         return cast(Tensor, out.last_hidden_state)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits of chosen hidden states: (..., D) -> (..., V)."""
-        return logits_of(self._plain, hidden)
+    def logits_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Float32 logits of chosen hidden states, (N, D), a few rows at a time: (n, V), in their order."""
+        return logits_in_parts(self._plain, hidden)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """The adapter's LoRA tensors under PEFT's names."""

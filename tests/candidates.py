@@ -173,7 +173,7 @@ def _step(
     """One step that makes each reply likelier by its weight, (B,)."""
     with policy.wear("policy"):
         forward = forward_replies(policy, replies)
-        logprob = reply_logprobs(policy.logits, forward, temperature)  # (B, T)
+        logprob = reply_logprobs(policy, forward, temperature)  # (B, T)
     loss = -(weight[:, None].to(logprob.device) * logprob).sum() / forward.mask.sum()
     optimiser.zero_grad()
     torch.autograd.backward(loss)

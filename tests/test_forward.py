@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base, load_base
-from chatbot.models import load_model
+from chatbot.models import PART_ROWS, load_model
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, a_learner, some_replies
@@ -24,7 +24,7 @@ from trainer.forward import (
     logprobs_of,
     micro_batches,
     minibatches,
-    reply_entropy,
+    reply_draws,
     reply_logprobs,
     reply_scores,
     reply_values,
@@ -44,13 +44,38 @@ def test_padding_changes_neither_logprob_nor_value_nor_score(tiny_base: Base, le
                 padded = forward_replies(policy, REPLIES, left_pad)
             assert torch.equal(ours.mask, padded.mask)
             assert torch.equal(ours.tokens[ours.mask], padded.tokens[padded.mask])
-            for read in (reply_logprobs, reply_entropy):
-                a, b = (read(policy.logits, forward, 0.8) for forward in (ours, padded))
+            a, b = (reply_logprobs(policy, forward, 0.8) for forward in (ours, padded))
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+            drawn = zip(*(reply_draws(policy, forward, 0.8) for forward in (ours, padded)), strict=True)
+            for a, b in drawn:
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
             head = policy.heads["reward-0"]
             values = (reply_values(head, ours) * ours.mask, reply_values(head, padded) * ours.mask)
             torch.testing.assert_close(*values, atol=1e-4, rtol=0)
             torch.testing.assert_close(head(ours.pooled), head(padded.pooled), atol=1e-4, rtol=0)
+
+
+def test_logits_read_in_parts_say_what_they_say_at_once(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = a_learner(tiny_base)
+    moved = policy.parameters("policy")
+    with policy.wear("policy"):
+        forward = forward_replies(policy, REPLIES)
+        monkeypatch.setitem(PART_ROWS, "cpu", 1000)
+        (logits,) = policy.logits_in_parts(forward.hidden[forward.mask])
+        tokens = forward.tokens[forward.mask, None]
+        warm, plain = torch.log_softmax(logits / 0.8, -1), torch.log_softmax(logits, -1)
+        wanted = [warm.gather(1, tokens)[:, 0], plain.gather(1, tokens)[:, 0], -(warm.exp() * warm).sum(-1)]
+        gradients = torch.autograd.grad(wanted[0].sum(), moved)
+        for rows in (3, 17, 32):
+            monkeypatch.setitem(PART_ROWS, "cpu", rows)
+            forward = forward_replies(policy, REPLIES)
+            logprob = reply_logprobs(policy, forward, 0.8)
+            found = [logprob, *reply_draws(policy, forward, 0.8)]
+            for some, like in zip(found, [wanted[0], *wanted], strict=True):
+                torch.testing.assert_close(some[forward.mask], like, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(torch.autograd.grad(logprob.sum(), moved), gradients)
 
 
 def test_an_empty_reply_that_was_cut_scores_nothing_but_the_normalisation(tiny_base: Base) -> None:

@@ -59,7 +59,7 @@ def logits(model: Policy | nn.Module, name: str | None = None) -> Tensor:
     batch = TokenBatch.of(SEQUENCES, CPU)
     if isinstance(model, Policy):
         with model.wear(name):
-            return model.logits(model.hidden(batch)[batch.mask])
+            return torch.cat(list(model.logits_in_parts(model.hidden(batch)[batch.mask])))
     hidden = model.get_decoder()(  # type: ignore[operator]
         input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions
     )

@@ -129,7 +129,7 @@ def test_a_generating_copy_says_what_the_worn_adapter_says(
         policy.save("policy", tmp_path / "saved")
         batch = TokenBatch.of(PROMPTS, CUDA)
         with policy.wear("policy"):
-            worn = policy.logits(policy.hidden(batch))
+            worn = torch.cat(list(policy.logits_in_parts(policy.hidden(batch))))
         merged = merged_model(base, tmp_path / "saved", device=CUDA, dtype=torch.float32, four_bit=four_bit)
         hidden = merged.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
 

@@ -59,6 +59,38 @@ def test_stopping_one_and_all_and_coming_back_in_mid_stream(
     visitor.context.close()
 
 
+NUDGES = """async () => {
+  const after = (ms) => new Promise((done) => setTimeout(done, ms));
+  const props = { value: { look: 0 } };
+  let hear;
+  let nudges = 0;
+  const count = () => { nudges += 1; };
+  document.addEventListener('night:nudge', count);
+  const fire = night.patient(() => {}, (name, told) => { hear = told; }, props);
+  fire('send', { look: 2 });
+  props.value = { look: 1 };
+  hear();
+  await after(1500);
+  const unanswered = nudges;
+  props.value = { look: 2 };
+  hear();
+  await after(2500);
+  document.removeEventListener('night:nudge', count);
+  return [unanswered, nudges - unanswered];
+}"""
+
+
+def test_the_answer_to_an_earlier_look_ends_no_waiting(
+    browser: Browser, slow_site: tuple[Server, Database]
+) -> None:
+    """Somebody who writes while the page still loads: its answer came, and closed the stream, first."""
+    visitor = visit(browser, *slow_site, "quick")
+    unanswered, answered = visitor.page.evaluate(NUDGES)
+    assert unanswered >= 1
+    assert answered == 0
+    visitor.context.close()
+
+
 def test_no_attack_runs_as_reply_or_as_message(browser: Browser, slow_site: tuple[Server, Database]) -> None:
     db = slow_site[1]
     mallory = somebody(db, "mallory")

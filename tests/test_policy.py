@@ -64,7 +64,7 @@ def logits(policy: Policy, name: str | None, left_pad: int | None = None) -> Ten
     """Of every real token of SEQUENCES, one after the other: (N, V)."""
     batch = TokenBatch.of(SEQUENCES, CPU, left_pad)
     with policy.wear(name):
-        return policy.logits(policy.hidden(batch)[batch.mask])
+        return torch.cat(list(policy.logits_in_parts(policy.hidden(batch)[batch.mask])))
 
 
 @torch.no_grad()

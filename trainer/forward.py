@@ -203,16 +203,38 @@ def reply_values(head: ScalarHead, forward: ReplyForward) -> Tensor:
     return said.cumsum(1) / (tokens + PRIOR_TOKENS) + head.of_length(tokens.maximum(head.usual_length.exp()))
 
 
-def reply_logprobs(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
+def reply_logprobs(policy: Policy, forward: ReplyForward, temperature: float) -> Tensor:
     """Log-probability of each reply token at `temperature`: (B, T), float32."""
-    scaled = logits(forward.hidden[forward.mask]) / temperature  # (N, V), real tokens only
-    return _spread(-F.cross_entropy(scaled, forward.tokens[forward.mask], reduction="none"), forward.mask)
+
+    def read(logits: Tensor, tokens: Tensor) -> Tensor:
+        return -F.cross_entropy(logits / temperature, tokens, reduction="none")
+
+    return _spread(_read_logits(policy, forward, read), forward.mask)
 
 
-def reply_entropy(logits: Callable[[Tensor], Tensor], forward: ReplyForward, temperature: float) -> Tensor:
-    """Entropy in nats of the distribution each reply token was drawn from: (B, T), float32."""
-    logprobs = torch.log_softmax(logits(forward.hidden[forward.mask]) / temperature, dim=-1)
-    return _spread(-(logprobs.exp() * logprobs).sum(-1), forward.mask)
+def reply_draws(policy: Policy, forward: ReplyForward, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How each reply token was drawn, (B, T) float32 each: its log-probability at `temperature`, that at 1,
+    and the entropy in nats of the distribution at `temperature`."""
+
+    def read(logits: Tensor, tokens: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        untempered = -F.cross_entropy(logits, tokens, reduction="none")
+        return torch.stack([logprobs.gather(1, tokens[:, None])[:, 0], untempered, entropy], dim=1)
+
+    logprob, untempered, entropy = _read_logits(policy, forward, read).unbind(1)
+    mask = forward.mask
+    return _spread(logprob, mask), _spread(untempered, mask), _spread(entropy, mask)
+
+
+def _read_logits(policy: Policy, forward: ReplyForward, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `read` makes of some logits, (n, V), and of the tokens, (n,), at their places: of all, (N,)."""
+    tokens = forward.tokens[forward.mask]
+    found: list[Tensor] = []
+    for logits in policy.logits_in_parts(forward.hidden[forward.mask]):
+        found.append(read(logits, tokens[: len(logits)]))
+        tokens = tokens[len(logits) :]
+    return torch.cat(found)
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -290,7 +290,7 @@ def add_gradients(policy: Policy, batch: Batch, rows: list[int], task: Task, cou
     mb_mask, clip = old.mask[mb], task.config.clip
     with policy.wear("policy"):
         forward = forward_replies(policy, mb_replies)
-        logprob = reply_logprobs(policy.logits, forward, task.config.temperature)
+        logprob = reply_logprobs(policy, forward, task.config.temperature)
         pg_loss, pg_stats = policy_loss(logprob, old.logprob[mb], batch.advantages[mb], mb_mask, clip, count)
         pg_loss.backward()
     with policy.wear("value"):

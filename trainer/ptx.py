@@ -42,7 +42,7 @@ def add_ptx(policy: Policy, examples: Sequence[Reply], coefficient: float, team:
     for part in micro_batches([len(r.ids) for r in mine], policy.device):
         with policy.wear("policy"):
             forward = forward_replies(policy, [mine[i] for i in part])
-            part_loss = ptx_loss(reply_logprobs(policy.logits, forward, 1.0), forward.mask, count)
+            part_loss = ptx_loss(reply_logprobs(policy, forward, 1.0), forward.mask, count)
             (coefficient * part_loss).backward()
         loss += float(part_loss.detach())
     norm = sum_up(parameters, team)

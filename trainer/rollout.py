@@ -27,7 +27,7 @@ from trainer.forward import (
     hash_seed,
     logprobs_of,
     micro_batches,
-    reply_entropy,
+    reply_draws,
     reply_logprobs,
     reply_scores,
     reply_values,
@@ -205,17 +205,16 @@ def _measure(
         with policy.wear(name):
             return forward_replies(policy, replies)
 
-    states = forward("policy")
-    logits = policy.logits(states.hidden[states.mask])  # once, for log-probability and entropy
+    logprob, untempered, entropy = reply_draws(policy, forward("policy"), temperature)
     by_token = {
-        "policy": reply_logprobs(lambda _: logits, states, temperature),
-        "untempered": reply_logprobs(lambda _: logits, states, 1.0),
-        "entropy": reply_entropy(lambda _: logits, states, temperature),
-        "reference": reply_logprobs(policy.logits, forward(roles.reference), temperature),
+        "policy": logprob,
+        "untempered": untempered,
+        "entropy": entropy,
+        "reference": reply_logprobs(policy, forward(roles.reference), temperature),
         "value": reply_values(policy.heads["value"], forward("value")),
     }
     if roles.start is not None:
-        by_token["start"] = reply_logprobs(policy.logits, forward(roles.start), temperature)
+        by_token["start"] = reply_logprobs(policy, forward(roles.start), temperature)
     return by_token, {name: reply_scores(policy, name, replies) for name in (*roles.members, "judge")}
 
 

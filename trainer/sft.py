@@ -278,7 +278,7 @@ def reply_losses(
 ) -> Tensor:
     """What each reply costs, - sum_t log pi(a_t | s_t) over its own tokens: (B,). Prompts cost nothing."""
     with policy.wear(name):
-        return -reply_logprobs(policy.logits, forward_replies(policy, replies), temperature).sum(1)
+        return -reply_logprobs(policy, forward_replies(policy, replies), temperature).sum(1)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 // The ranking board: K cards, ranks with ties, keys, and the foot that says the order and saves it.
 // The ranks live here until they are saved; the server checks everything that is sent.
 const REASONS = ['correct', 'helpful', 'clear', 'short', 'detailed', 'tone', 'followed'];
-const fire = night.patient(trigger, watch);
+const fire = night.patient(trigger, watch, props);
 let value = null;
 let cards = new Map();
 let mine = null; // what the person has done on this turn so far

@@ -2,7 +2,7 @@
 // replies stream. A message is remembered until the server has taken it: none is lost, and none is stored twice.
 const { t, h, icon, ANSWER_MS } = night;
 const LONGEST = 32000;
-const fire = night.patient(trigger, watch);
+const fire = night.patient(trigger, watch, props);
 let value = null;
 let place = night.address(); // the chat that the text in the box is for: shown, or asked for and not yet shown
 let isAnswered = false; // a message has just been taken

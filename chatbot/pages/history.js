@@ -1,6 +1,6 @@
 // The conversation above the board: every settled turn, and the message that is being answered now.
 const { t, h, put, iconButton } = night;
-const fire = night.patient(trigger, watch);
+const fire = night.patient(trigger, watch, props);
 let value = null;
 const title = h('h1', { class: 'title' });
 const menu = iconButton('panel', t('menu'), () => document.dispatchEvent(new CustomEvent('night:shelf')));

@@ -184,19 +184,26 @@ window.night ??= (() => {
   };
   const isStale = (value) => !value || value.look < latest;
   // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
-  // brings it. So a component that hears nothing for a second asks the page for an empty event.
-  const patient = (trigger, watch) => {
+  // brings it. So a component that hears no answer for a second asks the page for an empty event. The answer to
+  // an earlier look, which often comes just before its stream closes, is none.
+  const patient = (trigger, watch, props) => {
     let left = 0;
     let timer = 0;
+    let asked = 0; // the look whose answer is awaited
     const nudge = () => {
       if (left <= 0) return;
       left -= 1;
       document.dispatchEvent(new CustomEvent('night:nudge'));
       timer = setTimeout(nudge, 2000);
     };
-    watch('value', () => { left = 0; clearTimeout(timer); });
+    watch('value', () => {
+      if (props.value?.look < asked) return;
+      left = 0;
+      clearTimeout(timer);
+    });
     return (event, data) => {
       left = 4;
+      asked = data.look;
       clearTimeout(timer);
       timer = setTimeout(nudge, 1000);
       trigger(event, data);

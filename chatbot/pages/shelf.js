@@ -1,6 +1,6 @@
 // The sidebar: conversations, settings, the version that answers, and who is signed in.
 const { t, h, icon, iconButton } = night;
-const fire = night.patient(trigger, watch);
+const fire = night.patient(trigger, watch, props);
 let value = null;
 let searching = 0;
 const wide = window.matchMedia('(min-width: 900px)');
