@@ -175,6 +175,10 @@ class AnyEngine(ABC):
         with self._lock:
             return self._scheduler.position_of(generation)
 
+    def longest_that_fits(self, prompt: int, replies: int, most: int) -> int:
+        """Tokens that each of a program's replies may have, `most` at most, so that others run beside it."""
+        return self._scheduler.longest_that_fits(prompt, replies, most)
+
     @property
     def load_now(self) -> tuple[int, int]:
         """Requests running and waiting."""

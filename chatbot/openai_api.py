@@ -5,14 +5,16 @@
 
 `model` is an alias, answered by whatever serves, or an exact version; the answer names the exact one. A
 prompt that does not fit is refused, where the chat page would leave the oldest messages out: a program must
-know what was read. Nothing of a request or an answer is stored, and nothing of it teaches. A client that
-hangs up ends its replies. What cannot be asked for stands in openai_request.py.
+know what was read. Who names no `max_tokens` gets what there is room for, up to 1,024. Nothing of a request
+or an answer is stored, and nothing of it teaches. A client that hangs up ends its replies. What cannot be
+asked for stands in openai_request.py.
 """
 
 import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
@@ -32,6 +34,7 @@ from data import api_keys, versions
 from data.api_keys import ApiKey
 from data.database import Database
 from data.errors import Busy, NotFound, Problem
+from data.records import Sampling
 
 if TYPE_CHECKING:
     from chatbot.web import Site
@@ -162,12 +165,13 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
     key: ApiKey = request.scope["api_key"]
     with contextlib.suppress(Problem):  # a full disk is no reason to be silent: nothing else is stored here
         api_keys.note_use(site.db, key)
-    asked = read_request(body, turns.sampling.max_new_tokens)
+    asked = read_request(body)
     if asked.model not in ALIASES and asked.model not in turns.engine.known_versions:
         raise _no_model(asked.model)
+    prompt = _whole_prompt(turns.engine.base, asked)
     work = Asked(
-        _whole_prompt(turns.engine.base, asked),
-        asked.sampling,
+        prompt,
+        _sampling(turns.engine, prompt, asked),
         asked.seeds,
         person=person.id,
         kind="api",
@@ -187,14 +191,27 @@ def _no_model(name: str) -> NotFound:
 def _whole_prompt(base: Base, asked: ChatRequest) -> FittedPrompt:
     """All messages as tokens. Raises Invalid where some would have to be left out to make them fit."""
     ids, longest = base.format.encode(asked.messages), asked.sampling.max_new_tokens
-    if len(ids) + longest > base.context:
-        raise Invalid(
-            f"The messages are {len(ids):,} tokens and the reply may have {longest:,}, more than the "
-            f"{base.context:,} that fit - shorten them, or lower `max_tokens`.",
-            "messages",
-            "context_length_exceeded",
+    are = f"The messages are {len(ids):,} tokens"
+    problem = None
+    if asked.has_limit and len(ids) + longest > base.context:
+        problem = (
+            f"{are} and the reply may have {longest:,}, more than the {base.context:,} that fit - "
+            "shorten them, or lower `max_tokens`."
         )
+    elif len(ids) >= base.context:
+        problem = f"{are}, more than the {base.context - 1:,} that fit beside a reply - shorten them."
+    if problem:
+        raise Invalid(problem, "messages", "context_length_exceeded")
     return FittedPrompt(ids, 0)
+
+
+def _sampling(engine: AnyEngine, prompt: FittedPrompt, asked: ChatRequest) -> Sampling:
+    """With the length that was asked for, else with what the context leaves and memory has for programs."""
+    if asked.has_limit:
+        return asked.sampling
+    left = min(asked.sampling.max_new_tokens, engine.base.context - len(prompt.ids))
+    longest = engine.longest_that_fits(len(prompt.ids), asked.replies, left)
+    return replace(asked.sampling, max_new_tokens=longest)
 
 
 @contextlib.asynccontextmanager

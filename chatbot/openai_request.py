@@ -23,6 +23,8 @@ MAX_MESSAGES = 2_000
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 200
 MAX_TOKENS = 100_000
+USUAL_TOKENS = 1024
+"""The longest reply to who names no limit, where there is room for it."""
 MAX_SEED = 2**62
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate by itself, which JSON can name and no reply can have."""
@@ -82,6 +84,8 @@ class ChatRequest:
     messages: list[dict[str, str]]
     replies: int
     sampling: Sampling
+    has_limit: bool
+    """Whether it names how many tokens a reply may have; else less will do where there is no room for it."""
     seed: int | None
     stop: tuple[str, ...]
     streams: bool
@@ -96,15 +100,16 @@ class ChatRequest:
         return [first + i for i in range(self.replies)]
 
 
-def read_request(body: bytes, max_new_tokens: int) -> ChatRequest:
-    """The request in `body`; `max_new_tokens` is its limit where it names none. Raises Invalid or Refused."""
+def read_request(body: bytes) -> ChatRequest:
+    """The request in `body`. Raises Invalid or Refused."""
     asked = _parsed(body)
     _check_names(asked)
     options = asked.get("stream_options")
     streams = _flag(asked, "stream")
     if options is not None and not (isinstance(options, dict) and streams):
         raise Invalid("'stream_options' is an object beside `stream: true` - leave it out.", "stream_options")
-    limit = "max_completion_tokens" if asked.get("max_completion_tokens") is not None else "max_tokens"
+    newer, older = "max_completion_tokens", "max_tokens"
+    limit = _whole(asked, newer if asked.get(newer) is not None else older, 1, MAX_TOKENS)
     default = Sampling()
     return ChatRequest(
         model=_model(asked.get("model")),
@@ -113,8 +118,9 @@ def read_request(body: bytes, max_new_tokens: int) -> ChatRequest:
         sampling=Sampling(
             temperature=_number(asked, "temperature", 0, 5, default.temperature),
             top_p=_number(asked, "top_p", 0, 1, default.top_p),
-            max_new_tokens=_whole(asked, limit, 1, MAX_TOKENS) or max_new_tokens,
+            max_new_tokens=limit or USUAL_TOKENS,
         ),
+        has_limit=limit is not None,
         seed=_whole(asked, "seed", -MAX_SEED, MAX_SEED),
         stop=_stop(asked.get("stop")),
         streams=streams,

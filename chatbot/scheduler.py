@@ -16,6 +16,9 @@ from chatbot.generation import Generation
 from chatbot.memory import Memory
 from data.errors import Busy, Refused
 
+LEAST_TOKENS = 128
+"""So long a reply may become, whatever else there is memory for."""
+
 
 class Scheduler:
     """The queue in front of an engine. Not thread-safe: the engine's lock is around it."""
@@ -66,6 +69,15 @@ class Scheduler:
             raise Busy(f"{theirs} of your requests are waiting already - wait for their answers.")
         self._waiting.append(request)
 
+    def longest_that_fits(self, prompt: int, replies: int, most: int) -> int:
+        """Tokens that each reply to a prompt of so many may have: `most`, halved until all of it fits into
+        what programs may use. Not below LEAST_TOKENS: what is still too much then waits to run alone."""
+        while self.memory is not None and most > LEAST_TOKENS:
+            if self.memory.needed(prompt, replies, most) <= _for_programs(self.memory.columns):
+                break
+            most = max(LEAST_TOKENS, most // 2)
+        return most
+
     def next(self) -> Generation | None:
         """Let in who is next; nobody while there is no room. What needs more than there is runs alone."""
         if not self._waiting:
@@ -82,7 +94,7 @@ class Scheduler:
         """Whether it fits beside what runs and what is kept for people who chat."""
 
         def usable(there: int) -> int:
-            return there if request.kind == "chat" else there - there // 4
+            return there if request.kind == "chat" else _for_programs(there)
 
         rows = sum(other.width for other in self._running)
         if rows + request.width > usable(self.max_rows):
@@ -114,3 +126,8 @@ class Scheduler:
             self._waiting,
             key=lambda r: (r.rank, under_way[r.person] if r.person is not None else 0),
         )
+
+
+def _for_programs(there: int) -> int:
+    """Of rows or columns, what is not kept for people who chat."""
+    return there - there // 4

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from chatbot import openai_api
+from chatbot import openai_api, openai_request
+from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.memory import Memory
 from chatbot.openai_reply import Reading, Token
@@ -100,6 +101,61 @@ def test_a_reply_may_have_all_that_the_prompt_leaves(api: Api) -> None:
     assert error_of(api.ask(max_tokens=longest + 1), 400)["code"] == "context_length_exceeded"
 
 
+def heard_by(api: Api) -> list[Generation]:
+    """The requests that the engine takes from now on."""
+    heard: list[Generation] = []
+    count = api.engine.follow
+
+    def hear(generation: Generation) -> None:
+        heard.append(generation)
+        count(generation)
+
+    api.engine.follow = hear
+    return heard
+
+
+def test_without_a_limit_a_reply_may_have_what_the_context_leaves(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, heard = api.engine.base, heard_by(api)
+    answer = api.ask(max_tokens=None)
+    left = base.context - len(base.format.encode(HELLO))
+    assert [generation.sampling.max_new_tokens for generation in heard] == [left]
+    assert answer.json()["usage"]["completion_tokens"] > 128
+    monkeypatch.setattr(openai_request, "USUAL_TOKENS", 7)
+    assert api.ask(max_tokens=None).json()["usage"]["completion_tokens"] == 7
+
+
+def test_without_a_limit_one_token_must_be_left_for_a_reply(api: Api) -> None:
+    base = api.engine.base
+    fixed = len(base.format.encode([{"role": "user", "content": ""}]))
+
+    def ask(tokens: int) -> Any:
+        said = [{"role": "user", "content": "x" * (tokens - fixed)}]
+        assert len(base.format.encode(said)) == tokens
+        return api.ask(messages=said, max_tokens=None)
+
+    assert ask(base.context - 1).json()["usage"]["completion_tokens"] == 1
+    error = error_of(ask(base.context), 400)
+    assert error["message"] == (
+        f"The messages are {base.context:,} tokens, more than the {base.context - 1:,} that fit beside a "
+        "reply - shorten them."
+    )
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+
+def test_without_a_limit_little_memory_makes_a_reply_shorter_but_refuses_none(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, heard = Memory(500, api.engine.base.context, is_shared=True), heard_by(api)
+    monkeypatch.setattr(api.engine._scheduler, "memory", memory)
+    assert api.ask(max_tokens=None).status_code == 200
+    (generation,) = heard
+    longest = generation.sampling.max_new_tokens
+    assert 128 <= longest < 375 < memory.needed(len(generation.prompt), 1, 2 * longest)
+    assert memory.needed(len(generation.prompt), 1, longest) <= 375
+
+
 def test_a_request_that_can_never_fit_in_memory_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.engine._scheduler, "memory", Memory(100, api.engine.base.context, is_shared=True))
     error = error_of(api.ask(n=9, max_tokens=400), 400)
@@ -182,8 +238,7 @@ def test_a_revoked_key_and_a_disabled_person_are_out_at_once(api: Api, db: Datab
 
 
 def test_the_engine_hears_whose_request_it_is_and_metrics_count_it(api: Api, db: Database) -> None:
-    heard: list[Any] = []
-    count, api.engine.follow = api.engine.follow, lambda g: (heard.append(g), count(g))[1]
+    heard = heard_by(api)
     api.ask(n=2)
     (generation,) = heard
     assert (generation.kind, generation.person) == ("api", somebody(db).id)

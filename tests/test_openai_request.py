@@ -14,13 +14,14 @@ HELLO = {"role": "user", "content": "Hello"}
 
 
 def read(**fields: Any) -> ChatRequest:
-    return read_request(json.dumps({"model": "base", "messages": [HELLO], **fields}).encode(), 128)
+    return read_request(json.dumps({"model": "base", "messages": [HELLO], **fields}).encode())
 
 
 def test_what_is_not_said_is_the_projects_default() -> None:
     asked = read()
-    assert (asked.sampling, asked.replies, asked.seed, asked.stop) == (Sampling(), 1, None, ())
-    assert not (asked.streams or asked.counts_tokens or asked.has_logprobs)
+    assert asked.sampling == Sampling(max_new_tokens=1024)
+    assert (asked.replies, asked.seed, asked.stop) == (1, None, ())
+    assert not (asked.has_limit or asked.streams or asked.counts_tokens or asked.has_logprobs)
     assert read(**dict.fromkeys([*READ - {"model", "messages"}, *HINTS, *NEUTRAL])) == asked
 
 
@@ -43,7 +44,7 @@ def test_what_is_said_is_done() -> None:
     )
     assert asked.sampling == Sampling(temperature=0.0, top_p=0.5, max_new_tokens=9)
     assert (asked.seeds, asked.stop) == ([7, 8, 9], ("END",))
-    assert asked.streams and asked.counts_tokens and asked.has_logprobs
+    assert asked.has_limit and asked.streams and asked.counts_tokens and asked.has_logprobs
 
 
 def test_the_newer_name_of_the_limit_counts_where_both_are_given() -> None:

@@ -19,9 +19,11 @@ Ask = Callable[..., Generation]
 def ask(tiny_base: Base) -> Ask:
     """A request of a person."""
 
-    def make(person: str | None = None, kind: Kind = "chat", replies: int = 1, prompt: int = 1) -> Generation:
+    def make(
+        person: str | None = None, kind: Kind = "chat", replies: int = 1, prompt: int = 1, new: int = 24
+    ) -> Generation:
         fitted = FittedPrompt([1] * prompt, 0)
-        asked = Asked(fitted, Sampling(max_new_tokens=24), range(replies), person=person, kind=kind)
+        asked = Asked(fitted, Sampling(max_new_tokens=new), range(replies), person=person, kind=kind)
         return Generation(tiny_base.format, lambda _: 0, asked, "base")
 
     return make
@@ -179,3 +181,16 @@ def test_a_program_that_asks_for_more_than_all_memory_is_refused_and_a_person_is
     person = ask("ada", prompt=8000)
     scheduler.add(person)
     assert let_in(scheduler) == [person]
+
+
+def test_a_program_that_names_no_length_leaves_room_for_others_but_has_a_few_words(ask: Ask) -> None:
+    scheduler = with_memory(8000)
+    assert scheduler.longest_that_fits(500, 1, 1024) == 1024
+    wide = scheduler.longest_that_fits(500, 9, 1024)
+    assert 128 <= wide < 1024
+    scheduler.add(ask("ada", "api", replies=9, prompt=500, new=wide))
+    scheduler.add(ask("ben", "chat"))
+    assert len(let_in(scheduler)) == 2
+    assert with_memory(100).longest_that_fits(500, 9, 1024) == 128
+    assert with_memory(100).longest_that_fits(500, 9, 60) == 60
+    assert Scheduler(max_waiting=8, max_rows=64).longest_that_fits(500, 9, 1024) == 1024
