@@ -38,7 +38,7 @@ class ServeConfig:
     ] = "auto"
     replies: Annotated[int, "How many replies a turn shows at first, 1 to 9; each person can change it."] = 4
     max_new_tokens: Annotated[
-        int, "The longest reply in tokens; 0 chooses 128 on a CPU and 256 on a GPU."
+        int, "The longest reply of a turn in tokens; 0 chooses 128 on a CPU, 256 on a GPU and with --engine."
     ] = 0
     threads: Annotated[int, "CPU threads of the model; 0 leaves the choice to torch."] = 0
     public_url: Annotated[

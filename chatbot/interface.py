@@ -91,6 +91,11 @@ class AnyEngine(ABC):
             self._thread.join()
 
     @property
+    def longest_reply(self) -> int:
+        """Tokens of a reply where nobody says how many it may have."""
+        return 256 if self.device.type == "cuda" else 128
+
+    @property
     def is_ready(self) -> bool:
         return self._thread.is_alive() and not self._closing
 

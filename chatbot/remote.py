@@ -81,6 +81,10 @@ class RemoteEngine(AnyEngine):
         self.base = self._replicas.base
 
     @property
+    def longest_reply(self) -> int:
+        return 256  # as on a GPU here: that is what vLLM runs on
+
+    @property
     def is_ready(self) -> bool:
         return super().is_ready and bool(self._replicas.up)
 

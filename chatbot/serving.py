@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 from chatbot.basemodel import Base, load_base
 from chatbot.config import ServeConfig
@@ -45,7 +46,12 @@ class Serving:
         self.follower = Follower(db, home, self.engine)
         self.follower.follow_once()  # the first answer already comes from the version that serves
         self.follower.start()
-        self.trainer = Trainer(home, config) if config.trainer else None
+        self.trainer = Trainer(home, self._for_trainer(config)) if config.trainer else None
+
+    def _for_trainer(self, config: ServeConfig) -> ServeConfig:
+        """With the length of the replies that are served, as far as nights can: up to half of the context."""
+        longest = min(self.turns.sampling.max_new_tokens, self.engine.base.context // 2)
+        return replace(config, max_new_tokens=longest)
 
     def close(self) -> None:
         """End the streams as interrupted, store them, and end the threads and the trainer."""
@@ -123,8 +129,13 @@ class Trainer:
 
 
 def trainer_command(config: ServeConfig) -> list[str]:
-    """How the trainer is started; where setpriv is there, it also ends when the server is killed outright."""
+    """How the trainer is started: it learns what is served, on the half of the threads that the engine leaves.
+
+    Where setpriv is there, it also ends when the server is killed outright.
+    """
     command = [sys.executable, "-m", "trainer", "watch", *(["--model", config.model] if config.model else [])]
     command += ["--four-bit"] if config.four_bit else []
+    command += [f"--max-new-tokens={config.max_new_tokens}"] if config.max_new_tokens else []
+    command += [f"--threads={max(1, config.threads // 2)}"] if config.threads else []
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else command

@@ -108,7 +108,7 @@ class Turns:
     def __init__(self, db: Database, engine: AnyEngine, *, max_new_tokens: int | None = None) -> None:
         self._db = db
         self._engine = engine
-        longest = max_new_tokens or (256 if engine.device.type == "cuda" else 128)
+        longest = max_new_tokens or engine.longest_reply
         room_for_prompt(engine.base, longest)  # told now, not at every turn
         self.sampling = Sampling(max_new_tokens=longest)
         """What a turn uses where nothing else is asked for."""

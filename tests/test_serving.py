@@ -1,0 +1,57 @@
+"""What runs behind the pages: the trainer beside them learns what they serve."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from chatbot.basemodel import Base
+from chatbot.config import ServeConfig
+from chatbot.engine import Engine
+from chatbot.metrics import Metrics
+from chatbot.remote import RemoteEngine
+from chatbot.serving import Serving, trainer_command
+from chatbot.turns import Turns
+from data.database import Database
+from data.home import Home
+from trainer.__main__ import _parser
+from trainer.commands import asked
+from trainer.config import RefreshConfig
+
+
+def watching(command: list[str]) -> RefreshConfig:
+    """What the trainer makes of the flags it is started with."""
+    return asked(_parser().parse_args(command[command.index("watch") :]))
+
+
+@contextmanager
+def serving(db: Database, home: Home, config: ServeConfig) -> Iterator[Serving]:
+    made = Serving(db, home, config, Metrics(db))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("flag, longest", [(0, 128), (40, 40), (700, 512)])
+def test_nights_practise_replies_as_long_as_those_that_people_rank(
+    db: Database, home: Home, tiny_directory: Path, flag: int, longest: int
+) -> None:
+    """A night takes no more than half of the context, here 1,024 tokens, for a reply."""
+    with serving(db, home, ServeConfig(model=str(tiny_directory), max_new_tokens=flag)) as one:
+        assert one.trainer
+        assert watching(one.trainer._command).max_new_tokens == longest
+
+
+@pytest.mark.parametrize("threads, half", [(0, 0), (1, 1), (4, 2), (5, 2)])
+def test_the_trainer_has_the_half_of_the_threads_that_the_engine_leaves(threads: int, half: int) -> None:
+    assert watching(trainer_command(ServeConfig(threads=threads))).threads == half
+
+
+def test_replies_over_vllm_are_as_long_as_on_a_gpu_here(
+    db: Database, home: Home, tiny_base: Base, engine: Engine
+) -> None:
+    remote = RemoteEngine(tiny_base, ["http://127.0.0.1:9"], home.adapters)
+    assert Turns(db, remote).sampling.max_new_tokens == 256
+    assert Turns(db, engine).sampling.max_new_tokens == 128
