@@ -14,7 +14,9 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 REPLACED = "replaced"
 """The label of a database that a restore put aside."""
 KEPT = ((3600.0, 24), (86400.0, 7), (604800.0, 4))
-"""The newest backup of each of the last 24 hours, 7 days and 4 weeks is kept: (seconds, how many)."""
+"""The newest backup of each of 24 hours, 7 days and 4 weeks is kept: (seconds, how many)."""
+_DAY = 86400.0
+"""Hours count this long before the newest backup: daily ones would fill them all, and the disk."""
 
 
 def backup_files(home: Home) -> list[Path]:
@@ -40,16 +42,32 @@ def made_at(path: Path) -> float | None:
         return None
 
 
+def newest_at(home: Home, now: float) -> float | None:
+    """When the newest backup without a label was made, but for those of a clock that was ahead; or None."""
+    return max((made for _, made in _unlabelled(home) if made <= now), default=None)
+
+
 def rotate(home: Home) -> list[Path]:
-    """Deletes the backups that `KEPT` does not keep, never one with a label; returns what it deleted."""
-    ours = [(path, made) for path in backup_files(home) if (made := made_at(path)) and "-" not in path.stem]
+    """Deletes the backups that `KEPT` does not keep, never one with a label; returns what it deleted.
+
+    So goes what a process that was killed left half written, a day before the newest backup or earlier.
+    """
+    ours = _unlabelled(home)
+    newest = ours[0][1] if ours else 0.0
     kept: set[Path] = set()
     for seconds, number in KEPT:
         newest_of_slot: dict[int, Path] = {}
         for path, made in ours:
-            newest_of_slot.setdefault(int(made // seconds), path)
+            if seconds >= _DAY or newest - made < _DAY:
+                newest_of_slot.setdefault(int(made // seconds), path)
         kept.update(list(newest_of_slot.values())[:number])
     gone = [path for path, _ in ours if path not in kept]
+    gone += [path for path in home.backups.glob("*.part") if (made_at(path) or newest) <= newest - _DAY]
     for path in gone:
         path.unlink()
     return gone
+
+
+def _unlabelled(home: Home) -> list[tuple[Path, float]]:
+    """The backups that rotate and when they were made, newest first."""
+    return [(path, made) for path in backup_files(home) if (made := made_at(path)) and "-" not in path.stem]

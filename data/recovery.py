@@ -1,25 +1,74 @@
-"""Making a backup of the whole memory and going back to one."""
+"""Making a backup of the whole memory, by hand or each day, and going back to one.
 
+Why a day's backup failed is a row of the audit, for the operator's page: `backup_problem`.
+"""
+
+import json
 import os
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from data.backups import REPLACED, backup_path, rotate
+from data import people
+from data.backups import REPLACED, backup_path, newest_at, rotate
 from data.database import Database, as_sentences, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
 from data.files import force_to_disk, replace_durably
 from data.home import Home
 from data.schema import is_ours
 
+DAILY_SECONDS = 23 * 3600.0
+"""A backup older than this is due to be followed; looked at each hour, that makes one a day."""
+FAILED = "backup_failed"
+_LEAST_FREE = 0.05
+"""The share of the disk that a daily backup leaves free: below it the server takes no more chats."""
 
-def make_backup(db: Database, home: Home) -> Path:
+
+def make_backup(db: Database, home: Home, now: float | None = None) -> Path:
     """A checked copy in the home's backups; old ones are rotated out."""
-    target = backup_path(home, time.time())
+    target = backup_path(home, time.time() if now is None else now)
     db.backup(target)
     rotate(home)
     return target
+
+
+def back_up_daily(db: Database, home: Home, now: float) -> Path | None:
+    """A backup where the newest is about a day old, else None. A failure is written down, then raised.
+
+    Problem where the disk would be as good as full afterwards.
+    """
+    if now - (newest_at(home, now) or 0.0) < DAILY_SECONDS:
+        return None
+    try:
+        _check_room(home)
+        return make_backup(db, home, now)
+    except Exception as error:
+        problem = str(error) or repr(error)
+        with suppress(Problem):  # a full disk takes no row either; the page sees how old the newest one is
+            if backup_problem(db, home, now) != problem:
+                people.record(db, "trainer", FAILED, {"problem": problem})
+        raise
+
+
+def backup_problem(db: Database, home: Home, now: float) -> str | None:
+    """Why there is no backup of the last day, where one was tried in vain."""
+    newest = newest_at(home, now) or 0.0
+    if now - newest < DAILY_SECONDS:
+        return None
+    last = db.one("SELECT at, detail FROM audit WHERE action = ? ORDER BY id DESC LIMIT 1", (FAILED,))
+    return str(json.loads(last["detail"])["problem"]) if last and last["at"] > newest else None
+
+
+def _check_room(home: Home) -> None:
+    log = _beside(home.database, "-wal")
+    size = home.database.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    disk = shutil.disk_usage(home.backups)
+    if disk.free < 2 * size + _LEAST_FREE * disk.total:
+        raise Problem(
+            f"There is no room for a backup in {str(home.backups)!r} beside a database of "
+            f"{size / 1e6:.0f} MB - free some space, or move old backups elsewhere."
+        )
 
 
 def restore(home: Home, backup: Path) -> Path | None:

@@ -7,17 +7,18 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from data import people, recovery
-from data.backups import backup_files, backup_path, rotate
+from data.backups import backup_files, backup_path, made_at, newest_at, rotate
 from data.database import Database, clean, connect, damage_of, lock_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.home import Home
-from data.recovery import make_backup, restore
+from data.recovery import back_up_daily, backup_problem, make_backup, restore
 
 
 def test_ids_made_later_sort_later() -> None:
@@ -226,6 +227,50 @@ def test_rotation_keeps_hours_days_weeks_and_what_has_a_label(home: Home) -> Non
     assert len(left) == 24 + 5 + 2 + 1
     assert labelled in left
     assert backup_path(home, 1_700_000_000 + 1439 * 3600) in left
+
+
+def test_daily_backups_are_kept_for_a_week_and_then_weekly(home: Home) -> None:
+    for day in range(60):
+        backup_path(home, 1_700_000_000 + day * 86400).touch()
+    rotate(home)
+    days = [(made_at(path) or 0.0) // 86400 - 1_700_000_000 // 86400 for path in backup_files(home)]
+    assert days == [59, 58, 57, 56, 55, 54, 53, 50, 43]  # and not 24 of them
+
+
+def test_a_half_written_backup_goes_once_it_is_a_day_old(home: Home) -> None:
+    now = 1_700_000_000.0
+    old, new = (backup_path(home, now - age).with_suffix(".db.part") for age in (86400, 60))
+    for path in (old, new, backup_path(home, now)):
+        path.touch()
+    rotate(home)
+    assert not old.exists() and new.exists()
+
+
+def test_a_daily_backup_is_made_once_a_day(db: Database, home: Home) -> None:
+    now = time.time()
+    backup_path(home, now - 1e6, "before-migration").touch()  # none of the day's
+    backup_path(home, now + 1e6).touch()  # a clock that was wrong
+    made = back_up_daily(db, home, now)
+    assert made and damage_of(made) is None and newest_at(home, now) == int(now)
+    assert back_up_daily(db, home, now + 3600) is None
+    assert back_up_daily(db, home, now + 86400) is not None
+
+
+def test_a_daily_backup_leaves_room_and_says_why_there_is_none(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    almost_full = SimpleNamespace(total=1e12, used=0.94e12, free=0.05e12 + 1000)
+    with monkeypatch.context() as disk:
+        disk.setattr(recovery.shutil, "disk_usage", lambda path: almost_full)
+        for _ in range(2):
+            with pytest.raises(Problem, match="no room for a backup"):
+                back_up_daily(db, home, now)
+    assert list(home.backups.iterdir()) == []
+    assert "no room for a backup" in (backup_problem(db, home, now) or "")
+    assert [entry.action for entry in people.audit_log(db)] == ["backup_failed"]  # once, not each hour
+    back_up_daily(db, home, now)
+    assert backup_problem(db, home, now) is None
 
 
 def test_a_restore_brings_the_rows_back_and_keeps_what_was_there(db: Database, home: Home) -> None:

@@ -16,15 +16,17 @@ from chatbot.config import ServeConfig
 from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit
 from chatbot.pages.operate_learning import CURVES, RUNS_DRAWN, _drawn, plot
-from chatbot.pages.operate_now import bar_html, refresh_html, serving_html
+from chatbot.pages.operate_now import backup_html, bar_html, refresh_html, serving_html
 from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
 from chatbot.pages.operate_versions import listing_html, record_html
 from chatbot.pages.operate_words import WORDS, duration, moment, say
 from data import forecast, people, requests, runs, schedules, versions
+from data.backups import backup_path
 from data.database import Database
 from data.home import Home
 from data.records import Metric, Person, Schedule
+from data.recovery import FAILED
 from tests.browser import chromium
 from tests.operating import NASTY, add_version, built_page, call, end_run, obedient, served, start_run
 from tests.stories import a_turn, rank
@@ -170,6 +172,24 @@ def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(
     for _ in range(2):
         rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
     assert "2+ new rankings" in refresh_html(desk, visit, None, False)
+
+
+def test_the_overview_says_when_the_last_backup_was_made(db: Database, desk: Desk, visit: Visit) -> None:
+    now = 1_795_000_000.0
+    assert "No backup yet" in backup_html(desk, visit, now)
+    backup_path(desk.home, now - 86400).touch()
+    fresh = backup_html(desk, visit, now)
+    assert moment(now - 86400, "UTC") in fresh and "1 is kept" in fresh and "role='alert'" not in fresh
+    people.record(db, "trainer", FAILED, {"problem": f"There is no room {NASTY}."})
+    alert = backup_html(desk, visit, now)
+    assert "role='alert'" in alert and "There is no room" in alert and NASTY not in alert
+    assert "There is no room" not in backup_html(desk, visit, now - 40_000)  # the last one is new enough
+
+
+def test_backups_that_nobody_makes_are_an_alert(desk: Desk, visit: Visit) -> None:
+    now = 1_795_000_000.0
+    backup_path(desk.home, now - 3 * 86400).touch()
+    assert "more than two days ago - see that `trainer watch` runs" in backup_html(desk, visit, now)
 
 
 def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(

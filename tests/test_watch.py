@@ -16,13 +16,14 @@ import psutil
 import pytest
 
 from data import forecast, requests, runs, schedules
+from data.backups import newest_at
 from data.comparisons import take_snapshot
 from data.database import Database, open_database
 from data.home import Home, open_home
 from data.records import Run, Schedule
 from tests.stories import a_turn, rank, somebody
 from trainer.progress import SHUT_DOWN, reason_of
-from trainer.watch import Watcher, claim_due, last_slot, log_file
+from trainer.watch import Watcher, claim_due, cores, last_slot, log_file
 
 NIGHT = datetime(2026, 11, 21, 3, 30, tzinfo=UTC).timestamp()
 DAY = 86400.0
@@ -169,9 +170,39 @@ def test_the_child_gets_the_run_low_priority_and_half_of_the_cores(
     assert (
         run.reason == "The training process ended with exit code 1; its last words: Out of luck - try again."
     )
-    half = max(1, (os.cpu_count() or 2) // 2)
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
     words = log_file(home, run).read_text().splitlines()
     assert words == [f"{run.id} 10 {half} True {home.root}", "Out of luck - try again."]
+
+
+def test_the_child_gets_half_of_the_cores_that_the_watcher_may_use(
+    watch_with: Callable[[str], Watcher], db: Database, home: Home
+) -> None:
+    mine = os.sched_getaffinity(0)
+    watcher = watch_with("import os; print(os.environ['OMP_NUM_THREADS'], flush=True)")
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert cores() == 1
+        watcher.tick(NIGHT)
+    finally:
+        os.sched_setaffinity(0, mine)
+    wait_for(lambda: ended(watcher))
+    run = runs.latest(db)
+    assert run is not None and log_file(home, run).read_text() == "1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux chooses whom it ends where memory runs out")
+def test_where_memory_runs_out_the_child_goes_first(watch_with: Callable[[str], Watcher]) -> None:
+    watcher = watch_with("import time; time.sleep(60)")
+    watcher.tick(NIGHT)
+    assert watcher._child is not None
+    assert Path(f"/proc/{watcher._child.pid}/oom_score_adj").read_text() == "800\n"
+
+
+def test_a_watcher_backs_up_without_being_asked(watch_with: Callable[[str], Watcher], home: Home) -> None:
+    watcher = watch_with("")
+    watcher.tick(NIGHT - 3600)
+    wait_for(lambda: newest_at(home, NIGHT) == NIGHT - 3600)
 
 
 def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(
@@ -195,7 +226,8 @@ def test_a_killed_child_goes_on_once_and_no_more(watch_with: Callable[[str], Wat
     )
     wait_for(lambda: ended(watcher))
     run = runs.get(db, first.id)
-    assert run.reason.startswith("The training process was killed by signal 9; its last words: none")
+    assert run.reason.startswith("The training process was killed by signal 9 - the machine was probably")
+    assert run.reason.endswith("a smaller --model; its last words: none.")
     Watcher(watcher.home, db, command=watcher.command).tick(NIGHT + 60)  # nor by another watcher
     assert len(runs.list_all(db)) == 1 and runs.get(db, first.id) == run
 

@@ -2,8 +2,9 @@
 
 What is due follows from the database alone, so downtime is caught up by one run, and any number of
 watchers may look: a slot is its run's unique key, and the first to insert it has the night. The child is a
-session of its own with low priority and half of the cores; its lease is renewed while it lives, and how it
-ended is recorded here where it could not do so itself.
+session of its own with low priority and half of the cores, and where memory runs out the kernel ends it
+rather than the chat; its lease is renewed while it lives, and how it ended is recorded here where it could
+not do so itself. Beside the nights it looks after backups and old runs (upkeep.py).
 
     trainer watch
 """
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,20 @@ from data.home import Home
 from data.records import Run, RunState, Schedule
 from trainer.progress import SHUT_DOWN
 from trainer.schedule import due, is_slot, next_times, slot_time
+from trainer.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 5.0
 _DAY_SECONDS = 86400.0
 _KILLED = "The training process was killed"
+_NO_MEMORY = (
+    " - the machine was probably out of memory: close other programs, or learn with --quick, a smaller "
+    "--minibatch or a smaller --model"
+)
+"""What signal 9 means where nobody sent it."""
+_OOM_SCORE = "800"
+"""Of 1000: whom the kernel ends first."""
 GRACE_SECONDS = 8.0
 
 
@@ -117,11 +127,15 @@ class Watcher:
     _run: Run | None = None
     _child: subprocess.Popen[bytes] | None = None
 
+    def __post_init__(self) -> None:
+        self._upkeep = Upkeep(self.home, self.db)
+
     def tick(self, now: float | None = None) -> None:
         """One look: leave a working child alone, bury one that ended, else start what is asked for or due."""
         now = time.time() if now is None else now
         schedule = schedules.get(self.db)
         is_readable = self._tell_times(schedule, now)
+        self._upkeep.look(now)
         if self._child and self._run and self._child.poll() is None:
             runs.heartbeat(self.db, self._run, now=now)
             return
@@ -144,6 +158,7 @@ class Watcher:
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
         self._bury("interrupted", SHUT_DOWN)
+        self._upkeep.close()
 
     def _tell_times(self, schedule: Schedule, now: float) -> bool:
         """Lets the operator's page know what was made of the schedule; False where it names no time."""
@@ -156,7 +171,7 @@ class Watcher:
         return True
 
     def _start(self, run: Run) -> subprocess.Popen[bytes]:
-        threads = str(max(1, (os.cpu_count() or 2) // 2))
+        threads = str(max(1, cores() // 2))
         environment = {"NIGHTSCHOOL_HOME": str(self.home.root), "OMP_NUM_THREADS": threads}
         with log_file(self.home, run).open("ab") as output:
             child = subprocess.Popen(
@@ -168,6 +183,8 @@ class Watcher:
                 start_new_session=True,  # so that one signal reaches all of it
             )
         os.setpriority(os.PRIO_PROCESS, child.pid, 10)
+        with suppress(OSError):  # no Linux
+            Path(f"/proc/{child.pid}/oom_score_adj").write_text(_OOM_SCORE)
         log.info("Refresh %s has started.", run.key)
         return child
 
@@ -184,7 +201,8 @@ class Watcher:
         with self.db.write():
             now = runs.get(self.db, run.id)
             if (now.state, now.fencing_token) == ("running", run.fencing_token):
-                reason = reason or f"{how}; its last words: {_last_words(self.home, run)}"
+                remedy = _NO_MEMORY if code == -signal.SIGKILL else ""
+                reason = reason or f"{how}{remedy}; its last words: {_last_words(self.home, run)}"
                 if now.cancel_requested:
                     state = "cancelled"
                 elif code < 0:
@@ -209,6 +227,13 @@ def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
             stop.wait(TICK_SECONDS)
     finally:
         watcher.close()
+
+
+def cores() -> int:
+    """How many cores this process may use: in a container with a cpuset, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def log_file(home: Home, run: Run) -> Path:

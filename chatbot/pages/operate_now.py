@@ -14,14 +14,18 @@ from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, verdict
 from chatbot.pages.operate_words import duration, known, moment
 from data import requests, runs, schedules, versions
+from data.backups import backup_files, newest_at
 from data.database import Database
 from data.errors import Refused
 from data.records import BASE_VERSION, Run
+from data.recovery import backup_problem
 
 LOOKS_EVERY = 2.0
 """Seconds between two looks at the run's row."""
 MOST_COUNTED = 10_000
 """New rankings, so that counting takes no longer the more there are."""
+_LATE_SECONDS = 2 * 86400.0
+"""A last backup older than this is an alert: nobody makes them."""
 
 
 def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -31,7 +35,8 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row(elem_classes="ns-buttons"):
         refresh = gr.Button(variant="primary", scale=0, min_width=200)
         cancel = gr.Button(variant="secondary", scale=0, min_width=200)
-    outputs = [serving, progress, refresh, cancel]
+    backups = panel()
+    outputs = [serving, progress, backups, refresh, cancel]
 
     def show(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
@@ -62,13 +67,14 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 
 
 def _looks(desk: Desk, visit: Visit) -> list[Any]:
-    """What the overview shows at this moment: two panels and the state of the two buttons."""
+    """What the overview shows at this moment: three panels and the state of the two buttons."""
     run = runs.latest(desk.db)
     is_running = run is not None and run.is_alive(time.time())
     is_waiting = requests.pending(desk.db) is not None
     return [
         serving_html(desk.db, visit, desk.answering()),
         refresh_html(desk, visit, run, is_waiting),
+        backup_html(desk, visit, time.time()),
         gr.update(value=visit.say("refresh_now"), interactive=not is_running and not is_waiting),
         gr.update(value=visit.say("cancel"), visible=is_running or is_waiting),
     ]
@@ -176,3 +182,24 @@ def last_run_html(visit: Visit, run: Run) -> str:
         f"<p>{visit.html('last_run')}: <span class='ns-state ns-{escape(run.state)}'>{state}</span>{made} "
         f"<span class='ns-quiet'>{at}</span></p><p class='ns-quiet'>{escape(run.reason)}</p>"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What would be lost
+
+
+def backup_html(desk: Desk, visit: Visit, now: float) -> str:
+    """When the last backup was made, and an alert where the day's failed or nobody makes any."""
+    newest = newest_at(desk.home, now)
+    if newest is None:
+        body = f"<p>{visit.html('no_backup')}</p>"
+    else:
+        at, number = moment(newest, visit.zone), len(backup_files(desk.home))
+        body = f"<p>{visit.html('last_backup', at=at)} "
+        body += f"<span class='ns-quiet'>{visit.html('backups_kept', n=number)}</span></p>"
+    problem = backup_problem(desk.db, desk.home, now)
+    if problem is None and newest is not None and now - newest > _LATE_SECONDS:
+        problem = visit.say("late_backup")
+    if problem:
+        body += f"<p role='alert' class='ns-problem'>{escape(problem)}</p>"
+    return card(visit.html("backups"), body)

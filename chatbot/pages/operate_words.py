@@ -65,6 +65,19 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "request_taken": ("Asked for a refresh.", "已请求训练。"),
     "request_withdrawn": ("The request is withdrawn.", "已撤回请求。"),
+    # Backups.
+    "backups": ("Backups", "备份"),
+    "last_backup": ("The last backup of the database was made at {at}.", "数据库上次备份于 {at}。"),
+    "backups_kept": ("{n} are kept.", "保留 {n} 份。"),
+    "backups_kept_1": ("1 is kept.", "保留 1 份。"),
+    "no_backup": (
+        "No backup yet: `trainer watch` makes one each day, the first as soon as it runs.",
+        "尚无备份：`trainer watch` 每天备份一次，首次在其运行后立即进行。",
+    ),
+    "late_backup": (
+        "That is more than two days ago - see that `trainer watch` runs, or run `python -m data backup`.",
+        "距今已超过两天 - 请确认 `trainer watch` 正在运行，或运行 `python -m data backup`。",
+    ),
     # Runs.
     "runs": ("Runs", "训练记录"),
     "run": ("Run", "训练"),

@@ -1,0 +1,64 @@
+"""Upkeep: backups are made beside the watcher's looks, once a day, and what fails is tried again."""
+
+import threading
+
+import pytest
+
+from data import people
+from data.backups import backup_files
+from data.database import Database
+from data.home import Home
+from data.recovery import FAILED, backup_problem
+from trainer import upkeep
+from trainer.upkeep import EVERY_SECONDS, Upkeep
+
+NOON = 1_795_000_000.0
+
+
+def test_the_first_look_backs_up_and_the_next_ones_wait_a_day(db: Database, home: Home) -> None:
+    keeping = Upkeep(home, db)
+    for hours in (0, 1, 2, 25):
+        keeping.look(NOON + hours * EVERY_SECONDS)
+        keeping.close()
+    assert len(backup_files(home)) == 2
+
+
+def test_a_look_waits_for_nothing_and_begins_nothing_twice(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, begun = threading.Event(), []
+
+    def slow(db: Database, home: Home, now: float) -> None:
+        begun.append(now)
+        may_end.wait(30)
+
+    monkeypatch.setattr(upkeep, "back_up_daily", slow)
+    keeping = Upkeep(home, db)
+    for hours in range(3):
+        keeping.look(NOON + hours * EVERY_SECONDS)  # would hang where it waited
+    may_end.set()
+    keeping.close()
+    assert begun == [NOON]
+    keeping.look(NOON + 3 * EVERY_SECONDS)
+    keeping.close()
+    assert len(begun) == 2
+
+
+def test_a_failure_is_logged_told_and_tried_again_in_an_hour(
+    db: Database, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.backups.rmdir()
+    home.backups.write_text("in the way")
+    keeping = Upkeep(home, db)
+    keeping.look(NOON)
+    keeping.look(NOON + 5)
+    keeping.close()
+    assert [record.message for record in caplog.records] == [
+        "The daily backup failed; trying again in an hour."
+    ]
+    assert people.audit_log(db)[0].action == FAILED
+    home.backups.unlink()
+    home.backups.mkdir()
+    keeping.look(NOON + EVERY_SECONDS)
+    keeping.close()
+    assert len(backup_files(home)) == 1 and backup_problem(db, home, NOON + EVERY_SECONDS) is None
