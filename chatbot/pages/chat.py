@@ -27,6 +27,8 @@ from data.records import Person
 
 FOLLOW_SECONDS = 0.25
 """Between two looks at a turn that is being written."""
+MOST_EVENTS = 400
+"""Events at a time, of which Gradio has 40 by itself: each turn under way holds one for every page on it."""
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
@@ -65,6 +67,7 @@ def build_chat(db: Database, turns: Turns, home: Home, config: ServeConfig) -> g
         for name in ("search_chats", "rename_chat", "export_chat", "set_training"):
             getattr(sidebar, name)(_answering(actions, getattr(actions, name)), None, sidebar, **QUIET)
         history.nudge(_nothing, None, None, **QUIET)
+    page.max_threads = MOST_EVENTS  # before `queue`, which reads it
     page.queue(default_concurrency_limit=8, max_size=256, api_open=False)
     return page
 
