@@ -147,6 +147,19 @@ def test_replies_that_another_tab_asked_for_are_named_as_the_cause(
         boards.save_ranking(db, ada, turn, ranking)
 
 
+def test_a_reply_that_ends_without_a_word_while_the_person_votes_costs_no_vote(
+    db: Database, ada: Person, turn: Message
+) -> None:
+    [late] = conversations.start_replies(db, turn.id, "base", Sampling(), [1])
+    ids = {reply["letter"]: reply["id"] for reply in view(db, ada, turn)["replies"] if reply["id"] != late.id}
+    one, other, *_ = ids
+    ranking = sent(db, ada, turn, {one: 1, other: 2})
+    conversations.finish_reply(db, late.id, "", 0, "failed")
+    assert [reply["id"] for reply in view(db, ada, turn)["replies"]] == list(ids.values())
+    saved = boards.save_ranking(db, ada, turn, ranking)
+    assert [(entry.message_id, entry.place) for entry in saved.placements] == [(ids[one], 1), (ids[other], 2)]
+
+
 def test_a_reply_of_another_turn_is_refused(db: Database, ada: Person, turn: Message) -> None:
     foreign = a_turn(db, ada)[0].id
     with pytest.raises(Refused, match="does not understand"):

@@ -19,7 +19,7 @@ from data import conversations, people, rankings
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.home import Home
-from data.records import Person, RankingKind
+from data.records import FinishReason, Person, RankingKind, Sampling
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
@@ -258,6 +258,49 @@ def test_more_replies_join_those_that_are_there(actions: Actions, ada: Person) -
     live = actions.turns.live(turn_id)
     assert live is not None and live.wait(30)
     assert len(actions.board(ada, turn_id, 0)["replies"]) == 5
+
+
+def asked_again(actions: Actions, person: Person, turn_id: str, **values: Any) -> list[str]:
+    """Regenerates and waits; the ids of the cards."""
+    actions.regenerate(person, Payload({"turn_id": turn_id, **values}))
+    live = actions.turns.live(turn_id)
+    assert live is not None and live.wait(30)
+    return [reply["id"] for reply in actions.board(person, turn_id, 0)["replies"]]
+
+
+def test_regenerate_asks_for_no_more_than_the_board_can_show(actions: Actions, ada: Person) -> None:
+    replies = a_turn(actions.db, ada, [*"abcde"])
+    turn_id = str(replies[0].parent_id)
+    before = [reply["id"] for reply in actions.board(ada, turn_id, 0)["replies"]]
+    rank(actions.db, ada, replies, [2, 1, 3, 3, 4])
+    shown = asked_again(actions, ada, turn_id, replies=5)
+    assert len(shown) == len(conversations.replies(actions.db, turn_id)) == 9
+    assert set(before) <= set(shown)
+    assert len(actions.board(ada, turn_id, 0)["saved"]["places"]) == 5
+    with pytest.raises(Refused, match="nine replies, as many as can be compared - rank them"):
+        actions.regenerate(ada, Payload({"turn_id": turn_id, "replies": 1}))
+
+
+def test_where_the_board_is_full_regenerate_still_stores_the_vote(actions: Actions, ada: Person) -> None:
+    turn_id = str(a_turn(actions.db, ada, [*"abcdefghi"])[0].parent_id)
+    shown = [reply["id"] for reply in actions.board(ada, turn_id, 0)["replies"]]
+    vote = {"kind": "all_bad", "places": dict.fromkeys(shown, 1), "shown": shown}
+    with pytest.raises(Refused, match="nine"):
+        actions.regenerate(ada, Payload({"turn_id": turn_id, "replies": 1, "ranking": vote}))
+    assert rankings.current(actions.db, turn_id, ada.id) is not None
+
+
+def test_replies_that_wrote_nothing_are_not_shown_and_take_no_room(actions: Actions, ada: Person) -> None:
+    first, *_ = a_turn(actions.db, ada, ["a", "b", "c", "d"])
+    turn_id = str(first.parent_id)
+    reasons: list[FinishReason] = ["failed", "cancelled", "interrupted", "stop"]
+    for reply, reason in zip(
+        conversations.start_replies(actions.db, turn_id, "base", Sampling(), range(4)), reasons, strict=True
+    ):
+        conversations.finish_reply(actions.db, reply.id, "", 0, reason)
+    states = [reply["state"] for reply in actions.board(ada, turn_id, 0)["replies"]]
+    assert states == ["stop"] * 5, "a model that chose to say nothing can be ranked"
+    assert len(asked_again(actions, ada, turn_id, replies=9)) == 9
 
 
 def test_going_back_shows_an_earlier_turn(actions: Actions, ada: Person) -> None:

@@ -159,10 +159,19 @@ class Actions:
         )
 
     def regenerate(self, person: Person, sent: Payload) -> tuple[Page, str]:
-        """More replies to the same message, with the ranking of those that are there; they stay."""
+        """More replies to the same message, with the ranking of those that are there; they stay.
+
+        As many as are wanted and the board has room for. Raises Refused where it has none.
+        """
         turn = self.own_turn(person, sent.text("turn_id"))
+        wanted = sent.number("replies", 1, 9, self.config.replies)
         self._save_left(person, turn, sent)
-        self.turns.regenerate(person, turn.id, sent.number("replies", 1, 9, self.config.replies))
+        room = boards.MOST_SHOWN - len(boards.shown_replies(self.db, turn.id, person.id))
+        if room < 1:
+            raise Refused(
+                "This message has nine replies, as many as can be compared - rank them, or edit the message."
+            )
+        self.turns.regenerate(person, turn.id, min(wanted, room))
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
 
     def _save_left(self, person: Person, turn: Message, sent: Payload) -> None:

@@ -62,7 +62,7 @@ def empty_board(look: int = 0) -> View:
 def shown_replies(db: Database, turn_id: str, person_id: str) -> list[Message]:
     """The model's replies to a turn as this person sees them: each request shuffled, regenerated ones after.
 
-    At most nine; of more, the latest requests.
+    Without those that ended before a word was written. At most nine; of more, the latest requests.
     """
     written = [reply for reply in conversations.replies(db, turn_id) if reply.author_id is None]
     batches: list[list[Message]] = []
@@ -71,11 +71,17 @@ def shown_replies(db: Database, turn_id: str, person_id: str) -> list[Message]:
         if is_new:
             batches.append([])
         batches[-1].append(reply)
+    batches = [kept for batch in batches if (kept := [reply for reply in batch if _is_shown(reply)])]
     while sum(map(len, batches)) > MOST_SHOWN and len(batches) > 1:
         batches.pop(0)
     by_id = {reply.id: reply for reply in written}
     order = [rankings.shown_order(turn_id, person_id, [reply.id for reply in batch]) for batch in batches]
     return [by_id[id] for batch in order for id in batch][:MOST_SHOWN]
+
+
+def _is_shown(reply: Message) -> bool:
+    """It is being written, or can be judged: as `data.messages.WRITTEN` has it."""
+    return not reply.is_finished or reply.content != "" or reply.finish_reason in ("stop", "length")
 
 
 def latest_edits(db: Database, turn_id: str, person_id: str) -> dict[str, Message]:
@@ -157,14 +163,14 @@ def vote_view(ranking: Ranking, shown: Sequence[Message]) -> View:
 def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> Ranking:
     """Store what the board sent for this person's own turn.
 
-    Refused where the replies are not those the person sees, or `data.rankings.save` finds the places wrong.
+    Refused where there are replies the person has not seen, or `data.rankings.save` finds the places wrong.
     How long they looked is a hint: a page left open for days, or a clock set back, costs nobody a vote.
     """
     shown = [reply.id for reply in shown_replies(db, turn.id, person.id)]
     kind = sent.text("kind")
     if kind not in get_args(RankingKind):
         raise Refused(MISUNDERSTOOD)
-    if sent.texts("shown", MOST_SHOWN) != shown:
+    if [id for id in sent.texts("shown", MOST_SHOWN) if id in shown] != shown:
         raise Refused("Replies were added in another tab - open the chat again to see and rank them.")
     places = sent.numbers("places", MOST_SHOWN, 1, MOST_SHOWN)
     reasons = sent.texts("reasons", len(REASONS))
