@@ -18,15 +18,15 @@ from data.records import MessageRole, Prompt
 
 
 @cache
-def practice_prompts() -> tuple[Prompt, ...]:
-    """What PPO rolls out on where people have not asked enough."""
-    return _shipped("practice")
+def practice_prompts(language: str | None = None) -> tuple[Prompt, ...]:
+    """What PPO rolls out on where people have not asked enough, in `en` or `zh`, or in both."""
+    return _shipped("practice", language)
 
 
 @cache
-def judging_prompts() -> tuple[Prompt, ...]:
-    """What the gate compares versions on, beside what people ask."""
-    return _shipped("judging")
+def judging_prompts(language: str | None = None) -> tuple[Prompt, ...]:
+    """What the gate compares versions on, beside what people ask, in `en` or `zh`, or in both."""
+    return _shipped("judging", language)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Item:
 @cache
 def borderline_prompts(language: str | None = None) -> tuple[Prompt, ...]:
     """Harmless prompts that sound dangerous, in `en` or `zh`, or in both; refusing one is a mistake."""
-    wanted = [row for row in _rows("borderline.jsonl") if language in (None, json.loads(row)["language"])]
-    return tuple(_parse("\n".join(wanted), "borderline.jsonl", "borderline"))
+    return _shipped("borderline", language)
 
 
 @cache
@@ -108,8 +107,9 @@ def chat_messages(value: Any) -> tuple[dict[str, str], ...]:
     return tuple(messages)
 
 
-def _shipped(name: str) -> tuple[Prompt, ...]:
-    return tuple(_parse(_text(f"{name}.jsonl"), f"{name}.jsonl", name))
+def _shipped(name: str, language: str | None) -> tuple[Prompt, ...]:
+    wanted = [row for row in _rows(f"{name}.jsonl") if language in (None, json.loads(row)["language"])]
+    return tuple(_parse("\n".join(wanted), f"{name}.jsonl", name))
 
 
 def _rows(file: str) -> list[str]:

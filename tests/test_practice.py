@@ -12,7 +12,7 @@ from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
-from data.prompts import judging_prompts, practice_prompts
+from data.prompts import borderline_prompts, judging_prompts, practice_prompts
 from data.records import Prompt
 from tests.learners import ranked
 from tests.nights import JUDGING, PRACTICE, known_conversations, short_prompts, tiny_night, write_prompts
@@ -63,6 +63,46 @@ def test_practice_prompts_are_as_many_as_needed_and_none_twice(db: Database, tin
     assert len(prompts) == 4 * 8
     assert len({str(prompt.messages) for prompt in prompts}) == 4 * 8
     assert max(len(tiny_base.format.encode(prompt.messages)) for prompt in prompts) <= 384
+
+
+def made_for_chinese(base: Base) -> Base:
+    """The same with a token for every Chinese character of our prompts."""
+    tokenizer = byte_tokenizer()
+    texts = (prompt.messages[-1]["content"] for prompt in borderline_prompts("zh"))
+    tokenizer.add_tokens(sorted({character for text in texts for character in text if character > "\u3000"}))
+    return replace(base, tokenizer=tokenizer)
+
+
+def test_our_chinese_prompts_are_asked_of_a_base_that_was_made_for_it_and_of_no_other(
+    db: Database, tiny_base: Base
+) -> None:
+    config = RefreshConfig(updates=41, gate_prompts=1000)  # more than there are
+    chinese = set(words([*practice_prompts("zh"), *judging_prompts("zh")]))
+    for base, is_asked in ((tiny_base, False), (made_for_chinese(tiny_base), True)):
+        chosen = practice(db, base, config, []), judging(base, config), judged_on(db, base, config, [])
+        for prompts in chosen:
+            assert len(prompts) > 250
+            assert (not chinese.isdisjoint(words(prompts))) == is_asked
+        assert len(reference_prompts(base, config)) == 64
+
+
+def test_an_operator_s_own_prompts_may_be_in_any_language(db: Database, home: Home, tiny_base: Base) -> None:
+    ours = [*practice_prompts("zh")[:8], *short_prompts("\u4f60\u597d")]
+    file = write_prompts(home.root / "zh.jsonl", ours)
+    config = tiny_night(home, practice=file, judging=None)
+    assert sorted(words(practice(db, tiny_base, config, []))) == sorted(words(ours))
+
+
+def test_people_s_turns_that_are_too_long_leave_their_places_to_older_ones(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    config = tiny_night(home, updates=1, prompts_per_update=4, minibatch=4)
+    ask(db, 40, "Why?", "Where?", "Who?", "How?")
+    ask(db, 53, *(f"{number}" + "x" * 400 for number in range(4)))
+
+    prompts = practice(db, tiny_base, config, [])
+
+    assert {"Why?", "Where?", "Who?", "How?"} <= set(words(prompts)) and len(prompts) == 8
 
 
 def test_people_s_own_turns_are_practised_on_unless_they_were_ranked(

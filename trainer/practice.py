@@ -3,7 +3,7 @@
 PPO practises on people's own turns and on the prompts that ship with the project, or on a file of the
 operator's; such a prompt that raters ranked word for word comes last, where too few others are there. The
 gate judges first on people's turns in the conversations that are kept for it, then on other prompts of ours;
-or on a file of the operator's alone.
+or on a file of the operator's alone. A base that was not made for Chinese is asked none of ours in it.
 
 People's words go no further than the run's folder: what is written into a version shows ours.
 """
@@ -27,6 +27,7 @@ from data.records import Prompt
 from trainer.config import RefreshConfig
 from trainer.examples import tokenise
 from trainer.forward import Reply
+from trainer.probes import language_of
 
 T = TypeVar("T")
 Words = tuple[tuple[str, str], ...]
@@ -102,7 +103,7 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
     judging(base, config)
-    _unjudged(config)
+    _unjudged(base, config)
     reference_prompts(base, config)
     ptx_examples(base, config, to_imitate(db, config))
 
@@ -119,20 +120,21 @@ def practice(
     elsewhere = covered | {_words(prompt.messages) for prompt in judged}
     needed = config.prompts_per_update * (config.updates + 1)
     theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
-    ours = _shuffled(_unjudged(config), config.seed)
+    theirs = _that_fit(base, theirs, _room(base))[: needed // 2]
+    ours = _shuffled(_unjudged(base, config), config.seed)
     ours.sort(key=lambda prompt: _words(prompt.messages) in covered)  # in this order otherwise
-    return _shuffled(_short(base, [*theirs[: needed // 2], *ours])[:needed], config.seed + 1)
+    return _shuffled(_short(base, [*theirs, *ours])[:needed], config.seed + 1)
 
 
 def reference_prompts(base: Base, config: RefreshConfig) -> list[list[int]]:
     """Token ids of the prompts to which the reference replies, so that scores have a zero and a unit."""
-    chosen = _short(base, _shuffled(_ours(config), config.seed + 2))[:_REFERENCE_PROMPTS]
+    chosen = _short(base, _shuffled(_ours(base, config), config.seed + 2))[:_REFERENCE_PROMPTS]
     return [base.format.encode(prompt.messages) for prompt in chosen]
 
 
 def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
     """The operator's prompts to judge on, else those that ship; nobody's turn is among them."""
-    found = _that_fit(base, _to_judge(config), base.context // 2)
+    found = _that_fit(base, _to_judge(base, config), base.context // 2)
     if not found:
         raise Refused(
             f"No prompt to judge on has fewer than {base.context // 2} tokens - give shorter ones with "
@@ -151,7 +153,7 @@ def judged_on(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[
     if config.judging:
         return others
     elsewhere = {_words(turn.prompt) for turn in ranked}
-    elsewhere |= {_words(prompt.messages) for prompt in (*others, *_ours(config))}
+    elsewhere |= {_words(prompt.messages) for prompt in (*others, *_ours(base, config))}
     theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=True))
     theirs = _that_fit(base, theirs, _room(base))[: config.gate_prompts // 2]
     return [*theirs, *others][: config.gate_prompts]
@@ -195,18 +197,20 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _ours(config: RefreshConfig) -> list[Prompt]:
-    return read_prompts(Path(config.practice)) if config.practice else list(practice_prompts())
+def _ours(base: Base, config: RefreshConfig) -> list[Prompt]:
+    return (
+        read_prompts(Path(config.practice)) if config.practice else list(practice_prompts(language_of(base)))
+    )
 
 
-def _to_judge(config: RefreshConfig) -> list[Prompt]:
+def _to_judge(base: Base, config: RefreshConfig) -> list[Prompt]:
     """All there are, of which a night takes some."""
-    return read_prompts(Path(config.judging)) if config.judging else list(judging_prompts())
+    return read_prompts(Path(config.judging)) if config.judging else list(judging_prompts(language_of(base)))
 
 
-def _unjudged(config: RefreshConfig) -> list[Prompt]:
+def _unjudged(base: Base, config: RefreshConfig) -> list[Prompt]:
     """Those that no night is judged on, as an operator's two files may have it."""
-    found = _unless({_words(prompt.messages) for prompt in _to_judge(config)}, _ours(config))
+    found = _unless({_words(prompt.messages) for prompt in _to_judge(base, config)}, _ours(base, config))
     if not found:
         raise Refused("Every prompt to practise on is also judged on - give others with --judging.")
     return found

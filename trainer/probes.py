@@ -90,13 +90,17 @@ def _borderline_replies(
 ) -> list[Reply]:
     """The beginnings of the model's replies to the prompts that fit, in languages the base was made for."""
     short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, _NEW_TOKENS))
-    prompts = borderline_prompts() if handles_chinese(base) else borderline_prompts("en")
-    ids = [base.format.encode(prompt.messages) for prompt in prompts]
+    ids = [base.format.encode(prompt.messages) for prompt in borderline_prompts(language_of(base))]
     ids = [prompt for prompt in ids if len(prompt) + short.max_new_tokens <= base.context]
     if not ids:
         return []
     end, own_seed = base.format.end_of_turn, hash_seed(seed, 31)
     return sample_replies(model, ids, sampling=short, end_of_turn=end, seed=own_seed, rows=36, tell=tell)
+
+
+def language_of(base: Base) -> str | None:
+    """Of our own prompts, those that `base` is asked: the English ones, or None for all."""
+    return None if handles_chinese(base) else "en"
 
 
 def handles_chinese(base: Base) -> bool:
