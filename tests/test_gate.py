@@ -62,7 +62,7 @@ def test_a_candidate_that_loses_is_refused_and_one_that_wins_is_not() -> None:
     "change, sentence",
     [
         ({"empty_rate": 0.02}, "2.0% of the candidate's replies are empty"),
-        ({"empty_rate": 4 / 300}, "1.3% of the candidate's replies are empty"),
+        ({"empty_rate": 2 / 300}, "0.7% of the candidate's replies are empty"),
         ({"duplicate_rate": 0.1}, "repeat another prompt's reply word for word"),
         ({"distinct_2": 0.3}, "The candidate repeats itself"),
         ({"eos_rate": 0.3}, "Only 30% of the candidate's replies end by themselves"),
@@ -71,42 +71,59 @@ def test_a_candidate_that_loses_is_refused_and_one_that_wins_is_not() -> None:
     ],
 )
 def test_no_vote_buys_off_a_veto(change: dict[str, float], sentence: str) -> None:
-    (reason,) = check_replies(LIKE | change, LIKE, winners_direction=0.0)
+    (reason,) = check_replies(LIKE | change, LIKE, winners_direction=0.0, count=300)
     assert sentence in reason
 
 
 @pytest.mark.parametrize("direction", [-1.0, 0.0, 1.0])
 def test_replies_like_the_current_ones_meet_no_veto(direction: float) -> None:
-    near = {"length": 70.0, "eos_rate": 0.45, "empty_rate": 0.01, "duplicate_rate": 0.05, "distinct_2": 0.6}
-    assert check_replies(near, LIKE, direction) == []
+    near = {"length": 70.0, "eos_rate": 0.45, "empty_rate": 1 / 300}
+    near |= {"duplicate_rate": 0.05, "distinct_2": 0.6}
+    assert check_replies(near, LIKE, direction, 300) == []
 
 
 def test_replies_may_shorten_where_short_ones_win_and_only_there() -> None:
     shorter = LIKE | {"length": 30.0}
-    assert check_replies(shorter, LIKE, winners_direction=-0.5) == []
-    assert len(check_replies(shorter, LIKE, winners_direction=0.5)) == 1
+    assert check_replies(shorter, LIKE, winners_direction=-0.5, count=300) == []
+    assert len(check_replies(shorter, LIKE, winners_direction=0.5, count=300)) == 1
 
 
 def test_several_vetoes_are_all_told() -> None:
-    assert len(check_replies(LIKE | {"length": 400.0, "eos_rate": 0.0, "empty_rate": 0.5}, LIKE, 0.0)) == 3
+    wrong = LIKE | {"length": 400.0, "eos_rate": 0.0, "empty_rate": 0.5}
+    assert len(check_replies(wrong, LIKE, 0.0, 300)) == 3
 
 
-def test_a_profile_counts_what_needs_no_reading() -> None:
+def test_a_profile_counts_what_needs_no_reading(tiny_base: Base) -> None:
     same = Reply([1, 6], [*some_replies()[2].reply, END], True)  # as the third of the five, but whole
-    found = profile([*some_replies(), same])
+    found = profile([*some_replies(), same], tiny_base.format.decode)
     assert found["length"] == pytest.approx(25 / 6)
     assert (found["eos_rate"], found["empty_rate"], found["duplicate_rate"]) == (2 / 3, 1 / 6, 1 / 3)
 
 
-def test_short_replies_may_be_alike() -> None:
-    twice = {n: [Reply([i], [*range(50, 50 + n), END], True) for i in (1, 2)] for n in (5, 6)}
-    assert {n: profile(replies)["duplicate_rate"] for n, replies in twice.items()} == {5: 0.0, 6: 1.0}
+def said(base: Base, *texts: str) -> list[Reply]:
+    return [Reply([1], base.format.encode_reply(text), True) for text in texts]
+
+
+@pytest.mark.parametrize("blank", ["", "\n", " ", " \n\t "])
+def test_a_reply_of_which_a_person_sees_nothing_is_empty(tiny_base: Base, blank: str) -> None:
+    found = profile(said(tiny_base, blank, blank, "No."), tiny_base.format.decode)
+    assert (found["empty_rate"], found["duplicate_rate"]) == (2 / 3, 0.0)
+
+
+def test_a_few_short_replies_may_be_alike(tiny_base: Base) -> None:
+    others = [f"Number {i}, of many." for i in range(47)]
+    for text, times, share in (("Sure!", 2, 0.0), ("Surely", 2, 0.04), ("Sure!", 3, 0.06)):
+        replies = said(tiny_base, *others, *[text] * times, *["?"] * (3 - times))
+        assert profile(replies, tiny_base.format.decode)["duplicate_rate"] == share
+    alike = said(tiny_base, *others, "Sure!", "Sure!\n", " Sure!")
+    assert profile(alike, tiny_base.format.decode)["duplicate_rate"] == 0.06
 
 
 def test_a_current_version_with_empty_replies_allows_hardly_more_of_them() -> None:
     old = LIKE | {"empty_rate": 0.02}
-    assert check_replies(old, old, 0.0) == []
-    assert len(check_replies(LIKE | {"empty_rate": 0.035}, old, 0.0)) == 1
+    assert check_replies(old, old, 0.0, 300) == []
+    assert check_replies(LIKE | {"empty_rate": 9 / 300}, old, 0.0, 300) == []
+    assert len(check_replies(LIKE | {"empty_rate": 0.035}, old, 0.0, 300)) == 1
 
 
 def judged(
@@ -160,6 +177,22 @@ def test_what_one_judge_prefers_its_opposite_refuses(tiny_base: Base) -> None:
     loser = min(verdicts, key=lambda verdict: verdict.win_rate)
     assert not loser.passed
     assert loser.reasons[0].startswith(f"The judge prefers the candidate on only {low:.0%} of prompts")
+
+
+def test_a_candidate_that_answers_two_prompts_with_a_line_break_is_refused(tiny_base: Base) -> None:
+    current = said(tiny_base, *(f"Reply number {i}." for i in range(len(JUDGING))))
+    candidate = [*said(tiny_base, "\n", "\n"), *current[2:]]
+    verdict = judge_candidate(
+        a_learner(tiny_base),
+        (candidate, current),
+        JUDGING,
+        GOOD_JUDGE,
+        RefreshConfig(),
+        sampling=Sampling(),
+        winners_direction=0.0,
+        tell=lambda fraction, message: None,
+    )
+    assert not verdict.passed and any("of the candidate's replies are empty" in r for r in verdict.reasons)
 
 
 def test_a_verdict_shows_samples_and_says_by_how_much(tiny_base: Base) -> None:
@@ -237,6 +270,12 @@ def test_a_report_without_probes_or_with_few_is_told_too(tiny_base: Base) -> Non
     assert not any("perplexity" in line for line in report_lines(gate.report()))
     few = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE, ({"perplexity": 27.0}, SOUND))
     assert few.passed and any(line.startswith("capability") for line in report_lines(few.report()))
+
+
+def test_a_score_that_is_no_number_is_told_as_none(tiny_base: Base) -> None:
+    gate = judged(a_learner(tiny_base), lambda model: None, GOOD_JUDGE).report()
+    gate["samples"] = [gate["samples"][0] | {"candidate_score": None}]
+    assert any(line.startswith("  candidate   -    ") for line in report_lines(gate))
 
 
 def test_a_reply_cannot_command_the_terminal(tiny_base: Base) -> None:

@@ -1,7 +1,9 @@
 """trainer/night.py: what a night begins with; tests/test_refresh.py goes through whole ones."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,8 @@ from data.records import Run, Sampling
 from tests.adapter_files import make_version
 from tests.learners import ranked
 from tests.nights import tiny_night
-from trainer.night import Night, begin, peak_memory, tonight
+from trainer.night import Night, begin, peak_memory, tonight, write_report
+from trainer.ppo import PPOResult
 from trainer.progress import Progress
 from trainer.team import SOLO
 
@@ -82,3 +85,20 @@ def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:
     assert 50 * 2**20 < peak_memory() < 500 * 2**30
+
+
+def test_a_report_is_json_whatever_became_of_the_scores(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    night = began(db, home, tiny_base, told, temperature=0.7, max_new_tokens=50)
+    night.folder.mkdir(parents=True)
+    reply = {"prompt": [80], "reply": [81], "score": float("nan"), "judge": float("inf")}
+    result = PPOResult(
+        best_update=2, updates=5, stopped="score is not a finite number.", samples={5: [reply]}
+    )
+    reports: dict[str, dict[str, Any]] = {"reward": {"ece": float("-inf")}, "judge": {}}
+    report = write_report(night, Snapshot((ranked("ab", (1, 2)),), ""), reports, result, None)
+    json.dumps(report, allow_nan=False)
+    (shown,) = report["ppo"]["samples"][5]
+    assert (shown["score"], shown["judge"], report["reward"]) == (None, None, {"ece": None})
+    assert report["sampling"] == {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 50}

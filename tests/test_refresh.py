@@ -63,9 +63,11 @@ def test_a_night_writes_down_what_it_measured(
             directions.append(winners_direction)
             super().__init__(config, winners_direction, endings)
 
-    def noted(new: dict[str, float], old: dict[str, float], winners_direction: float) -> list[str]:
+    def noted(
+        new: dict[str, float], old: dict[str, float], winners_direction: float, count: int
+    ) -> list[str]:
         directions.append(winners_direction)
-        return check_replies(new, old, winners_direction)
+        return check_replies(new, old, winners_direction, count)
 
     monkeypatch.setattr("trainer.ppo.Guards", Noted)
     monkeypatch.setattr("trainer.gate.check_replies", noted)

@@ -18,6 +18,7 @@ from trainer.forward import ROOM
 from trainer.members import pessimistic
 from trainer.reward import score_replies
 from trainer.rollout import (
+    Reply,
     Roles,
     Rollout,
     Task,
@@ -177,6 +178,15 @@ def test_metrics_say_what_the_replies_were_like(tiny_base: Base) -> None:
     ]
     assert metrics["kl"] == pytest.approx(sum(kl) / 5, abs=1e-5)
     assert metrics["kl_per_token"] == pytest.approx(sum(kl) / sum(len(r.reply) for r in REPLIES), abs=1e-5)
+
+
+def test_a_reply_of_which_a_person_sees_nothing_is_empty(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    policy.copy("reward-0", "value")
+    texts = ["\n", " ", "", "Yes."]
+    said = [Reply([1, 80], tiny_base.format.encode_reply(text), True) for text in texts]
+    rollout = measure_replies(policy, said, temperature=1.0, roles=Roles(MEMBERS))
+    assert metrics_of(rollout)["empty_rate"] == 3 / 4
 
 
 def test_one_reply_has_finite_metrics(tiny_base: Base, recwarn: pytest.WarningsRecorder) -> None:

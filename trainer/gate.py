@@ -8,11 +8,13 @@ In order, each with its figure in the report; any failure is a sentence, and wha
 3. the replay: one reply each from candidate and current to prompts no selection saw, scored by the judge
    (never by PPO's own reward): the lower bound of the win rate must exceed one half less a margin;
 4. vetoes that no vote can buy off: empty, repeated and never-ending replies, lengths nobody asked for, and
-   what probes.py finds: refusals, loops, and knowledge of language and of the world that is gone.
+   what probes.py finds: refusals, loops, and knowledge of language and of the world that is gone. A reply is
+   empty where a person sees nothing of it.
 
 A refusal is a normal, recorded outcome. Left out on purpose: people's votes on the candidate itself.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +38,8 @@ from trainer.statistics import bootstrap_by_group
 _SAMPLES_SHOWN = 10
 _SHORT = 5
 """Tokens up to which replies to different prompts may be alike."""
+_OFTEN = 0.05
+"""But no reply may answer more than this share of all prompts."""
 _LINE = 90
 """Characters of a prompt or reply in the terminal."""
 Probes = tuple[dict[str, float], dict[str, float]]
@@ -88,12 +92,13 @@ def judge_candidate(
     scores = [score_replies(policy, "judge", side) for side in replies]
     tell(1.0, "Weighing the result.")
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
-    profiles = {name: profile(side) for name, side in zip(_SIDES, replies, strict=True)}
+    decode = policy.base.format.decode
+    profiles = {name: profile(side, decode) for name, side in zip(_SIDES, replies, strict=True)}
     win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group([[o] for o in outcomes], config.seed)
     reasons = [
         *check_judge(judge_report),
         *check_wins(win_rate, interval, config.margin),
-        *check_replies(profiles["candidate"], profiles["current"], winners_direction),
+        *check_replies(profiles["candidate"], profiles["current"], winners_direction, len(prompts)),
         *(check_probes(*probes) if probes else []),
     ]
     return Verdict(
@@ -208,10 +213,17 @@ def check_wins(win_rate: float, interval: list[float], margin: float) -> list[st
     ]
 
 
-def check_replies(new: dict[str, float], old: dict[str, float], winners_direction: float) -> list[str]:
-    """Vetoes that votes do not drive."""
+def check_replies(
+    new: dict[str, float], old: dict[str, float], winners_direction: float, count: int
+) -> list[str]:
+    """Vetoes that votes do not drive, on `count` replies of each side.
+
+    Of empty replies a rise by more than one standard error is too much: one where there was none may be
+    chance, two may not. Some 4,000 replies of the embedded base had none.
+    """
     reasons = []
-    if new["empty_rate"] > old["empty_rate"] + 0.01:  # one in a hundred may be chance
+    empty, was_empty = round(new["empty_rate"] * count), round(old["empty_rate"] * count)
+    if empty - was_empty > math.sqrt(empty + was_empty):
         reasons.append(
             f"{new['empty_rate']:.1%} of the candidate's replies are empty, "
             f"{old['empty_rate']:.1%} of the current's."
@@ -239,18 +251,22 @@ def check_replies(new: dict[str, float], old: dict[str, float], winners_directio
     return reasons
 
 
-def profile(replies: Sequence[Reply]) -> dict[str, float]:
-    """What can be counted of a set of replies without reading them.
+def profile(replies: Sequence[Reply], decode: Callable[[Sequence[int]], str]) -> dict[str, float]:
+    """What can be counted of a set of replies without understanding them; `decode` gives what a person sees.
 
-    Short replies are no duplicates: "You're welcome!" is right more than once.
+    A few short replies that are alike are no duplicates: "You're welcome!" is right more than once.
     """
-    bodies = [tuple(r.reply[:-1] if r.finished else r.reply) for r in replies]
-    copies = Counter(body for body in bodies if len(body) > _SHORT)
+    said = [" ".join(decode(r.reply).split()) for r in replies]
+    size = {words: len(r.reply) - r.finished for words, r in zip(said, replies, strict=True)}
+    copies = Counter(words for words in said if words)
+    duplicates = [
+        n for words, n in copies.items() if n > 1 and (size[words] > _SHORT or n > _OFTEN * len(replies))
+    ]
     return {
         "length": statistics.fmean(len(r.reply) for r in replies),
         "eos_rate": statistics.fmean(r.finished for r in replies),
-        "empty_rate": statistics.fmean(not body for body in bodies),
-        "duplicate_rate": sum(n for n in copies.values() if n > 1) / len(bodies),
+        "empty_rate": statistics.fmean(not words for words in said),
+        "duplicate_rate": sum(duplicates) / len(replies),
         "distinct_2": distinct_2([r.reply for r in replies]),
     }
 
@@ -268,7 +284,11 @@ def report_lines(gate: Mapping[str, Any]) -> list[str]:
     lines.append(f"Replies drawn at temperature {heat:g}, at most {limit} tokens.")
     for sample in gate["samples"]:
         lines += ["", f"> {_shortly(sample['prompt'])}"]
-        lines += [f"  {side:9} {sample[f'{side}_score']:+.2f}  {_shortly(sample[side])}" for side in _SIDES]
+        for side in _SIDES:
+            score = sample[f"{side}_score"]
+            lines.append(
+                f"  {side:9} {'  -  ' if score is None else f'{score:+.2f}'}  {_shortly(sample[side])}"
+            )
     if not gate["passed"]:
         lines += ["", *gate["reasons"]]
     return lines

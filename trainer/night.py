@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import resource
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,13 +128,24 @@ def write_report(
         "algorithm": night.config.algorithm,
         "ppo": _practised(night.base, result) if result else None,
         "gate": verdict.report() if verdict else None,
+        "sampling": asdict(night.sampling),
         "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "config": asdict(night.config),
         "seed": tonight(night, snapshot).seed,
     }
+    report = finite(report)
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     return report
+
+
+def finite(value: Any) -> Any:
+    """The same, with None for each number that is infinite or none: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: finite(found) for key, found in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(found) for found in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _practised(base: Base, result: PPOResult) -> dict[str, Any]:

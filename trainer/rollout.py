@@ -98,6 +98,7 @@ class Rollout:
     entropy: Tensor  # (B, T)
     scores: Tensor  # (M, B) by the members of the reward ensemble
     judge_score: Tensor  # (B,) by the judge, which never enters a gradient
+    blank: Tensor  # (B,) bool: a person would see nothing
 
     @property
     def finished(self) -> Tensor:  # (B,) bool
@@ -193,6 +194,7 @@ def measure_replies(
         entropy=table("entropy"),
         scores=torch.stack([column(name) for name in roles.members]),
         judge_score=column("judge"),
+        blank=torch.tensor([not policy.base.format.decode(r.reply).strip() for r in replies]),
     )
 
 
@@ -234,7 +236,7 @@ def rollout_metrics(rollout: Rollout, score: Tensor, disagreement: Tensor) -> di
         "start_kl": float(start_kl.mean()),
         "entropy": float(rollout.entropy[mask].mean()),
         "length": float(lengths.mean()),
-        "empty_rate": sum(len(r.reply) == r.finished for r in rollout.replies) / len(rollout.replies),
+        "empty_rate": float(rollout.blank.float().mean()),
         "eos_rate": float(rollout.finished.float().mean()),
         "distinct_2": distinct_2([r.reply for r in rollout.replies]),
         "reward_length_correlation": correlation(score, lengths),
