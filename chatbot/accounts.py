@@ -1,4 +1,4 @@
-"""Who is there and what they may do: passwords, sessions, one-time links, roles, and the throttle.
+"""Who is there and what they may do: passwords, sessions, one-time links and roles.
 
 The database holds only hashes: argon2 of passwords, sha256 of the random tokens in cookies and links. Nobody
 can sign up alone and there is no default password: the terminal prints the first operator's link, and
@@ -6,23 +6,20 @@ operators make everybody else (`chatbot person add`). Left out on purpose: e-mai
 """
 
 import hashlib
-import math
 import secrets
 import threading
 import time
 import unicodedata
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from chatbot.throttle import Throttle
 from data import api_keys, people
 from data.database import Database
-from data.errors import Busy, NotFound, Refused
+from data.errors import NotFound, Refused
 from data.records import Person, PersonRole
 
 COOKIE = "nightschool_session"
@@ -41,52 +38,6 @@ class WrongPassword(Refused):
 
 class SignedOut(Refused):
     """Nobody is signed in."""
-
-
-class TooManyAttempts(Busy):
-    """More wrong passwords than a person makes."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"Too many wrong passwords - try again in {retry_after} seconds.")
-        self.retry_after = retry_after
-
-
-class Throttle:
-    """At most `limit` wrong passwords per `seconds`, for each name and for each address."""
-
-    def __init__(self, limit: int = 10, seconds: float = 60.0) -> None:
-        self.limit = limit
-        self.seconds = seconds
-        self._wrong: dict[str, deque[float]] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def attempt(self, *keys: str) -> Iterator[None]:
-        """Counts as wrong for each key when the block raises. Raises TooManyAttempts before it runs.
-
-        It counts from the start, so that a thousand attempts at once are not a thousand guesses.
-        """
-        now = time.monotonic()
-        with self._lock:
-            self._forget(now)
-            full = [times for key in keys if len(times := self._wrong.get(key, deque())) >= self.limit]
-            if full:
-                raise TooManyAttempts(max(1, math.ceil(max(times[0] for times in full) + self.seconds - now)))
-            for key in keys:
-                self._wrong.setdefault(key, deque()).append(now)
-        yield
-        with self._lock:
-            for key in keys:
-                if self._wrong.get(key):
-                    self._wrong[key].pop()
-
-    def _forget(self, now: float) -> None:
-        for key in list(self._wrong):
-            times = self._wrong[key]
-            while times and times[0] <= now - self.seconds:
-                times.popleft()
-            if not times:
-                del self._wrong[key]
 
 
 # Passwords
@@ -143,14 +94,19 @@ def change_password(
     Raises WrongPassword, TooManyAttempts (a stolen cookie must not open the way to the password) or Refused.
     """
     check_password(new)
-    with throttle.attempt(*_who(person.name, address)):
-        if not is_password(people.password_hash(db, person.id), old):
-            raise WrongPassword("The present password is wrong - type it again.")
-        hashed = hash_password(new)
+    confirm_password(db, throttle, person, old, address)
+    hashed = hash_password(new)
     with db.write():
         people.set_password(db, person.id, hashed)
         people.close_sessions(db, person.id)
         people.record(db, person.name, "change password", {})
+
+
+def confirm_password(db: Database, throttle: Throttle, person: Person, password: str, address: str) -> None:
+    """Who is signed in types the password once more. Raises WrongPassword or TooManyAttempts."""
+    with throttle.attempt(*_who(person.name, address)):
+        if not is_password(people.password_hash(db, person.id), password):
+            raise WrongPassword("The present password is wrong - type it again.")
 
 
 # Sessions
@@ -226,6 +182,13 @@ def disable(db: Database, person: Person, actor: str) -> None:
         people.set_disabled(db, person.id, True)
         _check_still_operated(db, person)
         people.record(db, actor, "person disable", {"name": person.name})
+
+
+def check_dispensable(db: Database, person: Person) -> None:
+    """Raises Refused where nobody else could operate."""
+    others = (other for other in people.list_all(db) if other.id != person.id and other.kind == "human")
+    if may(person, "operator") and not any(may(other, "operator") for other in others):
+        raise Refused(f"{person.name} is the only operator - make somebody else one first.")
 
 
 def _check_still_operated(db: Database, before: Person) -> None:

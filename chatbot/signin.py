@@ -3,38 +3,34 @@
 Ordinary functions, so that FastAPI runs them in threads: a password hash takes its time on purpose.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
 from chatbot.pages import account as pages
-from data import api_keys, conversations, people
+from chatbot.throttle import Throttle, TooManyAttempts
+from data import people
 from data.database import Database
 from data.errors import NotFound, Problem, Refused
-from data.records import Person
 
 PERSON_COOKIE = "night_person"
 """The id of who signed in last: page.js shows what a browser tab has kept to nobody else."""
-EVERY = 1_000_000
 Field = Annotated[str, Form(max_length=4096)]
 
 
-def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttle) -> APIRouter:
+def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> APIRouter:
     """/login, /set-password and /logout: the routes for people who are not signed in."""
     router = APIRouter()
 
     @router.get("/login")
     def show_login(link: str = "", next: str = "/") -> Response:
         if link and not accounts.has_operator(db):
-            return _html(pages.first_operator_page(link))
+            return html_answer(pages.first_operator_page(link))
         said = "This link was used or has expired - sign in, or restart the server." if link else ""
-        return _html(pages.sign_in_page(next_path=own_path(next), said=said))
+        return html_answer(pages.sign_in_page(next_path=own_path(next), said=said))
 
     @router.post("/login")
     def login(
@@ -42,10 +38,10 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
     ) -> Response:
         try:
             if link:
-                with throttle.attempt(f"address:{_address(request)}"):
+                with throttle.attempt(f"address:{address_of(request)}"):
                     token = accounts.open_session(db, accounts.use_operator_link(db, link, name, password))
             else:
-                token = accounts.sign_in(db, throttle, name, password, _address(request))
+                token = accounts.sign_in(db, throttle, name, password, address_of(request))
         except Problem as problem:
             said = str(problem)
             again = (
@@ -53,26 +49,26 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
                 if link
                 else pages.sign_in_page(name=name, next_path=own_path(next), said=said)
             )
-            return _html(again, problem)
+            return html_answer(again, problem)
         return _signed_in(request, config, db, token, own_path(next))
 
     @router.get("/set-password")
     def show_set_password(link: str = "") -> Response:
         try:
-            return _html(pages.set_password_page(link, accounts.person_of_link(db, link).name))
+            return html_answer(pages.set_password_page(link, accounts.person_of_link(db, link).name))
         except Problem as problem:
-            return _html(pages.message_page(str(problem)), problem)
+            return html_answer(pages.message_page(str(problem)), problem)
 
     @router.post("/set-password")
     def set_password(request: Request, link: Field, password: Field) -> Response:
         name = ""
         try:
-            with throttle.attempt(f"address:{_address(request)}"):
+            with throttle.attempt(f"address:{address_of(request)}"):
                 name = accounts.person_of_link(db, link).name
                 person = accounts.use_password_link(db, link, password)
         except Problem as problem:
             said = str(problem)
-            return _html(
+            return html_answer(
                 pages.set_password_page(link, name, said=said) if name else pages.message_page(said), problem
             )
         return _signed_in(request, config, db, accounts.open_session(db, person), "/")
@@ -85,12 +81,12 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
             return RedirectResponse("/", 303)
         if token := request.cookies.get(accounts.COOKIE):
             people.close_session(db, accounts.digest(token))
-        return _signed_out()
+        return signed_out()
 
     return router
 
 
-def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttle) -> APIRouter:
+def account_routes(db: Database, config: ServeConfig, throttle: Throttle) -> APIRouter:
     """/account/ and what a person does there; the guard lets only signed-in people through."""
     router = APIRouter(prefix="/account")
 
@@ -101,15 +97,17 @@ def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
     @router.get("/")
     def show_account(request: Request, done: str = "") -> Response:
         said = "The password is changed; your other sessions have ended. Your API keys go on working."
-        return _html(pages.account_page(accounts.require(request), done=said if done == "password" else ""))
+        return html_answer(
+            pages.account_page(accounts.require(request), done=said if done == "password" else "")
+        )
 
     @router.post("/password")
     def change_password(request: Request, old: Field, new: Field) -> Response:
         person = accounts.require(request)
         try:
-            accounts.change_password(db, throttle, person, old, new, _address(request))
+            accounts.change_password(db, throttle, person, old, new, address_of(request))
         except Problem as problem:
-            return _html(pages.account_page(person, said=str(problem)), problem)
+            return html_answer(pages.account_page(person, said=str(problem)), problem)
         token = accounts.open_session(db, person)
         return _signed_in(request, config, db, token, "/account/?done=password")
 
@@ -117,36 +115,9 @@ def account_routes(db: Database, config: ServeConfig, throttle: accounts.Throttl
     def sign_out_everywhere(request: Request) -> Response:
         person = accounts.require(request)
         accounts.sign_out_everywhere(db, person, person.name)
-        return _signed_out()
-
-    @router.get("/export")
-    def export(request: Request) -> Response:
-        """Every conversation and ranking of the person who asks, as one streamed JSON file."""
-        person = accounts.require(request)
-        name = f"night-school-{person.id}.json"
-        return StreamingResponse(
-            own_data(db, person),
-            media_type="application/json",
-            headers={"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"},
-        )
+        return signed_out()
 
     return router
-
-
-def own_data(db: Database, person: Person) -> Iterator[str]:
-    """A person's data as pieces of one JSON text, a conversation at a time, with their own rankings."""
-    yield f'{{"person": {json.dumps(asdict(person), ensure_ascii=False)}, "conversations": ['
-    before = "\n"
-    for conversation in conversations.list_for(db, person.id, limit=EVERY):
-        try:
-            whole = conversations.export(db, conversation.id)
-        except NotFound:  # deleted while the file was on its way
-            continue
-        whole["rankings"] = [row for row in whole["rankings"] if row["person_id"] == person.id]
-        yield before + json.dumps(whole, ensure_ascii=False)
-        before = ",\n"
-    keys = [asdict(key) for key in api_keys.list_for(db, person.id)]
-    yield f'], "api_keys": {json.dumps(keys, ensure_ascii=False)}}}\n'
 
 
 def own_path(path: str) -> str:
@@ -155,13 +126,15 @@ def own_path(path: str) -> str:
     return path if is_own and not path.startswith(("/login", "/logout")) else "/"
 
 
-def _address(request: Request) -> str:
+def address_of(request: Request) -> str:
+    """Where a request comes from, as the throttle counts it."""
     return request.client.host if request.client else ""
 
 
-def _html(text: str, problem: Problem | None = None) -> Response:
+def html_answer(text: str, problem: Problem | None = None) -> Response:
+    """A plain page, with the status that belongs to `problem`."""
     status, headers = 200, dict(pages.PAGE_HEADERS)
-    if isinstance(problem, accounts.TooManyAttempts):
+    if isinstance(problem, TooManyAttempts):
         status = 429
         headers["retry-after"] = str(problem.retry_after)
     elif isinstance(problem, accounts.WrongPassword):
@@ -188,7 +161,8 @@ def _signed_in(request: Request, config: ServeConfig, db: Database, token: str, 
     return answer
 
 
-def _signed_out() -> Response:
+def signed_out() -> Response:
+    """To the sign-in page, without the cookie of a session."""
     answer = RedirectResponse("/login", 303, headers={"clear-site-data": '"cache"'})
     answer.delete_cookie(accounts.COOKIE, httponly=True, samesite="lax")
     return answer

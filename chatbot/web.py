@@ -21,11 +21,13 @@ from starlette.middleware.cors import CORSMiddleware
 from chatbot import accounts
 from chatbot.api_keys import key_routes, owner_of
 from chatbot.config import ServeConfig
+from chatbot.data_routes import data_routes
 from chatbot.guard import Guard, is_local, is_page
 from chatbot.metrics import Metrics
 from chatbot.openai_errors import error_answer, is_api, problem_answer
 from chatbot.pages import account as pages
 from chatbot.signin import account_routes, sign_in_routes
+from chatbot.throttle import Throttle
 from data.database import Database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.home import Home
@@ -48,7 +50,7 @@ class Site:
     home: Home
     config: ServeConfig
     metrics: Metrics
-    throttle: accounts.Throttle = field(default_factory=accounts.Throttle)
+    throttle: Throttle = field(default_factory=Throttle)
     turns: "Turns | None" = None
     """None until the model is loaded."""
     is_draining: bool = False
@@ -87,6 +89,7 @@ def open_site(site: Site) -> FastAPI:
     app.include_router(_state_routes(site))
     app.include_router(sign_in_routes(site.db, site.config, site.throttle))
     app.include_router(account_routes(site.db, site.config, site.throttle))
+    app.include_router(data_routes(site.db, site.home, site.throttle))
     app.include_router(key_routes(site.db, site.config))
     app.add_exception_handler(Problem, _say_problem)
     app.add_exception_handler(HTTPException, _say_http)

@@ -55,7 +55,7 @@ class Forgotten:
     """False where old pages stay in the log: another process reads them, or the disk is full."""
 
 
-def forget(db: Database, home: Home, person: Person) -> Forgotten:
+def forget(db: Database, home: Home, person: Person, actor: str = ACTOR) -> Forgotten:
     """Deletes all that this person said, and tells whom it taught. Busy while a refresh runs on it.
 
     The folders are emptied before the rows are gone for good: where that fails, it can be done again.
@@ -73,10 +73,10 @@ def forget(db: Database, home: Home, person: Person) -> Forgotten:
         before = versions.serving(db)
         reference = before.reference if before.reference in reached else None
         if reference:
-            versions.set_reference(db, None, actor=ACTOR)
+            versions.set_reference(db, None, actor=actor)
         conversations, ranked = _delete_rows(db, conn, person, gone)
         detail = {"rankings": ranked, "versions": reached, "runs": len(folders)}
-        people.record(db, ACTOR, "forget", detail)
+        people.record(db, actor, "forget", detail)
         snapshots = [str(path) for folder in folders for path in sorted(folder.rglob("*.jsonl"))]
         for folder in folders:
             _empty(folder)

@@ -1,4 +1,4 @@
-"""Accounts: passwords, sessions, one-time links, roles and the throttle."""
+"""Accounts: passwords, sessions, one-time links and roles."""
 
 import threading
 import time
@@ -6,7 +6,8 @@ import time
 import pytest
 
 from chatbot import accounts
-from chatbot.accounts import Throttle, TooManyAttempts, WrongPassword
+from chatbot.accounts import WrongPassword
+from chatbot.throttle import Throttle, TooManyAttempts
 from data import people
 from data.database import Database
 from data.errors import NotFound, Refused
@@ -95,9 +96,25 @@ def test_guesses_on_the_account_page_and_at_sign_in_are_counted_together(db: Dat
     with pytest.raises(WrongPassword):
         sign_in(db, "ADA", "wrong", throttle)
     with pytest.raises(WrongPassword):
-        accounts.change_password(db, throttle, ada, "guessed it", "another night", "there")
+        accounts.change_password(db, throttle, ada, "guessed it", "another night", "127.0.0.1")
     with pytest.raises(TooManyAttempts):
-        accounts.change_password(db, throttle, ada, PASSWORD, "another night", "elsewhere")
+        accounts.change_password(db, throttle, ada, PASSWORD, "another night", "127.0.0.1")
+
+
+def test_wrong_passwords_from_elsewhere_keep_nobody_out_but_a_crowd_of_them_does(
+    db: Database, ada: Person
+) -> None:
+    throttle = Throttle(limit=1)
+    for stranger in range(9):
+        with pytest.raises(WrongPassword):
+            accounts.sign_in(db, throttle, "Ada", "wrong", f"10.0.0.{stranger}")
+        with pytest.raises(TooManyAttempts):
+            accounts.sign_in(db, throttle, "Ada", PASSWORD, f"10.0.0.{stranger}")
+    assert sign_in(db, "Ada", PASSWORD, throttle)
+    with pytest.raises(WrongPassword):
+        accounts.sign_in(db, throttle, "ada", "wrong", "10.0.0.10")
+    with pytest.raises(TooManyAttempts):
+        sign_in(db, "Ada", PASSWORD, throttle)
 
 
 def test_a_new_password_that_is_too_short_is_no_wrong_one(db: Database, ada: Person) -> None:
@@ -205,34 +222,6 @@ def test_the_eleventh_wrong_password_in_a_minute_is_turned_away(db: Database, ad
     with pytest.raises(TooManyAttempts) as refusal:
         sign_in(db, "Ada", PASSWORD, throttle)
     assert 50 <= refusal.value.retry_after <= 60
-
-
-def test_the_throttle_counts_names_and_addresses_apart() -> None:
-    throttle = Throttle(limit=2)
-    for name in ("one", "two"):
-        with pytest.raises(ZeroDivisionError), throttle.attempt(name, "address"):
-            raise ZeroDivisionError
-    with throttle.attempt("one", "elsewhere"):
-        pass
-    with pytest.raises(TooManyAttempts), throttle.attempt("three", "address"):
-        pass
-
-
-def test_right_passwords_are_not_counted() -> None:
-    throttle, passed = Throttle(limit=1), 0
-    for _ in range(20):
-        with throttle.attempt("name"):
-            passed += 1
-    assert passed == 20
-
-
-def test_the_throttle_forgets_after_its_time() -> None:
-    throttle = Throttle(limit=1, seconds=0.01)
-    with pytest.raises(ZeroDivisionError), throttle.attempt("name"):
-        raise ZeroDivisionError
-    time.sleep(0.02)
-    with throttle.attempt("name"):
-        assert len(throttle._wrong) == 1
 
 
 def test_many_guesses_at_once_are_not_more_guesses(db: Database, ada: Person) -> None:

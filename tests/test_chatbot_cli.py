@@ -19,6 +19,7 @@ from chatbot import accounts, terminal
 from chatbot.__main__ import main
 from chatbot.api_keys import make, owner_of
 from chatbot.server import alone
+from chatbot.throttle import Throttle
 from data import people, rankings
 from data.database import Database, open_database
 from data.errors import Refused
@@ -42,7 +43,7 @@ def test_a_password_may_come_from_standard_input(
     assert main(["person", "add", "Ada", "--password-stdin", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["name"], row["link"]) == ("Ada", None)
-    assert accounts.sign_in(db, accounts.Throttle(), "Ada", "a quiet night", "")
+    assert accounts.sign_in(db, Throttle(), "Ada", "a quiet night", "")
 
 
 def test_a_disabled_person_is_listed_as_such_and_let_in_again_by_reset(
@@ -74,13 +75,13 @@ def test_after_a_reset_neither_the_old_password_nor_an_older_link_opens_anything
     assert main(["person", "add", "Ada", "--password-stdin"]) == 0
     assert main(["person", "reset", "Ada"]) == 0
     with pytest.raises(accounts.WrongPassword):
-        accounts.sign_in(db, accounts.Throttle(), "Ada", "a leaked night", "")
+        accounts.sign_in(db, Throttle(), "Ada", "a leaked night", "")
     assert main(["person", "reset", "Ada"]) == 0
     older, newer = re.findall(r"set-password\?link=(\S+)", capsys.readouterr().out)
     with pytest.raises(Refused, match="used or has expired"):
         accounts.use_password_link(db, older, "a stolen night")
     accounts.use_password_link(db, newer, "a quiet night")
-    assert accounts.sign_in(db, accounts.Throttle(), "Ada", "a quiet night", "")
+    assert accounts.sign_in(db, Throttle(), "Ada", "a quiet night", "")
 
 
 def test_a_role_is_changed_but_somebody_must_be_left_to_operate(

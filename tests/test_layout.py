@@ -54,6 +54,7 @@ SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM", "PRAGMA ")
 
 TESTED_ELSEWHERE = {
     "chatbot/commands.py": "test_chatbot_cli.py",
+    "chatbot/data_routes.py": "test_web.py",
     "chatbot/generation.py": "test_engine.py",
     "chatbot/head.py": "test_policy.py",
     "chatbot/interface.py": "test_engine.py",
@@ -67,7 +68,6 @@ TESTED_ELSEWHERE = {
     "chatbot/pages/payload.py": "test_board.py",
     "chatbot/pages/sidebar.py": "test_chat.py",
     "chatbot/server.py": "test_chatbot_cli.py",
-    "chatbot/serving.py": "test_chatbot_cli.py",
     "chatbot/signin.py": "test_web.py",
     "chatbot/terminal.py": "test_chatbot_cli.py",
     "data/backups.py": "test_database.py",

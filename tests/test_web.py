@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from chatbot import accounts, signin
+from chatbot import accounts, data_routes, signin
 from chatbot.api_keys import make, owner_of
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
@@ -15,8 +15,9 @@ from chatbot.metrics import Metrics
 from chatbot.server import _Server
 from chatbot.turns import Turns
 from chatbot.web import Site, open_site
-from data import api_keys, conversations, people
+from data import api_keys, conversations, people, runs
 from data.database import Database
+from data.forgetting import NOBODY
 from data.home import Home
 from data.records import Person
 from tests.site import built_app
@@ -231,7 +232,7 @@ def test_a_stolen_cookie_does_not_let_anybody_guess_the_password(
     assert codes == [401] * 10 + [429]
     elsewhere = TestClient(app, base_url=BASE, cookies=browser.cookies, client=("192.0.2.7", 1))
     answer = elsewhere.post("/account/password", data={"old": PASSWORD, "new": "another night"})
-    assert (answer.status_code, "Too many wrong passwords" in answer.text) == (429, True)
+    assert "is changed" in answer.text, "the owner is not kept from a new password"
 
 
 def test_changing_the_password_leaves_programs_in(browser: TestClient, db: Database, ada: Person) -> None:
@@ -267,10 +268,62 @@ def test_an_export_outlasts_a_chat_that_is_deleted_meanwhile(db: Database, ada: 
     gone = a_turn(db, ada, question="Deleted")[0].conversation_id
     found = conversations.list_for(db, ada.id)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(signin.conversations, "list_for", lambda *_, **__: found)
+        patched.setattr(data_routes.conversations, "list_for", lambda *_, **__: found)
         conversations.delete(db, gone)
-        data = json.loads("".join(signin.own_data(db, ada)))
+        data = json.loads("".join(data_routes.own_data(db, ada)))
     assert [chat["title"] for chat in data["conversations"]] == ["Kept"]
+
+
+def test_somebody_who_wants_to_be_forgotten_types_the_password(
+    browser: TestClient, db: Database, ada: Person
+) -> None:
+    eve = people.add(db, "Eve")
+    rank(db, ada, a_turn(db, ada, question="My question"), [1, 2, 3])
+    a_turn(db, eve, question="Hers")
+    sign_in(browser)
+    answer = browser.post("/account/delete", data={"password": "not this one"})
+    assert answer.status_code == 401 and "present password is wrong" in answer.text
+    assert people.by_name(db, "Ada") is not None
+    answer = browser.post("/account/delete", data={"password": PASSWORD})
+    assert answer.status_code == 200 and "Chats deleted: 1. Rankings deleted: 1." in answer.text
+    assert people.by_name(db, "Ada") is None
+    assert browser.get("/account/").status_code == 401
+    assert [chat.title for chat in conversations.list_for(db, eve.id)] == ["Hers"]
+    told = db.query("SELECT person, action FROM audit WHERE action = 'forget'")
+    assert [tuple(row) for row in told] == [(NOBODY, "forget")]
+
+
+def test_the_only_operator_and_what_a_night_reads_stay(
+    browser: TestClient, db: Database, ada: Person
+) -> None:
+    people.set_role(db, ada.id, "operator")
+    sign_in(browser)
+    answer = browser.post("/account/delete", data={"password": PASSWORD})
+    assert answer.status_code == 400 and "Ada is the only operator" in answer.text
+    people.add(db, "Eve", role="operator")
+    run = runs.claim(db, "tonight", config={})
+    assert run is not None
+    answer = browser.post("/account/delete", data={"password": PASSWORD})
+    assert answer.status_code == 503 and "A refresh is running" in answer.text
+    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="Cancelled.")
+    assert browser.post("/account/delete", data={"password": PASSWORD}).status_code == 200
+
+
+def test_operators_take_what_may_teach_in_the_formats_of_other_trainers(
+    browser: TestClient, db: Database, ada: Person
+) -> None:
+    rank(db, ada, a_turn(db, ada, question="Café?"), [1, 2, 3])
+    sign_in(browser)
+    assert browser.get("/operate/export/preference").status_code == 403
+    people.set_role(db, ada.id, "operator")
+    answer = browser.get("/operate/export/preference")
+    rows = [json.loads(line) for line in answer.text.splitlines()]
+    assert [row["prompt"][0]["content"] for row in rows] == ["Café?"] * 3
+    assert 'filename="night-school-preference.jsonl"' in answer.headers["content-disposition"]
+    told = db.query("SELECT person, detail FROM audit WHERE action = 'export'")
+    assert [tuple(row) for row in told] == [("Ada", '{"format":"preference"}')]
+    answer = browser.get("/operate/export/excel", headers=PAGE)
+    assert answer.status_code == 403 and "There is no format" in answer.text
 
 
 # Health, and failing

@@ -104,7 +104,8 @@ def set_password_page(link: str, name: str, *, said: str = "") -> str:
     )
 
 
-def account_page(person: Person, *, said: str = "", done: str = "") -> str:
+def account_page(person: Person, *, said: str = "", done: str = "", kept: str = "") -> str:
+    """A person's own page; `said` and `done` are of the password, `kept` is why nothing was deleted."""
     operate = '<a class="button quiet" href="/operate/">Operate</a>' if person.role == "operator" else ""
     return page(
         "Account",
@@ -126,6 +127,13 @@ def account_page(person: Person, *, said: str = "", done: str = "") -> str:
         "backups stay until an operator deletes them.</p>"
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
+        f'<div class="card" id="delete"><h2>Delete me</h2>{_said(kept)}'
+        "<p>Deletes your account, chats and rankings, and the files of nights that read them. It cannot be "
+        "undone. A version that has learned from you keeps what it learned until another serves, and backups "
+        "keep your words until they are rotated out.</p>"
+        '<form method="post" action="/account/delete#delete">'
+        f"{_password_field('Password', 'password', 'current-password', id='delete-password')}"
+        '<button class="quiet">Delete everything of mine</button></form></div>'
         '<div class="card"><h2>Sign out everywhere</h2>'
         "<p>Ends every session of yours, on this device and all others, and revokes your API keys.</p>"
         '<div class="row"><form method="post" action="/account/sign-out-everywhere">'
@@ -197,10 +205,22 @@ def _name_field(name: str) -> str:
     )
 
 
-def _password_field(label: str, field: str, kind: str, *, hint: str = "") -> str:
+def farewell_page(chats: int, rankings: int, has_taught: bool) -> str:
+    """What a person reads who had everything deleted."""
+    learned = "Versions learned from them; an operator decides how long one serves." if has_taught else ""
+    return page(
+        "Deleted",
+        '<div class="card"><h1>You are forgotten</h1>'
+        f"<p>Chats deleted: {chats}. Rankings deleted: {rankings}. {learned}</p>"
+        '<div class="row"><a class="button quiet" href="/login">To the sign-in page</a></div></div>',
+    )
+
+
+def _password_field(label: str, field: str, kind: str, *, hint: str = "", id: str = "") -> str:
     least = ' minlength="8"' if kind == "new-password" else ""
     return (
-        f'<label for="{field}">{label}</label><input id="{field}" name="{field}" type="password" required '
+        f'<label for="{id or field}">{label}</label>'
+        f'<input id="{id or field}" name="{field}" type="password" required '
         f'maxlength="1024" autocomplete="{kind}"{least}>'
         + (f'<div class="hint">{hint}</div>' if hint else "")
     )
