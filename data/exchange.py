@@ -8,13 +8,13 @@ one. A row that cannot be used is named with its line and its reason, and the ot
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from data import conversations, demonstrations, people, rankings
-from data.comparisons import stream_turns
+from data.comparisons import RankedTurn, stream_turns
 from data.database import Database
 from data.errors import Refused, no_file
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
@@ -40,7 +40,14 @@ def export_rows(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
 
 def _comparisons(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
     for turn in stream_turns(db):
-        yield from rows_of(turn, fmt)
+        for row in rows_of(turn, fmt):
+            yield row | _why(db, turn) if fmt == "tiers" else row
+
+
+def _why(db: Database, turn: RankedTurn) -> dict[str, Any]:
+    """What the person said of their ranking; nothing of an edit."""
+    reasons, comment = rankings.said(db, turn.ranking_id)
+    return {"reasons": list(reasons), "comment": comment}
 
 
 def _demonstrations(db: Database) -> Iterator[dict[str, Any]]:
@@ -64,7 +71,7 @@ def read_rows(path: Path) -> Iterator[Any]:
             for line in file:
                 try:
                     yield json.loads(line) if line.strip() else None
-                except (ValueError, RecursionError):  # the other of one that is nested without end
+                except (ValueError, RecursionError):  # RecursionError: nested too deeply
                     yield ""
     except FileNotFoundError:
         raise no_file(path) from None
@@ -137,8 +144,9 @@ def _labelled(rows: Iterable[Any], skipped: list[str]) -> Iterator[tuple[int, Ju
 
 
 def _store(db: Database, person: Person, entry: Judged) -> bool:
-    """Writes a judged prompt as a conversation with its ranking; False if it is there."""
-    key = "import-" + hashlib.sha256(json.dumps(astuple(entry)).encode()).hexdigest()
+    """Writes a judged prompt as a conversation with its ranking; False if it is there, whatever was said."""
+    judgement = (entry.prompt, entry.replies, entry.places, entry.kind)
+    key = "import-" + hashlib.sha256(json.dumps(judgement).encode()).hexdigest()
     if conversations.by_request_key(db, person.id, key):
         return False
     chat = conversations.create(db, person.id)
@@ -162,5 +170,7 @@ def _store(db: Database, person: Person, entry: Judged) -> bool:
             source="imported",
             kind=entry.kind,
             placements=[Placement(reply.id, place, at) for at, (reply, place) in enumerate(placed)],
+            reasons=entry.reasons,
+            comment=entry.comment,
         )
     return True

@@ -23,7 +23,8 @@ FORMATS = {
     "preference": 'TRL: {"prompt": [...], "chosen": [reply], "rejected": [reply]}, a row a pair, no ties',
     "kto": 'TRL unpaired: {"prompt": [...], "completion": [reply], "label": bool}: best and worst place',
     "sft": '{"messages": [...]}, ending with a reply that a person wrote',
-    "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source"}',
+    "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source", "reasons",'
+    ' "comment"}',
     "hh": 'Anthropic: {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}',
     "normalised": '{"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"};'
     " best: a row a pair; never all bad",
@@ -42,6 +43,8 @@ class Judged:
     replies: tuple[str, ...]
     places: tuple[int, ...]
     kind: RankingKind = "full"
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
 
     def __post_init__(self) -> None:
         if any(not reply.strip() for reply in self.replies):
@@ -180,7 +183,11 @@ def _pair(chosen: Messages, rejected: Messages) -> Judged:
 def _tiers(row: Row) -> Judged:
     replies = _texts(row.get("completions"))
     places = _places(row.get("tiers"), len(replies))
-    return Judged(_joined(_messages(row.get("prompt"), "user")), replies, places, row.get("kind", "full"))
+    kind, reasons, comment = row.get("kind", "full"), row.get("reasons", []), row.get("comment", "")
+    if not isinstance(reasons, list) or not all(isinstance(one, str) for one in [*reasons, comment]):
+        raise Refused("the reasons are not a list of texts, or the comment is no text")
+    prompt = _joined(_messages(row.get("prompt"), "user"))
+    return Judged(prompt, replies, places, kind, tuple(reasons), comment)
 
 
 def _normalised(row: Row) -> Judged:

@@ -140,6 +140,12 @@ def current(db: Database, turn_id: str, person_id: str, source: Source = "human"
     return _ranking(db, row) if row else None
 
 
+def said(db: Database, ranking_id: str) -> tuple[tuple[str, ...], str]:
+    """The reasons and the comment of a ranking; none where there is no such ranking."""
+    row = db.one("SELECT reasons, comment FROM rankings WHERE id = ?", (ranking_id,))
+    return (tuple(json.loads(row["reasons"])), row["comment"]) if row else ((), "")
+
+
 def revisions(db: Database, turn_id: str, person_id: str, source: Source = "human") -> list[Ranking]:
     """Everything this person has said of the turn, first to last, withdrawn ones too."""
     rows = db.query(

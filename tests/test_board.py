@@ -94,6 +94,16 @@ def test_the_saved_row_equals_what_was_sent(db: Database, ada: Person, turn: Mes
     assert view(db, ada, turn)["saved"]["order"] == "B > A = C > D"
 
 
+@pytest.mark.parametrize("reasons", [("wrong", "unsafe"), ("correct", "tone")])
+def test_why_all_are_bad_is_stored_from_pages_new_and_old(
+    db: Database, ada: Person, turn: Message, reasons: tuple[str, ...]
+) -> None:
+    places = dict.fromkeys("ABCD", 1)
+    vote = sent(db, ada, turn, places, kind="all_bad", reasons=list(reversed(reasons)))
+    assert boards.save_ranking(db, ada, turn, vote).reasons == reasons
+    assert view(db, ada, turn)["saved"]["reasons"] == list(reasons)
+
+
 def test_the_same_key_twice_is_one_ranking(db: Database, ada: Person, turn: Message) -> None:
     for places in ({"A": 1, "B": 2}, {"A": 2, "B": 1}):
         boards.save_ranking(db, ada, turn, sent(db, ada, turn, places, key="once"))

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from data import asked, conversations, people
+from data import asked, conversations, people, rankings
 from data.comparisons import take_snapshot
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.exchange import export_rows, import_rows, read_rows
 from data.home import open_home
+from data.records import Placement
 from tests.stories import a_turn, rank, somebody
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -111,6 +112,43 @@ def test_tiers_name_the_kind_and_the_source(filled: Database) -> None:
     first = next(export_rows(filled, "tiers"))
     assert (first["completions"], first["tiers"]) == (["a", "b", "c"], [[1], [0, 2]])
     assert (first["kind"], first["source"]) == ("full", "human")
+
+
+def test_tiers_say_why(db: Database, other: Database) -> None:
+    ada = somebody(db)
+    bad, _ = a_turn(db, ada, ["a", "b"])
+    rankings.save(
+        db,
+        turn_id=str(bad.parent_id),
+        person_id=ada.id,
+        kind="all_bad",
+        placements=[Placement(bad.id, 1, 0)],
+        reasons=["wrong", "unsafe"],
+        comment="它会伤人。",
+    )
+    conversations.add_edit(db, bad.id, "better", ada.id)
+    row, edit = export_rows(db, "tiers")
+    assert (row["reasons"], row["comment"]) == (["wrong", "unsafe"], "它会伤人。")
+    assert (edit["reasons"], edit["comment"]) == ([], "")
+    assert import_rows(other, [row, edit], "tiers").added == 2
+    assert rows(other, "tiers") == rows(db, "tiers")
+    assert all("comment" not in one for one in export_rows(db, "preference"))
+
+
+@pytest.mark.parametrize("why", [{"reasons": "wrong"}, {"reasons": [1]}, {"comment": None}])
+def test_reasons_that_are_no_texts_are_named(db: Database, why: dict[str, Any]) -> None:
+    row = {"prompt": "Why?", "completions": ["a", "b"], "tiers": [[0], [1]]}
+    [skipped] = import_rows(db, [row | why], "tiers").skipped
+    assert skipped == "Line 1 is left out: the reasons are not a list of texts, or the comment is no text."
+
+
+def test_a_row_that_was_imported_before_rows_said_why_is_not_imported_again(db: Database) -> None:
+    row = {"prompt": "Why?", "completions": ["a", "b"], "tiers": [[0], [1]], "kind": "full"}
+    assert import_rows(db, [row], "tiers").added == 1
+    assert import_rows(db, [row | {"reasons": ["clear"], "comment": "Yes."}], "tiers").added == 0
+    person = people.by_name(db, "imported")
+    key = "import-8af83de1acdb6633b0888d12b5b4e9ced6f3296c0b1fa2e477138b808e87088b"
+    assert person and conversations.by_request_key(db, person.id, key)
 
 
 def test_normalised_says_of_the_best_only_what_it_beats(filled: Database, other: Database) -> None:

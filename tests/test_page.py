@@ -143,6 +143,24 @@ def test_all_bad_and_skip_by_key(arrive: ARRIVAL, db: Database, key: str, kind: 
     assert the_ranking(db, visitor).kind == kind
 
 
+def test_why_all_are_bad_is_asked_in_words_of_its_own(arrive: ARRIVAL, db: Database) -> None:
+    visitor = arrive()
+    page = visitor.page
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    chips = page.locator(".reason:visible")
+    page.keyboard.press("A")
+    page.keyboard.press("Enter")
+    expect(chips.first).to_have_text("Correct")
+    chips.first.click()
+    page.keyboard.press("x")
+    expect(chips).to_have_text(["Wrong", "Unhelpful", "Unclear", "Too long", "Off topic", "Unsafe"])
+    page.get_by_role("button", name="Unsafe").click()
+    save(page)
+    ranking = the_ranking(db, visitor)
+    assert (ranking.kind, ranking.reasons) == ("all_bad", ("unsafe",))
+
+
 def test_keys_do_nothing_while_a_person_types(arrive: ARRIVAL) -> None:
     visitor = arrive()
     visitor.say("Hello.")

@@ -5,7 +5,7 @@ from string import Formatter
 
 import pytest
 
-from chatbot.pages.board import HERE, REASONS
+from chatbot.pages.board import FAULTS, HERE, REASONS
 from chatbot.pages.words import LANGUAGES, WORDS, language_of, table, word
 
 SCRIPTS = sorted(HERE.glob("*.js"))
@@ -31,7 +31,13 @@ def test_a_script_asks_only_for_words_that_exist(path: object) -> None:
 
 
 def test_there_is_a_word_for_every_reason() -> None:
-    assert {f"reason_{reason}" for reason in REASONS} <= set(WORDS)
+    assert {f"reason_{reason}" for reason in (*REASONS, *FAULTS)} <= set(WORDS)
+
+
+@pytest.mark.parametrize(("name", "reasons"), [("REASONS", REASONS), ("FAULTS", FAULTS)])
+def test_the_board_offers_the_reasons_that_the_server_takes(name: str, reasons: tuple[str, ...]) -> None:
+    [listed] = re.findall(rf"const {name} = \[(.*)\];", (HERE / "board.js").read_text())
+    assert tuple(re.findall(r"'(\w+)'", listed)) == reasons
 
 
 def test_every_word_is_used_somewhere() -> None:

@@ -1,6 +1,8 @@
 // The ranking board: K cards, ranks with ties, keys, and the foot that says the order and saves it.
 // The ranks live here until they are saved; the server checks everything that is sent.
+// Why one is better, and why all are bad; the server knows both.
 const REASONS = ['correct', 'helpful', 'clear', 'short', 'detailed', 'tone', 'followed'];
+const FAULTS = ['wrong', 'unhelpful', 'unclear', 'too_long', 'off_topic', 'unsafe'];
 const fire = night.patient(trigger, watch, props);
 let value = null;
 let cards = new Map();
@@ -26,7 +28,8 @@ const fromSaved = (saved) => {
   return { ...blank(), places: { ...places }, best, allBad: saved.kind === 'all_bad', among: Object.keys(saved.places),
     reasons: new Set(saved.reasons) };
 };
-// More replies have come to the turn: what was done and not stored stays, and is said of no more of them than before.
+// More replies have come to the turn: a ranking that is not saved yet stays, and covers no more of them than
+// before.
 const carried = (left) => ({ ...left, places: Object.fromEntries(Object.entries(left.places).filter(([id]) => find(id))),
   best: find(left.best) ? left.best : '', among: left.among.filter(find) });
 // All were bad, and others have come since: of those nothing is said yet.
@@ -76,7 +79,14 @@ const nextId = () => {
   return (ranked[0] || finished().find((reply) => !bad[reply.id]) || finished()[0] || {}).id;
 };
 
-const change = (action) => { action(); update(); };
+const reasonsOf = (kindNow) => (kindNow === 'all_bad' ? FAULTS : REASONS);
+// Why all were bad is no reason why one is best.
+const change = (action) => {
+  const before = reasonsOf(kind());
+  action();
+  if (reasonsOf(kind()) !== before) mine.reasons.clear();
+  update();
+};
 const unless = (id, action) => { const reply = find(id); if (reply && !isWriting(reply)) change(() => action(reply)); };
 const does = {
   select: (id, focus) => {
@@ -143,7 +153,7 @@ const makeFoot = () => {
     again: button('regenerate', 'again', does.regenerate),
   };
   part.comment.addEventListener('input', () => { night.grow(part.comment); update(); });
-  part.reasons = REASONS.map((reason) => h('button', {
+  part.reasons = [...REASONS, ...FAULTS].map((reason) => h('button', {
     type: 'button', class: 'reason', 'data-reason': reason, 'aria-pressed': 'false',
     onclick: () => change(() => { if (!mine.reasons.delete(reason)) mine.reasons.add(reason); }),
   }, t(`reason_${reason}`)));
@@ -175,7 +185,11 @@ const updateFoot = () => {
   foot.order.textContent = orderSentence();
   foot.order.classList.toggle('is-order', !!kind());
   foot.why.hidden = !kind();
-  foot.reasons.forEach((chip) => chip.setAttribute('aria-pressed', String(mine.reasons.has(chip.dataset.reason))));
+  foot.reasons.forEach((chip) => {
+    const { reason } = chip.dataset;
+    chip.setAttribute('aria-pressed', String(mine.reasons.has(reason)));
+    chip.hidden = !reasonsOf(kind()).includes(reason) && !mine.reasons.has(reason);
+  });
   foot.save.disabled = !canSave();
   foot.save.hidden = isSavedAsIs();
   foot.save.textContent = t(value.saved ? 'save_changes' : 'save_ranking');

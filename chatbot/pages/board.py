@@ -23,6 +23,9 @@ from data.records import Message, Person, Placement, Ranking, RankingKind
 HERE = Path(__file__).parent
 MOST_SHOWN = 9
 REASONS = ("correct", "helpful", "clear", "short", "detailed", "tone", "followed")
+"""Why one reply is better than others."""
+FAULTS = ("wrong", "unhelpful", "unclear", "too_long", "off_topic", "unsafe")
+"""Why all are bad. Either kind of vote takes both: pages from before there were faults send reasons."""
 COMMENT_LENGTH = 2000
 LONGEST_DWELL_MS = 24 * 3600 * 1000
 BATCH_GAP_SECONDS = 0.5
@@ -150,9 +153,9 @@ def _ranking_view(ranking: Ranking, shown: Sequence[Message]) -> View:
 
 
 def vote_view(ranking: Ranking, shown: Sequence[Message]) -> View:
-    """A vote for the page's words, of which each kind has its own: `B > A = C`, and B, the first of it.
+    """A vote as the page's words need it, which differ by kind: its order, `B > A = C`, and its first letter.
 
-    Only a full ranking is its order: the replies beside the best one do not tie, nor do those all bad.
+    Only a full ranking means its order: the replies beside the best one do not tie, nor do those all bad.
     """
     places = placed(ranking)
     seen = [Placement(reply.id, places[reply.id], at) for at, reply in enumerate(shown) if reply.id in places]
@@ -173,8 +176,9 @@ def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> 
     if [id for id in sent.texts("shown", MOST_SHOWN) if id in shown] != shown:
         raise Refused("Replies were added in another tab - open the chat again to see and rank them.")
     places = sent.numbers("places", MOST_SHOWN, 1, MOST_SHOWN)
-    reasons = sent.texts("reasons", len(REASONS))
-    if not set(places) <= set(shown) or not set(reasons) <= set(REASONS):
+    known = (*REASONS, *FAULTS)
+    reasons = sent.texts("reasons", len(known))
+    if not set(places) <= set(shown) or not set(reasons) <= set(known):
         raise Refused(MISUNDERSTOOD)
     return rankings.save(
         db,
@@ -183,7 +187,7 @@ def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> 
         kind=kind,  # type: ignore[arg-type]
         placements=[Placement(id, places[id], shown.index(id)) for id in shown if id in places],
         dwell_ms=sent.bounded("dwell_ms", 0, LONGEST_DWELL_MS),
-        reasons=[reason for reason in REASONS if reason in reasons],
+        reasons=[reason for reason in known if reason in reasons],
         comment=sent.text("comment", COMMENT_LENGTH),
         idempotency_key=sent.text("key") or None,
     )
