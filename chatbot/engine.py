@@ -18,7 +18,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, give_back
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, give_back
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -66,7 +66,7 @@ class Engine(AnyEngine):
         )
         self.threads = torch.get_num_threads()
         """CPU threads of a step, from the next one on."""
-        self._to_keep = bytes_to_keep(device)
+        self._to_keep = bytes_to_keep(device, base.context * column_bytes(base.config, dtype))
         self._loaded: dict[str, _Loaded] = {}
 
     def start(self) -> None:
@@ -80,7 +80,7 @@ class Engine(AnyEngine):
         self._thread.start()
 
     def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
-        """Of ids[reply_start:], in nats a token: to compare what a version computes with its manifest."""
+        """Mean log-probability of ids[reply_start:], in nats: to compare a version with its manifest."""
         with self._lock:
             self._check_known(version)
             weights = self._loaded[version].weights
@@ -115,8 +115,8 @@ class Engine(AnyEngine):
             self._interrupt_all()
 
     def _round(self) -> bool:
-        """Wait for something to do, and do it once; False where that is to end. While it waits, nothing here
-        holds on to a version: one that is let go of meanwhile leaves memory."""
+        """Wait for something to do, and do it once; False if the engine closes. While it waits, nothing here
+        refers to a version: one that is let go of meanwhile leaves memory."""
         with self._lock:
             self._lock.wait_for(lambda: self._closing or self._scheduler.requests or self._is_busy())
             if self._closing:

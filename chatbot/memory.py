@@ -23,9 +23,13 @@ _SLACK = 3
 """Bytes taken for each byte that is counted, at worst: a shelf holds memory for twice what stands on it, and
 keys or values are there twice while it is given another size. Batches that are padded stay below that too."""
 _KEPT = 256 * 2**20
-"""Bytes of keys and values that each version remembers for the next turns of conversations."""
+"""Bytes of keys and values that each version remembers for the next turns of conversations, at least."""
 _KEPT_ON_GPU = 1 / 32
-"""Of the memory of a GPU, where that is more: a larger model leaves more behind for each token."""
+"""Of the memory of a GPU, where that is more."""
+_KEPT_CONTEXTS = 2
+"""The longest conversations, where that is more and no more than _KEPT_OF_FREE: each is kept whole."""
+_KEPT_OF_FREE = 1 / 16
+"""Of the memory that is free before a model is loaded."""
 _GROUP = Path("/sys/fs/cgroup")
 """Where a container finds its own limits."""
 
@@ -59,8 +63,8 @@ class Memory:
         together = prompt + replies * new
         if replies == 1 or not self.is_shared:
             return replies * alone
-        # A family holds what ended rows said too, `together` at most. So many rows that are left can part
-        # for that, at their last tokens or before; more than that read better together.
+        # A family also holds what its ended rows said: `together` columns at most. That can part it while up
+        # to `parted` rows are left, at their last tokens or before; more than that read better together.
         parted = math.ceil(together / (WORTH_SHARING * (prompt + new))) - 1
         return max(room_for(together, self.context), min(replies, parted) * alone)
 
@@ -77,10 +81,14 @@ def free_bytes(device: torch.device) -> int:
     return max(0, free)
 
 
-def bytes_to_keep(device: torch.device) -> int:
-    """How much of keys and values a version may remember for the next turns of conversations."""
+def bytes_to_keep(device: torch.device, context_bytes: int) -> int:
+    """How much of keys and values a version may remember for the next turns of conversations.
+
+    context_bytes: those of the longest conversation.
+    """
     on_gpu = int(_KEPT_ON_GPU * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
-    return max(_KEPT, on_gpu)
+    contexts = min(_KEPT_CONTEXTS * context_bytes, int(_KEPT_OF_FREE * free_bytes(device)))
+    return max(_KEPT, on_gpu, contexts)
 
 
 def give_back(device: torch.device) -> None:

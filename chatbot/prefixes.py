@@ -2,7 +2,7 @@
 
 The prompt of the K replies to a turn is kept once, and each reply beside it; whichever reply the person goes
 on from, the next prompt begins with prompt and reply, and only what is new is read. The entry that was used
-longest ago goes first.
+longest ago goes first. No entry takes more than half of the memory: of a longer prompt the beginning is kept.
 """
 
 from collections import OrderedDict
@@ -39,17 +39,21 @@ class Prefixes:
         self._prompts: OrderedDict[tuple[int, ...], _Kept] = OrderedDict()
 
     def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place) -> None:
-        """Keep what `place` holds of a prompt and of the reply to it."""
-        key = tuple(prompt)
+        """Keep what `place` holds of a prompt and of the reply to it, up to half of the memory."""
         if place.length < len(prompt):
+            return
+        one = _column_bytes(place)
+        key = tuple(prompt[: self._most // 2 // one])
+        if not key:
             return
         entry = self._prompts.get(key)
         if entry is None:
             entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)))
             self._held += entry.size
         self._prompts.move_to_end(key)
-        said = tuple(reply[: place.length - len(prompt)])
-        if said and said not in entry.replies:
+        said = tuple(reply[: place.length - len(prompt)]) if len(key) == len(prompt) else ()
+        fits = entry.size + len(said) * one <= self._most // 2
+        if said and fits and said not in entry.replies:
             entry.replies[said] = _Kept(said, *place.copy(len(prompt)))
             self._held += entry.replies[said].size
         while self._held > self._most and self._prompts:
@@ -81,6 +85,12 @@ class Prefixes:
         if reply is not None and best > first:
             place.put(reply.keys[:, :, : best - first], reply.values[:, :, : best - first])
         return best
+
+
+def _column_bytes(place: Place) -> int:
+    """Of keys and values of one token."""
+    keys, values = place.shelf.keys, place.shelf.values  # (L, families, H, T, D) each
+    return (keys.nbytes + values.nbytes) // (keys.shape[1] * keys.shape[3])
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

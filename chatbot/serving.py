@@ -129,7 +129,7 @@ class Trainer:
 
 
 def trainer_command(config: ServeConfig) -> list[str]:
-    """How the trainer is started: it learns what is served, on the half of the threads that the engine leaves.
+    """How the trainer is started: it learns what is served, on half of the threads.
 
     Where setpriv is there, it also ends when the server is killed outright.
     """

@@ -95,5 +95,14 @@ def test_a_large_gpu_keeps_more_for_the_next_turns(monkeypatch: pytest.MonkeyPat
     gigabyte = 2**30
     for there, kept in ((4 * gigabyte, gigabyte // 4), (64 * gigabyte, 2 * gigabyte)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, there=there: (1, there))
-        assert bytes_to_keep(torch.device("cuda")) == kept
-    assert bytes_to_keep(CPU) == gigabyte // 4
+        assert bytes_to_keep(torch.device("cuda"), 0) == kept
+    assert bytes_to_keep(CPU, 0) == gigabyte // 4
+
+
+def test_two_conversations_of_the_longest_kind_are_kept_where_a_sixteenth_of_memory_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gigabyte = 2**30
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 16 * gigabyte)
+    for one, kept in ((gigabyte // 16, gigabyte // 4), (gigabyte // 4, gigabyte // 2), (gigabyte, gigabyte)):
+        assert bytes_to_keep(CPU, one) == kept

@@ -17,6 +17,8 @@ from tests.jobs import TestJob, a_job
 END = 2
 PROMPT = [1, *range(40, 70)]
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
+ONE_TOKEN = 2 * 2 * 2 * 8 * 4
+"""Bytes that the tiny model leaves behind: keys and values x layers x heads x dim x bytes."""
 
 
 @pytest.fixture
@@ -72,13 +74,35 @@ def test_what_is_recalled_is_what_reading_would_have_left(llama: Llama) -> None:
 
 
 def test_what_was_used_longest_ago_is_forgotten_first(llama: Llama) -> None:
-    one = 2 * 2 * 2 * 8 * 4 * (len(PROMPT) + 11)  # keys and values x layers x heads x dim x bytes x tokens
+    one = ONE_TOKEN * (len(PROMPT) + 11)
     kept = Prefixes(2 * one)
     runner = LlamaRunner(llama, END, keep=kept)
     prompts = [[first, *PROMPT[1:]] for first in (5, 6, 7)]
     for prompt in (prompts[0], prompts[1], prompts[0], prompts[2]):
         run(runner, a_job(prompt, [0], GREEDY))
     assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [True, False, True]
+
+
+def test_a_long_prompt_is_kept_up_to_half_of_the_memory_and_drives_nobody_out(llama: Llama) -> None:
+    kept = Prefixes(80 * ONE_TOKEN)
+    runner = LlamaRunner(llama, END, keep=kept)
+    long = [1, *range(70, 169)]
+    run(runner, a_job(PROMPT[:20], [0], GREEDY))
+    for prompt in (long, [*long, 50, 51, 52]):
+        [alone] = run(LlamaRunner(llama, END), a_job(prompt, [0], GREEDY))
+        rows = run(runner, a_job(prompt, range(4), GREEDY))
+        assert [row.token_ids for row in rows] == [alone.token_ids] * 4
+        assert recalled(llama, kept, prompt) == 40
+        assert recalled(llama, kept, PROMPT[:20]) == 19
+        assert kept._held == sum(entry.size for entry in kept._prompts.values()) <= 80 * ONE_TOKEN
+
+
+def test_replies_beyond_half_of_the_memory_are_not_kept(llama: Llama) -> None:
+    kept = Prefixes(2 * (len(PROMPT) + 20) * ONE_TOKEN)
+    rows = run(LlamaRunner(llama, END, keep=kept), a_job(PROMPT, range(4), Sampling(max_new_tokens=12)))
+    found = [recalled(llama, kept, [*PROMPT, *row.token_ids, 99]) - len(PROMPT) for row in rows]
+    assert sum(count > 8 for count in found) == 1, found
+    assert kept._held <= (len(PROMPT) + 20) * ONE_TOKEN
 
 
 def test_a_memory_of_no_size_keeps_nothing(llama: Llama) -> None:
