@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from data.backups import backup_files, backup_path
 from data.errors import Busy, Problem, Refused
-from data.files import file_to_be
+from data.files import file_to_be, private_file
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
 
@@ -98,7 +98,7 @@ class Database:
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._readers_lock = threading.Lock()
         with as_sentences(path):
-            self._writer = connect(path)
+            self._writer = connect(private_file(path))
             self._writer.execute("PRAGMA journal_mode = WAL")
 
     @contextmanager
@@ -125,7 +125,7 @@ class Database:
 
     @contextmanager
     def _holding_writer(self) -> Iterator[None]:
-        """The writer is this thread's alone. What the queue of threads took, SQLite does not wait again."""
+        """The writer is this thread's alone. Time spent queueing for it is taken off SQLite's own timeout."""
         asked_at = time.monotonic()
         if not self._lock.acquire(timeout=BUSY_SECONDS):
             raise Busy(_QUEUED)
@@ -263,7 +263,7 @@ def lock_of(home: Home) -> Iterator[None]:
 
 
 def open_database(home: Home) -> Database:
-    """The home's database, migrated to this code's schema, after a backup where that changes a filled one.
+    """The home's database, migrated to this code's schema; a used one is backed up before a migration.
 
     Refuses a damaged file, naming the newest good backup, a database of newer code, and a SQLite too old.
     """

@@ -1,19 +1,40 @@
-"""Files and folders that are there whole or not at all, whatever happens while they are written."""
+"""Files and folders that are there whole or not at all, whatever happens while they are written.
+
+What holds people's words is readable by its owner only: other accounts of the machine are not the chat's.
+"""
 
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
 from data.errors import Refused
 
+_OWNER_ONLY = 0o600
+
+
+def private_file(path: Path) -> Path:
+    """The file at `path`, made where it is missing, as its owner's alone. Where it cannot be made, `path`."""
+    with suppress(OSError):
+        path.touch(_OWNER_ONLY, exist_ok=False)
+    keep_private(path)
+    return path
+
+
+def keep_private(path: Path) -> None:
+    """Nobody but its owner reads a file or enters a folder any more; one of somebody else stays as it is."""
+    with suppress(OSError):
+        path.chmod(path.stat().st_mode & stat.S_IRWXU)
+
 
 @contextmanager
 def file_to_be(target: Path) -> Iterator[Path]:
-    """An empty file to fill, which then becomes `target`; where the block raises, `target` stays untouched.
+    """An empty file to fill, which then becomes `target`, its owner's alone; where the block raises, `target`
+    stays untouched.
 
     Raises Refused where a person named a place that cannot be written.
     """
@@ -21,7 +42,8 @@ def file_to_be(target: Path) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        partial.write_bytes(b"")
+        partial.unlink(missing_ok=True)
+        partial.touch(_OWNER_ONLY)
         try:
             yield partial
             replace_durably(partial, target)

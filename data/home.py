@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import Problem
+from data.files import keep_private
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Home:
 def open_home(root: Path | None = None) -> Home:
     """The home at `root`, else at `$NIGHTSCHOOL_HOME`, else `./var`; its directories are made if missing.
 
+    Database, runs and backups become their owner's alone, as other code may have left them; the versions stay
+    readable, for servers of vLLM that run under another account.
     Raises Problem where the directory cannot be written.
     """
     home = Home((root or Path(os.environ.get("NIGHTSCHOOL_HOME") or "var")).absolute())
@@ -56,4 +59,6 @@ def open_home(root: Path | None = None) -> Home:
             f"The directory {str(home.root)!r} cannot be written - make it writable, "
             "or set NIGHTSCHOOL_HOME to one that is."
         )
+    for private in (home.runs, home.backups, *home.root.glob(f"{home.database.name}*")):
+        keep_private(private)
     return home

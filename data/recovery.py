@@ -14,7 +14,7 @@ from data import people
 from data.backups import REPLACED, backup_path, newest_at, rotate
 from data.database import Database, as_sentences, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
-from data.files import force_to_disk, replace_durably
+from data.files import force_to_disk, private_file, replace_durably
 from data.home import Home
 from data.schema import is_ours
 
@@ -90,7 +90,7 @@ def restore(home: Home, backup: Path) -> Path | None:
             raise Busy("The database is in use - stop the server and the trainer, then restore.")
         partial = home.root / "restored.part"
         try:
-            shutil.copyfile(backup, partial)
+            shutil.copyfile(backup, private_file(partial))
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise Problem(
@@ -120,7 +120,7 @@ def _also_at(path: Path, name: Path) -> None:
     except FileExistsError:
         raise Busy(f"{str(name)!r} was made this very second - restore again.") from None
     except OSError:  # another volume, or one without hard links
-        shutil.copyfile(path, name)
+        shutil.copyfile(path, private_file(name))
         force_to_disk(name)
 
 
@@ -131,11 +131,11 @@ def _beside(database: Path, suffix: str) -> Path:
 def is_in_use(path: Path) -> bool:
     """Whether any connection of any process has the file open: in WAL mode each holds a lock.
 
-    Nothing is changed; but like any last connection this one folds a log that a crash left into the file.
+    Changes nothing, but like any last connection it folds a log that a crash left behind into the file.
     """
     if not path.exists():
         return False
-    conn = connect(path, 0.2, pragmas=("locking_mode = EXCLUSIVE",))  # the others read a damaged schema
+    conn = connect(path, 0.2, pragmas=("locking_mode = EXCLUSIVE",))  # others would read the schema
     try:
         with as_sentences(path):
             conn.execute("BEGIN EXCLUSIVE")

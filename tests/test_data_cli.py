@@ -52,7 +52,9 @@ def test_export_and_import_carry_rankings_over(
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 2])
     path = tmp_path / "out.jsonl"
+    path.touch(0o644)
     assert told(capsys, "export", str(path), "--format", "tiers")["rows"] == 1
+    assert path.stat().st_mode & 0o777 == 0o600  # their words are not for other accounts of the machine
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "elsewhere"))
     assert told(capsys, "import", str(path), "--format", "tiers") == {"added": 1, "skipped": []}
     assert main(["import", str(path), "--format", "tiers"]) == 0

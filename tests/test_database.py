@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -214,6 +215,25 @@ def test_a_backup_is_whole_and_holds_the_rows(db: Database, home: Home) -> None:
     assert people.by_name(copy, "ada")
     copy.close()
     assert list(home.backups.glob("*.part")) == []
+
+
+def test_database_its_log_and_copies_of_it_are_their_owners_alone(home: Home, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        db = open_database(home)
+        people.add(db, "ada")
+        made = make_backup(db, home)
+        elsewhere = tmp_path / "copy.db"
+        elsewhere.touch(0o644)
+        db.backup(elsewhere)
+        beside = [home.root / f"nightschool.db{suffix}" for suffix in ("", "-wal", "-shm")]
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (*beside, made, elsewhere)]
+        db.close()
+        aside = restore(home, made)
+    finally:
+        os.umask(before)
+    assert modes == [0o600] * 5 and aside is not None
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (home.database, aside)] == [0o600] * 2
 
 
 def test_rotation_keeps_hours_days_weeks_and_what_has_a_label(home: Home) -> None:

@@ -1,5 +1,7 @@
 """data/home.py: where state lies, and what is said where it cannot."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,28 @@ def test_opening_twice_loses_nothing(tmp_path: Path) -> None:
     (open_home(tmp_path / "var").runs / "kept").write_text("here")
 
     assert (open_home(tmp_path / "var").runs / "kept").read_text() == "here"
+
+
+def test_what_holds_words_becomes_its_owners_alone_and_versions_stay_readable(tmp_path: Path) -> None:
+    """Also in a home that was made before this was so, with the log of a crash beside its database."""
+    before = os.umask(0o022)
+    try:
+        home = open_home(tmp_path / "var")
+        files = [home.root / f"nightschool.db{suffix}" for suffix in ("", "-wal", "-shm")]
+        for path in files:
+            path.touch(0o644)
+        for folder in (home.runs, home.backups):
+            folder.chmod(0o755)
+        open_home(tmp_path / "var")
+    finally:
+        os.umask(before)
+    assert [mode(path) for path in files] == [0o600] * 3
+    assert (mode(home.runs), mode(home.backups)) == (0o700, 0o700)
+    assert (mode(home.root), mode(home.adapters), mode(home.models)) == (0o755, 0o755, 0o755)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_a_directory_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
