@@ -75,15 +75,25 @@ def test_the_interval_and_the_groups_go_by_who_said_it_and_where(tiny_base: Base
     agreed = judged_by(policy, names, some_turns(4))
     mixed = [
         *(replace(turn, person_id="ann") for turn in agreed),
-        *(replace(turned_round(turn), person_id="bob", source="imported") for turn in agreed[:2]),
+        *(replace(turned_round(turn), person_id="bob", source="simulated") for turn in agreed[:2]),
     ]
     report = examine(policy, names, mixed, seed=0)
     assert report["accuracy"] == pytest.approx(2 / 3)
     assert report["accuracy_by_person"]["ann"] == {"accuracy": 1, "pairs": 12}
     assert report["accuracy_by_person"]["bob"] == {"accuracy": 0, "pairs": 6}
-    assert report["accuracy_by_source"]["imported"] == {"accuracy": 0, "pairs": 6}
+    assert report["accuracy_by_source"]["simulated"] == {"accuracy": 0, "pairs": 6}
     low, high = report["accuracy_interval"]
     assert low < 2 / 3 < high
+
+
+def test_an_import_is_measured_as_a_source_and_not_as_a_person(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base)
+    agreed = judged_by(policy, names, some_turns(4))
+    file = [replace(turn, person_id="file", source="imported") for turn in agreed[:2]]
+    report = examine(policy, names, [*file, *agreed[2:]], seed=0)
+    assert set(report["accuracy_by_person"]) == {"p"}
+    assert report["accuracy_by_source"]["imported"] == {"accuracy": 1, "pairs": 6}
+    assert report["pairs"] == 12
 
 
 def test_two_baselines_are_measured_on_the_same_pairs(tiny_base: Base) -> None:

@@ -82,4 +82,6 @@ def test_the_newest_night_that_knows_tonights_people_weighs_them() -> None:
     assert [turn.weight for turn in found if turn.person_id == "dee"] == pytest.approx([FLOOR * one] * 2)
     assert {turn.weight for turn in found if turn.person_id in ("bob", "cai")} == {one}
     assert found[0].reliability == 1.0
+    stranger = replace(turns[0], person_id="stranger 1")
+    assert relied_on([*turns, stranger], past) == [*relied_on(turns, past), stranger]
     assert {turn.reliability for turn in relied_on(turns, [])} == {1.0}

@@ -63,6 +63,7 @@ def test_what_is_no_number_is_refused(name: str, value: float) -> None:
         ({"gamma": 1.1}, "gamma is 1.1 - use a number from 0 to 1"),
         ({"margin": 0.6}, "margin is 0.6 - use a number from 0 to 0.5"),
         ({"updates": 0}, "updates is 0 - use 1 or more"),
+        ({"beta": 0.0, "target_kl": 5.0}, "beta is 0 with a target_kl of 5, and what is steered by factors"),
     ],
 )
 def test_a_refusal_names_the_value_and_the_remedy(changes: dict[str, Any], sentence: str) -> None:

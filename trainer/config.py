@@ -1,4 +1,4 @@
-"""What an operator may turn. One dial each for the stages of a night; everything else follows from them."""
+"""What an operator may set for a night: general settings first, then those of each stage."""
 
 import math
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class RefreshConfig:
     reward_lr: Annotated[float, "Peak learning rate of a reward model."] = 5e-4
     reward_batch: Annotated[int, "Rankings in one step of reward training."] = 2
     reward_steps: Annotated[
-        int, "Fewest steps of a reward model: over few rankings it makes up to twice as many passes."
+        int, "Fewest steps of a reward model: with few rankings, up to twice --reward-epochs passes are made."
     ] = 64
 
     sft_epochs: Annotated[
@@ -110,7 +110,7 @@ class RefreshConfig:
         float,
         "Publish a moving average of the policy with this decay, like 0.992; 0 publishes the policy itself.",
     ] = 0.0
-    max_kl: Annotated[float, "Stop where a reply is further from the night's start, in nats."] = 8.0
+    max_kl: Annotated[float, "Stop where replies are more nats than this from the night's start."] = 8.0
 
     practice: Annotated[str | None, "Prompts to practise on: a JSONL file instead of ours."] = None
     judging: Annotated[str | None, "Prompts to judge on: a JSONL file instead of ours and people's."] = None
@@ -127,6 +127,11 @@ class RefreshConfig:
             raise Refused(
                 f"minibatch is {self.minibatch!r} with {self.prompts_per_update!r} prompts an update - "
                 "use 1 up to the number of prompts."
+            )
+        if self.target_kl and not self.beta:
+            raise Refused(
+                f"beta is 0 with a target_kl of {self.target_kl:g}, and what is steered by factors stays 0 - "
+                "use a beta above 0."
             )
         if self.max_rankings < self.min_rankings:
             raise Refused(

@@ -11,7 +11,8 @@ One model or an ensemble, whose score is the mean over its members. The report h
 - `ece` and `reliability`: do the pairs that it is 80 % sure of come out that way in 80 % of cases? Bradley
   and Terry's P(i beats j) = sigmoid(r_i - r_j) is said of raw scores, before they were divided by their
   spread, so that division is undone first; the r of an ensemble is the mean of its members' raw ones;
-- `score_length_correlation`, `disagreement` of the members, accuracy by person and by source;
+- `score_length_correlation`, `disagreement` of the members, accuracy by source, and by person of what was
+  ranked here: an import has its source alone;
 - `paraphrase_flip_rate`: how often the same prompt in other words turns the order of two replies round.
 
 A hit counts 1, a miss 0 and equal scores 1/2. What there is no pair to measure on is None.
@@ -89,6 +90,7 @@ def examine(
     flips = flip_rate(policy, names, paraphrases, lambda done: tell(_RANKINGS + (1 - _RANKINGS) * done))
     hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
     by_group = _grouped(hits, lambda turn: turn.group)
+    here = [(turn, hit) for turn, hit in hits if turn.source != "imported"]
     bins = reliability([d for e in examined for d in _margins(e)])
     said = sum(len(e.pairs) for e in examined)
     return {
@@ -107,7 +109,7 @@ def examine(
             [score for e in examined for score in e.scores], [size for e in examined for size in e.sizes]
         ),
         "disagreement": disagreement,
-        "accuracy_by_person": _accuracies(hits, lambda turn: turn.person_id),
+        "accuracy_by_person": _accuracies(here, lambda turn: turn.person_id),
         "accuracy_by_source": _accuracies(hits, lambda turn: turn.source),
         "paraphrase_flip_rate": flips,
         "paraphrases": len(paraphrases),

@@ -91,7 +91,7 @@ def tonight(night: Night, snapshot: Snapshot) -> RefreshConfig:
     """The settings with a seed of this night's own, for what is practised, sampled and judged on.
 
     With the same dice every night, each candidate would meet the same prompts and the same draws as the one
-    before, and be chosen by what suits them. The seed follows from what serves and from what was asked, in
+    before, and would be selected for suiting these. The seed follows from what serves and what was asked, in
     order: it is the same when the night is taken up again, and on a computer that rounds otherwise and wrote
     other replies. Reward models and the reference's replies keep the operator's seed: from night to night
     they are compared.
@@ -114,7 +114,7 @@ def write_report(
     Without a verdict there was no candidate to judge, without a result nobody to judge one.
     """
     parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
-    report = {
+    facts = {
         "parent": night.parent,
         "reference": night.reference,
         "rankings": len(snapshot.turns),
@@ -134,7 +134,7 @@ def write_report(
         "config": asdict(night.config),
         "seed": tonight(night, snapshot).seed,
     }
-    report = finite(report)
+    report: dict[str, Any] = finite(facts)
     (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     return report
 

@@ -59,9 +59,10 @@ def _reliability(hits: float, pairs: float, others_hits: float, others_pairs: fl
 def relied_on(turns: Sequence[RankedTurn], past: Sequence[Version]) -> list[RankedTurn]:
     """The turns with their people's reliability by the newest of `past`, oldest first, that measured any.
 
-    Imports have none: their pairs may be harder, and they carry a weight of their own.
+    Imports have none and measure nobody: their pairs may be harder or easier, and they carry a weight of
+    their own.
     """
-    people = {turn.person_id for turn in turns}
+    people = {turn.person_id for turn in turns if turn.source != "imported"}
     measured = (reliabilities(version.report) for version in reversed(past))
     found = next((known for known in measured if known.keys() & people), {})
     return [
