@@ -62,9 +62,9 @@ def _add_chat(choices: Any) -> None:
         "--as", dest="name", metavar="NAME", help="Chat as this person. (default: one of its own)"
     )
     chat.add_argument(
-        "--max-new-tokens", type=int, default=0, metavar="N", help="The longest reply; 0 chooses."
+        "--max-new-tokens", type=int, default=0, metavar="N", help="Longest reply in tokens; 0 as for serve."
     )
-    chat.add_argument("--json", action="store_true", help="One line of JSON a turn, and no questions.")
+    chat.add_argument("--json", action="store_true", help="Print one line of JSON per turn, and ask nothing.")
     chat.set_defaults(run=_chat)
 
 

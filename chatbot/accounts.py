@@ -2,7 +2,7 @@
 
 The database holds only hashes: argon2 of passwords, sha256 of the random tokens in cookies and links. Nobody
 can sign up alone and there is no default password: the terminal prints the first operator's link, and
-operators make everybody else (`chatbot person add`). Left out on purpose: e-mail and foreign logins.
+operators make everybody else (`chatbot person add`). Left out on purpose: e-mail and third-party logins.
 """
 
 import hashlib
@@ -89,9 +89,9 @@ def _who(name: str, address: str) -> tuple[str, str]:
 def change_password(
     db: Database, throttle: Throttle, person: Person, old: str, new: str, address: str
 ) -> None:
-    """Replace a password by its owner; every other session ends, API keys stay.
+    """Let a person replace their password; all their sessions end, API keys stay.
 
-    Raises WrongPassword, TooManyAttempts (a stolen cookie must not open the way to the password) or Refused.
+    Raises WrongPassword, TooManyAttempts (a stolen cookie must not help to guess the password) or Refused.
     """
     check_password(new)
     confirm_password(db, throttle, person, old, address)

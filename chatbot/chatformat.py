@@ -26,7 +26,7 @@ _MARKS = re.compile(r"NightSchoolContent(\d+)End")
 MAX_CHARACTERS = 32_000
 """The longest text of one message, checked before anything is tokenised."""
 _SHORT = 64
-"""Messages of the longest conversation whose rendered template is kept for others with the same roles."""
+"""Up to this many messages, a rendered template is kept for other conversations with the same roles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class ChatFormat:
         def fits(start: int) -> bool:
             try:
                 return len(prompt(start)) <= room
-            except Refused:  # by the template: to be told only where nothing longer fits
+            except Refused:  # by the template: counts as fitting, so it is raised where nothing longer fits
                 return True
 
         at = 0 if any(map(fits, starts[:1])) else bisect_left(starts, True, key=fits)
@@ -106,7 +106,7 @@ class ChatFormat:
         return FittedPrompt(prompt(starts[at]), starts[at] - head)
 
     def _newest_contents(self, messages: Messages, head: int, room: int) -> dict[int, list[int]]:
-        """By their numbers: that of the system message, and the last ones that have room beside it."""
+        """Token ids by message number: the system message, and the newest ones that have room beside it."""
         contents = {i: self.encode_text(messages[i]["content"]) for i in range(head)}
         left = room - sum(map(len, contents.values()))
         for i in range(len(messages) - 1, head - 1, -1):

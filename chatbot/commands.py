@@ -51,9 +51,9 @@ def role(arguments: argparse.Namespace) -> int:
 
 
 def reset(arguments: argparse.Namespace) -> int:
-    """Takes the password away, and all that was opened with it; another one comes by the link, or is typed.
+    """Takes the password, all sessions and all API keys away; a new password is set by link, or is typed.
 
-    Until then they have one that nobody knows: it also ends the links that were made before.
+    Until the link is used the password is a random one that nobody knows; that also voids earlier links.
     """
     db = open_database(open_home())
     person = _named(db, arguments.name)

@@ -1,4 +1,4 @@
-"""What a person may turn when starting the server: `ServeConfig`, the flags of `chatbot serve`.
+"""What a person may set when starting the server: `ServeConfig`, the flags of `chatbot serve`.
 
 One dial, `--model`, decides the rest: precision, device, context length and the length of replies follow
 from it and from the hardware. State lies where `data/home.py` says; that is not a flag.
@@ -46,7 +46,7 @@ class ServeConfig:
     ] = ""
     proxies: Annotated[
         str,
-        "Addresses or networks of proxies in front of it, with commas; they alone may say who calls.",
+        "Addresses or networks of proxies before the server, with commas; only they may name the caller.",
     ] = "127.0.0.1,::1"
     trainer: Annotated[bool, "Start `trainer watch` beside the server, so that one command learns too."] = (
         True

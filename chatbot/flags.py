@@ -95,9 +95,9 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Server and trainer share the cores. OpenMP threads that spin for long while they wait slow both by ten;
+    # Server and trainer share the cores. OpenMP threads that spin for long while they wait slow both tenfold;
     # threads that sleep at once need twice the time for the short steps of decoding. These spin some 20 us,
-    # and half of that (which "active" is for) where several threads of a process compute in parallel.
+    # or half of that (which needs ACTIVE) where several threads of a process compute in parallel.
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # Two caches of oneDNN keep up to a megabyte for each of 1,024 shapes; a night and a server know few.

@@ -120,8 +120,8 @@ def _check_canary(engine: AnyEngine, name: str, manifest: Manifest) -> None:
     logprobs = [engine.mean_logprob(name, canary["ids"], canary["reply_start"]) for canary in manifest.canary]
     off = nats_off(manifest.canary, logprobs)
     may_be = tolerance(manifest.canary, engine.dtype, four_bit=engine.four_bit)
-    if not off <= may_be:  # nor for a nan
+    if not off <= may_be:  # also for a nan
         raise Refused(
             f"Version {name!r} computes other log-probabilities here than where it was trained "
-            f"({off:.4f} nats a token off; {may_be} may be) - train it again on this machine."
+            f"({off:.4f} nats a token off, {may_be} allowed) - train it again on this machine."
         )

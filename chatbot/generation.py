@@ -152,7 +152,7 @@ class Generation:
 
     @property
     def queue_position(self) -> int:
-        """How many requests are served before this one; 0 once it runs."""
+        """Its place among the waiting requests, from 1; 0 once it runs."""
         return self._position_of(self)
 
     @property

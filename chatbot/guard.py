@@ -1,4 +1,4 @@
-"""The guard before every route and mount: pure ASGI middleware, because SSE breaks under the other kind.
+"""The guard before every route and mount: pure ASGI, since BaseHTTPMiddleware breaks SSE.
 
 In this order it refuses: foreign host names, foreign origins on unsafe methods, bodies above 1 MB, people who
 are not signed in or lack the role, Gradio's routes that we do not use (some of them call other hosts), and a
@@ -233,7 +233,7 @@ def _say(scope: Scope, status: int, sentence: str) -> Response:
 
 
 async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run `app`, but end a body that grows past the limit without having said so."""
+    """Run `app`, but cut off a body that grows past the limit without having declared it."""
     received, is_over, has_started = 0, False, False
 
     async def counted() -> Message:

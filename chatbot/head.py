@@ -11,8 +11,8 @@ class ScalarHead(nn.Module):
 
         score = (weight . mean_t h_t + bias + length (log n - usual_length) - mean) / std,   length <= 0
 
-    Brevity has to be paid for as such; length need not, which comes with most of what people like, and which
-    a policy could have for nothing by never ending. A longer reply must earn more by what it says.
+    Brevity needs a reward of its own. Length must have none: it comes with most of what people like, and a
+    policy could have it for nothing by never ending. A longer reply must earn more by what it says.
 
     Weight ~ N(0, (0.1 / sqrt(d + 1))^2); bias 0. That is a tenth of what "The N+ implementation details of
     RLHF with PPO" (arXiv 2403.17031) uses: with theirs the scores of a ranking differ by 1.3 before anything

@@ -62,7 +62,7 @@ class AnyEngine(ABC):
 
     @abstractmethod
     def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
-        """Of ids[reply_start:], in nats a token: to compare what a version computes with its manifest."""
+        """Mean log-probability of ids[reply_start:], in nats: to compare a version with its manifest."""
 
     @abstractmethod
     def _build(self, name: str, adapter: Path | None) -> None:
@@ -176,7 +176,7 @@ class AnyEngine(ABC):
         return generation
 
     def position_of(self, generation: Generation) -> int:
-        """How many waiting requests come up to and with `generation`; 0 once it runs."""
+        """The place of `generation` among the waiting requests, from 1; 0 once it runs."""
         with self._lock:
             return self._scheduler.position_of(generation)
 

@@ -1,8 +1,8 @@
-"""Figures that take long to read, for who looks every few seconds: what took longer is kept longer.
+"""A cache for figures that are slow to read and often looked at: what took longer to read is kept longer.
 
 So looking takes about a fiftieth of a core, however many look and however much there is to count, and where
-the database is small nothing is kept at all. A key that tells whether rows changed would have to be counted
-like the rows themselves: a ranking stops teaching when its chat is withdrawn or its person disabled.
+the database is small nothing is kept at all. No cheap key tells whether the rows have changed: a ranking also
+stops teaching when its chat is withdrawn or its person disabled.
 """
 
 import threading
@@ -20,9 +20,9 @@ FREE_SECONDS = 0.05
 
 
 class Kept(Generic[P, T]):
-    """Called like `read`, it says what `read` says, or said a while ago of the same arguments.
+    """Called like `read`, it returns what `read` returns, or returned a while ago for the same arguments.
 
-    Threads that ask meanwhile wait for the one that reads.
+    Threads that call meanwhile wait for the one that is reading.
     """
 
     def __init__(self, read: Callable[P, T]) -> None:

@@ -1,11 +1,11 @@
-"""A linear layer for generating, in the format that reads the fewest bytes a step on this machine.
+"""A linear layer for generating, in one of three formats; precision.py measures which is the fastest.
 
     float32    as it is
-    bfloat16   on a CPU packed once for oneDNN, which else packs the weights anew for every matrix product
-    int8       one byte a weight and one scale an output; many rows at once compute in bfloat16 with the very
-               same rounded weights, since the int8 kernel of the CPU pays for a few rows only
+    bfloat16   on a CPU packed once for oneDNN, which would otherwise pack the weights for every product
+    int8       a byte per weight and a scale per output; many rows at once compute in bfloat16 with the very
+               same rounded weights, since the int8 kernel of the CPU is worth it for a few rows only
 
-Decoding is bound by reading weights: half the bytes are up to twice the tokens.
+Decoding is bound by reading weights: half the bytes give up to twice the tokens a second.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _PACKED_FOR = 16
 
 
 def padded_rows(rows: int) -> int:
-    """The next of a few counts: oneDNN keeps 0.8 MB for each it has seen and takes a millisecond at first."""
+    """`rows` rounded up to one of few counts: each new one costs oneDNN a millisecond and 0.8 MB."""
     step = 1 if rows <= 8 else 8 if rows <= 128 else 16 if rows <= 256 else 64
     return -(-rows // step) * step
 

@@ -7,7 +7,7 @@ prompts. Everything but attention sees them as one flat list, so nothing is padd
     h = h + W_down (silu(W_gate n'(h)) * W_up n'(h))
 
 Left out: sliding windows, norms of queries and keys, experts, rotary embeddings that change with the length.
-`can_run` says which models these are; they are decoded by transformers itself (padded.py).
+`can_run` says which models remain; the others are decoded by transformers itself (padded.py).
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ class Llama:
     def _trunk(
         self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
     ) -> tuple[Tensor, list[int]]:
-        """Hidden states of all tokens of a pass, (N, d), and where those lie that are asked for."""
+        """Hidden states of all tokens of a pass, (N, d), and the indices of those whose logits are wanted."""
         spans: list[Span] = []
         ids: list[int] = []
         for shelf in shelves.occupied():

@@ -190,9 +190,9 @@ def _finish(model: PreTrainedModel, said: Tensor, factor: float) -> Tensor:
 
 @torch.no_grad()
 def _find_factor(model: PreTrainedModel) -> float:
-    """By what the model multiplies what its head says, as one of its logits shows: 1 for most.
+    """The factor between what the head gives and the model's logits, found by comparing them: 1 for most.
 
-    Raises Refused where its configuration names no such number: its probabilities would be made up.
+    Raises Refused where no number in its configuration fits: its probabilities would be made up.
     """
     ids = torch.arange(1, 9, device=model.device)[None]  # 0 is padding for some, whose embedding is 0
     wanted = cast(Any, model)(input_ids=ids, use_cache=False).logits[0, -1].float()

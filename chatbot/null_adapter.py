@@ -1,8 +1,8 @@
 """The base as an adapter that changes nothing, so that a vLLM server is asked for adapters alone.
 
-Asked for its base beside requests for adapters, vLLM on a CPU answers with the adapter in its last place
-(seen with 0.32; pull requests 48421 and 49656). A reply of the base that is begun while a version serves,
-or is still running when the first one does, would be that version's. An adapter of zeros has no such beside.
+Asked for its base beside requests for adapters, vLLM on a CPU answers with the adapter in its last slot
+(seen with 0.32; pull requests 48421 and 49656). A reply of the base that begins while a version serves, or
+still runs when the first version begins to, would be that version's. Here every request names an adapter.
 """
 
 import json

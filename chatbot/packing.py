@@ -1,9 +1,9 @@
 """Sequences that begin alike, read once where they do: the K replies to a prompt share its tokens.
 
-What a layer makes of a token depends on it and on those before it. So of all tokens that follow the same
-tokens one stands for the others, and a batch becomes a single row of those that differ, without padding. All
-that goes token by token, which is nearly all arithmetic, sees this row; attention alone takes the sequences
-apart, and puts what it finds together again.
+What a layer makes of a token depends on it and on those before it. So equal tokens after equal prefixes are
+computed once, and a batch becomes a single row of its distinct tokens, without padding. All that goes token
+by token, which is nearly all arithmetic, sees this row; attention alone unpacks the sequences, and packs its
+result again.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _LONGEST_EAGER = 384
 
 
 def attends_to_all(model: PreTrainedModel) -> bool:
-    """Whether every token attends to all before it, and hands what it is told on to its attention."""
+    """Whether every token attends to all before it, and extra arguments of a pass reach the attention."""
     config = model.config.get_text_config()
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
@@ -76,7 +76,7 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Packed(Rectangle):
-    """A batch of B x T cells as a row of its U tokens that differ, or follow others."""
+    """A batch of B x T cells as a row of its U distinct tokens: equal ones after equal prefixes are one."""
 
     first: Tensor
     """(U,): the cell where each of them stands first."""

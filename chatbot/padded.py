@@ -75,7 +75,7 @@ class PaddedRunner:
 
 
 def _doublings(prompt: Sequence[int]) -> int:
-    """Prompts of one number are at most twice as long as each other, or all short."""
+    """The size class of a prompt: within one, lengths differ at most twofold, or all are short."""
     return (max(SHORTEST, len(prompt)) - 1).bit_length()
 
 

@@ -104,7 +104,7 @@ class Policy:
         assert self._peft is not None, f"{name!r} was never added"
         others = [other for other in self.adapters if other != name]
         with quiet_transformers():  # it warns that the adapter was worn
-            if others:  # of itself it would put on one that the lowest layer has, where there may be none
+            if others:  # peft would put on one that the lowest layer has, which may have none
                 self._peft.set_adapter(others[0])
             self._peft.delete_adapter(name)
         self._worn = None
@@ -153,7 +153,7 @@ class Policy:
             self._is_wearing, self._plain_layers = False, 0
 
     def _plain_under(self, name: str | None) -> int:
-        """How many layers are as in the base. With nothing worn all are: what the upper adapters need."""
+        """How many first layers are as in the base; with nothing worn, the most that an adapter leaves so."""
         return self._below[name] if name else max(self._below.values(), default=0)
 
     def parameters(self, name: str) -> list[nn.Parameter]:

@@ -42,7 +42,7 @@ def choose(base: Base, home: Home) -> Format:
 
 
 def fastest(milliseconds: dict[Format, float]) -> Format:
-    """Of the measured ones; without any, which is a model that transformers decodes, that of the hardware."""
+    """The fastest one measured; where none was (transformers decodes the model), the hardware's own."""
     if not milliseconds:
         return "float32" if pick_dtype("auto", torch.device("cpu")) == torch.float32 else "bfloat16"
     exact = min(("float32", "bfloat16"), key=lambda form: milliseconds[cast(Format, form)])

@@ -89,7 +89,7 @@ class RemoteEngine(AnyEngine):
         return super().is_ready and bool(self._replicas.up)
 
     def mean_logprob(self, version: str, ids: Sequence[int], reply_start: int) -> float:
-        """Of ids[reply_start:], in nats a token, as one of the servers computes it: they agree."""
+        """Mean log-probability of ids[reply_start:], in nats, as one of the servers has it: they agree."""
         with self._lock:
             self._check_known(version)
         return self._do(lambda: self._replicas.mean_logprob(version, ids, reply_start))

@@ -41,8 +41,8 @@ REFUSED_SECONDS = 10.0
 FAILURES = 3
 """Requests that a server may fail at one after the other, though it says that it is well."""
 LAST_SECONDS = 10.0
-"""So long after such a failure it is asked only where no other is up: it writes nothing, so it would always
-be the one with the fewest replies."""
+"""For this long after such a failure it is asked only where no other is up: as it writes nothing, it would
+otherwise always be the one with the fewest replies."""
 PROBE = (
     "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
     "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
@@ -259,11 +259,11 @@ class Replicas:
         ]
         off = nats_off(edition.canary, logprobs)
         may_be = tolerance(edition.canary, self._dtype, four_bit=self._four_bit)
-        if not off <= may_be:  # nor for a nan
+        if not off <= may_be:  # also for a nan
             await server.unload(edition.tag)
             raise Refused(
                 f"{server.url} computes other log-probabilities of {edition.version!r} than where it was "
-                f"trained ({off:.4f} nats a token off; {may_be} may be) - start it with the same base model."
+                f"trained ({off:.4f} nats a token off, {may_be} allowed) - start it with the same base model."
             )
 
     async def _discard(self, edition: Edition) -> None:

@@ -30,8 +30,8 @@ MOST_PIECES = 4
 ALONE = 512
 """Prompt tokens read in a step where nobody waits for a token."""
 ON_GPU = 4
-"""Times as many on a GPU. Its products a second by its bytes a second are 150 to 400: up to about so many
-tokens a pass takes no longer than reading the weights does."""
+"""Times as many on a GPU, which computes 150 to 400 products in the time it reads a byte: up to about so many
+tokens, a pass takes no longer than reading the weights does."""
 
 
 class Runner(Protocol):

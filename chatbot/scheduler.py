@@ -3,8 +3,8 @@
 People who chat come before API calls, those before rollouts. Within a kind the person with the fewest replies
 under way is next, then whoever came first: a burst of one person waits for itself. Nobody may hold more than
 half of the queue, and all programs together no more than three quarters. A request waits for rows and for all
-the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is passed by for
-needing much: where need be they run alone. Only programs are refused what is more than all memory there is.
+the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is overtaken for
+needing much: if need be they run alone. Only programs are refused for needing more than all memory there is.
 
 Decides, and knows no tensor, no thread and no version.
 """

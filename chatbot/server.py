@@ -70,7 +70,7 @@ def _listening(config: ServeConfig) -> Iterator[tuple[socket.socket, ServeConfig
 
 @contextlib.contextmanager
 def alone(home: Home) -> Iterator[None]:
-    """One server a home: another would take the replies that this one writes for those of a crash.
+    """One server per home: a second would mistake the replies that this one writes for those of a crash.
 
     Raises Busy where there is one already. The lock goes with the process, however it ends.
     """

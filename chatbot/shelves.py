@@ -183,9 +183,9 @@ class Shelf:
         self.owners[families, columns] = owners.to(self.owners.dtype)
 
     def seen(self, places: Sequence[Place], slots: Tensor, width: int, columns: int) -> Tensor:
-        """(F, width, T): which of the first T columns each row sees that stands at one of the slots, (R,).
+        """(F, width, T): which of the first T columns each slot sees; the rows stand at `slots`, (R,).
 
-        A slot where no row stands sees the columns of all.
+        A slot without a row sees the columns that belong to all.
         """
         numbers = self.owners.new_full((len(self.families) * width,), _ALL)
         numbers[slots] = torch.tensor([place.number for place in places]).to(numbers)
@@ -232,7 +232,7 @@ class Shelves:
         return [shelf for _, shelf in sorted(self._shelves.items()) if shelf.families]
 
     def take(self, tokens: int, *, rows: int = 1) -> Place:
-        """An empty place with room for so many tokens. Where `rows` will be many, lone ones stand apart."""
+        """An empty place with room for so many tokens. With several `rows`, not on a shelf of lone ones."""
         assert tokens <= self.context, f"{tokens} tokens do not fit a context of {self.context}"
         return self._shelf_for(tokens, rows > 1).take().add(0)
 

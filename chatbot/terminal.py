@@ -19,7 +19,7 @@ from data.records import Person, Placement, RankingKind
 
 TERMINAL_PERSON = "terminal"
 LETTERS = rankings.LETTERS
-HELP = "Rank with B > A = C, best with B, x for all bad, Enter to leave it."
+HELP = "Type B > A = C to rank, B for the best alone, x if all are bad, or Enter for no ranking."
 
 
 @dataclass(frozen=True)

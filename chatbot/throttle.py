@@ -35,9 +35,9 @@ class Throttle:
 
     @contextmanager
     def attempt(self, *keys: str) -> Iterator[None]:
-        """Counts as wrong for each key when the block raises. Raises TooManyAttempts before it runs.
+        """An attempt, wrong for each key if the block raises. Raises TooManyAttempts before the block runs.
 
-        It counts from the start, so that a thousand attempts at once are not a thousand guesses.
+        It counts as wrong until it succeeds, so that a thousand at once are not a thousand guesses.
         """
         now = time.monotonic()
         with self._lock:

@@ -139,9 +139,9 @@ class Turns:
 
         Without `conversation_id` a new conversation is made, which teaches where it `may_train`; `parent_id`
         is the message it answers. The same `request_key` twice is one turn. Raises Refused for a key
-        whose turn was answered long ago, and with nothing stored for bad or too long text, a foreign
-        conversation, an unfinished parent or a count out of range; Busy where the queue is full: the message
-        is stored, and the same key asks again.
+        whose turn was answered long ago, and, with nothing stored, for bad or too long text, another's
+        conversation, an unfinished parent or a count out of range. Raises Busy where the queue is full: then
+        the message is stored, and the same key asks again.
         """
         if not text.strip():
             raise Refused("The message is empty - write something first.")
@@ -278,7 +278,7 @@ class Turns:
     def _store(self, reply: LiveReply) -> bool:
         """Write a reply that has ended; False, after a pause, where the database does not take it now.
 
-        One turn at a time: the wait for a locked database must not be a queue in which other writes stand.
+        One turn at a time, so that other writes do not queue behind many waits for a locked database.
         Raises NotFound where the turn was deleted, and the database's Problem where we are closing.
         """
         assert reply.finish_reason, "only ended replies are stored"

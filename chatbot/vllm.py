@@ -111,7 +111,7 @@ class Server:
         await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     async def mean_logprob(self, model: str, ids: Sequence[int], reply_start: int) -> float:
-        """Of ids[reply_start:] under `model`, in nats a token.
+        """Mean log-probability of ids[reply_start:] under `model`, in nats.
 
         Each token is made the only one that may follow what stands before it; vLLM says how likely it was.
         Its `prompt_logprobs` would take a single request, but beside other requests of adapters they kill the

@@ -1,11 +1,10 @@
 """The replies under way at the servers, one task each, and what becomes of one whose server goes away.
 
 All replies to a prompt go to one server, so that they share its prefill; each is a request of its own there,
-with its own seed, and can be ended by itself. A reply whose server is taken out is gone on with by another
+with its own seed, and can be ended by itself. A reply whose server is taken out is continued by another
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
-would have given. Where no other is up, it waits a while for one. A reply that a server failed at, though it
-is well, is tried elsewhere and leaves the others there alone; a server that fails at request after
-request is taken out for that.
+would have given. Where no other is up, it waits a while for one. Where a healthy server fails at a reply,
+that one alone is tried elsewhere; a server that fails at request after request is taken out for that.
 
 Runs in the event loop of remote.py.
 """

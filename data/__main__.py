@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     out = _command(commands, "export", export, "Write what may teach as JSONL, for another trainer.")
     out.add_argument("file", help="Where to write; - is the terminal.")
     out.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
-    into = _command(commands, "import", import_, "Read rankings or demonstrations of others from JSONL.")
+    into = _command(commands, "import", import_, "Read other people's rankings or demonstrations from JSONL.")
     into.add_argument("source", type=Path, metavar="file", help="The JSONL file.")
     into.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
     into.add_argument("--person", default="imported", help='Who they will belong to. Default: "imported".')
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "backup", backup, "Copy the database while it is in use; the versions are files beside it."
     )
     safe.add_argument(
-        "--output", type=Path, help="Where to; by default into the home's backups, which rotate."
+        "--output", type=Path, help="Where to write it; by default among the home's backups, which rotate."
     )
     back = _command(
         commands, "restore", restore_, "Put a backup in the database's place; the server must be off."
@@ -214,8 +214,8 @@ def _told(done: Forgotten, home: Home) -> list[str]:
         )
     if not done.is_wiped:
         lines.append(
-            "The database's log keeps old pages, for another process reads them or the disk is full - make "
-            "room and restart the server, and they are gone."
+            "The database's log keeps old pages, since another process reads them or the disk is full - make "
+            "room and restart the server to remove them."
         )
     return lines
 

@@ -1,7 +1,7 @@
 """API keys: with one, a program speaks for the person whose key it is.
 
-Of a key only its sha256 lies here, and its first letters, by which its person knows it again. A revoked key
-stays as a row, so that the list tells what it was used for last; keys go with their person.
+Only a key's sha256 is stored, and its first letters, by which its owner recognises it. A revoked key stays as
+a row, so that the list still tells what it was for and when it was last used; keys go with their person.
 """
 
 import time

@@ -1,8 +1,8 @@
 """What people asked, for the nights: the turns to practise on, and a share that is kept for judging.
 
-Only turns that may teach: of people, not of raters that are made up, who are not disabled, in chats that may
-train. The share is one conversation in five, whole and for ever the same, so that what is practised on one
-night judges no later one.
+Only turns that may teach: of people (not simulated raters) who are not disabled, in chats that may train. The
+share is one conversation in five, whole and for ever the same, so that what one night practises on never
+judges a later one.
 """
 
 import hashlib
@@ -42,6 +42,6 @@ def that_may_teach(db: Database, turn_ids: Collection[str]) -> set[str]:
 
 
 def _is_kept_for_judging(conversation_id: str) -> bool:
-    """By other bytes than the part of its rankings (comparisons.py): neither tells the other."""
+    """Reads other bytes of the hash than `RankedTurn.part` (comparisons.py): neither tells the other."""
     digest = hashlib.sha256(conversation_id.encode()).digest()
     return int.from_bytes(digest[8:16], "big") % 5 == 0

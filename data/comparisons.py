@@ -2,8 +2,8 @@
 
 A night learns from one immutable snapshot: every ranking that teaches, with its prompt and replies as text,
 and everybody's last edit of a reply, which beats what it replaced. Its file is JSONL, whose sha256 stands in
-the run's row. A ranking weighs by its source, its age and its person's reliability, and no person more than
-max(5 %, 2/n) of the night.
+the run's row. A ranking's weight follows from its source, its age and its person's reliability; no person of
+n has more than max(5 %, 2/n) of the night, where n is 4 or more.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ HALF_LIFE_SECONDS = 60 * 86400.0
 """A ranking this much older than the newest one weighs half."""
 SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported": 0.5}
 SHORTEST_OPENING = 24
-"""Bytes from which on a first message stands for its dialogue; with a shorter one, like "hi", many begin."""
+"""From this many bytes on a first message identifies its dialogue; many begin with "hi" or the like."""
 RECORDED = 10_000
-"""Rankings from which versions' records are read, so that reading takes no longer the more there are."""
+"""How many of the newest rankings `version_record` reads, so that its cost stays bounded."""
 LARGEST_SHARE = 0.05
-"""No person has more of a night than this, or than 2/n where n people are few."""
+"""No person has more of a night than this share, or than 2/n of it where that is larger (n people)."""
 FEWEST_TO_CAP = 4
 BATCH = 100
 
@@ -75,10 +75,10 @@ class RankedTurn:
 
     @property
     def group(self) -> str:
-        """The same for rankings that are not independent: those of dialogues that begin with the same words.
+        """Equal for rankings that are not independent: those of dialogues that begin with the same words.
 
-        The conversation does not tell, since each imported row and each simulated turn has one of its own,
-        whatever it shares with others. After a short opening, which says nothing, it is all there is.
+        The conversation's id would not do: each imported row and each simulated turn has one of its own,
+        whatever it shares with others. It serves only where the opening is too short to tell dialogues apart.
         """
         opening = next((said["content"] for said in self.prompt if said["role"] == "user"), "").encode()
         is_telling = len(opening) >= SHORTEST_OPENING
@@ -194,7 +194,7 @@ def stream_turns(db: Database) -> Iterator[RankedTurn]:
 
 
 def in_batches(db: Database, sql: str) -> Iterator[Row]:
-    """The rows of a query for those whose id comes after the first parameter, at most the second."""
+    """All rows of `sql`, BATCH at a time: its parameters are the last id seen and how many to read."""
     last = ""
     while rows := db.query(sql, (last, BATCH)):
         yield from rows
@@ -273,9 +273,8 @@ def _opinions(turn: RankedTurn) -> dict[tuple[str, str], float]:
 
 
 def version_record(db: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """(newer, older) -> (wins, ties, losses) of the newer one, a count for each person's ranking of a turn in
-    which both appeared: the sign of the difference of their mean places. People's own rankings only, and of
-    them the newest RECORDED."""
+    """(newer, older) -> (wins, ties, losses) of the newer version: one count for each ranking in which both
+    appeared, by which had the better mean place. Only rankings by people here, the newest RECORDED."""
     rows = db.query(
         "SELECT r.id, m.version, avg(place) AS place FROM"
         f" (SELECT r.id FROM {TEACHING} AND r.source = 'human' ORDER BY r.created_at DESC LIMIT ?) r"

@@ -1,8 +1,8 @@
 """Conversations: trees of messages. Replies to the same turn are siblings, and nothing is overwritten.
 
 A turn is a user's message; its id names it. A reply is begun unfinished (`finish_reason` is None), so that
-what was asked, and of which version, survives a crash; it is finished once. `get` checks whose a conversation
-is where a person is given; whether a reply may be ranked is checked in rankings.py.
+what was asked, and of which version, survives a crash; it is finished once. Given a person, `get` checks that
+the conversation is theirs; whether a reply may be ranked is checked in rankings.py.
 """
 
 import json
@@ -179,7 +179,7 @@ def finish_reply(
 ) -> Message:
     """Stores what the model wrote, once: a reply that is finished already stays as it is.
 
-    Not so one that `interrupt_unfinished` gave up too early, whose tokens nobody has counted.
+    The exception is one that `interrupt_unfinished` gave up too early: its tokens were never counted.
     """
     with db.write() as conn:
         conn.execute(
@@ -239,9 +239,9 @@ def _turn(db: Database, turn_id: str) -> Message:
 
 
 def interrupt_unfinished(db: Database) -> int:
-    """Marks replies that a stopped server left unfinished; how many there were.
+    """Marks replies that a stopped server left unfinished; returns how many there were.
 
-    Another process, such as a chat in a terminal, may still write some: it finishes them all the same.
+    Another process, such as a chat in a terminal, may still be writing some: it can finish them even so.
     """
     with db.write() as conn:
         done = conn.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason IS NULL")

@@ -1,12 +1,12 @@
 """Demonstrations: replies that people wrote or edited themselves, and imported ones, to learn to imitate.
 
 An edit counts twice in Night School: as a ranking, since it beats what it replaced (comparisons.py), and as a
-demonstration. Who words a reply anew corrects their former wording, which is out; so is one that somebody
-edited in its turn: the better wording is in. What teaches is decided as for rankings: chats that may train,
-people who are not disabled.
+demonstration. Of one person's edits of a reply only the last counts, and an edit that somebody has edited in
+turn gives way to theirs. What teaches is decided as for rankings: chats that may train, people who are not
+disabled.
 
 A file of demonstrations is JSONL and begins each line with the message's id under the name that snapshots of
-rankings use, `ranking_id`: a deletion (forgetting.py) finds both kinds by it.
+rankings use, `ranking_id`. A deletion (forgetting.py) finds both kinds by the table `run_rankings`.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def stream(db: Database) -> Iterator[Demonstration]:
 def write_down(db: Database, run_id: str, demonstrations: list[Demonstration], path: Path) -> str:
     """Writes what a run learns from into a file, and into its row, so that a deletion can reach the version.
 
-    Returns the file's sha256. The newest ranking that the run has seen stays unset: it saw none.
+    Returns the file's sha256. `snapshot_at`, the newest ranking seen, stays unset: the run saw none.
     """
     lines = [
         {"ranking_id": entry.message_id, "messages": list(entry.messages), "reply": entry.reply}

@@ -1,12 +1,12 @@
 """Forgetting a person: their rows go, and what runs wrote; the versions that learned from them are named.
 
 What goes: the person, their sessions, API keys, conversations (with everybody's rankings of them), rankings,
-and what they wrote in other people's chats. Of the runs that may have read any of it, by its rankings or as
-prompts to practise on, only the log stays: snapshots, samples and reward models go, so that no later run
-starts warm from them; the reports of their versions lose the samples and the person's figures. A reference
-that learned from them anchors nothing more.
+and what they wrote in other people's chats. Runs that may have read any of it, as rankings or as prompts to
+practise on, keep only their log: snapshots, samples and reward models go, so that no later run starts warm
+from them; the reports of their versions lose the samples and the person's figures. A reference that learned
+from the person stops being one.
 
-What stays: the audit and the reason why what serves does, without their name; the ids of the rankings a run
+What stays: the audit log and the reason for what serves, without the name; the ids of rankings that runs
 learned from, which name nobody; and the versions themselves. One that serves teaches its descendants until
 somebody publishes another. Backups are listed, since only the operator can say whether they may go.
 """
@@ -42,7 +42,7 @@ class Forgotten:
     serving: str | None
     """The one of them that serves still; None where another serves."""
     untainted: str
-    """The nearest version, seen from what serves, that is none of them."""
+    """What serves, or its nearest ancestor, that is none of them and was not refused."""
     reference: str | None
     """The one of them that anchored the learning until now."""
     snapshots: list[str]
@@ -95,7 +95,7 @@ def forget(db: Database, home: Home, person: Person, actor: str = ACTOR) -> Forg
 
 
 def _wipe(db: Database) -> bool:
-    """Whether the log is empty too. The rows are gone in any case, and whoever asked must hear of what."""
+    """Whether the log is empty too. Raises no Problem: the rows are gone, and the caller must tell which."""
     try:
         return db.vacuum()
     except Problem:
@@ -114,7 +114,7 @@ def _delete_rows(db: Database, conn: Connection, person: Person, gone: list[str]
 
 
 def _what_goes(db: Database, person: Person) -> list[str]:
-    """The ids a run may have learned from: rankings by the person, in their chats of their words; edits."""
+    """The ids a run may have learned from: rankings by them, in their chats or of their words; and edits."""
     rows = db.query(
         "SELECT r.id FROM rankings r JOIN messages t ON t.id = r.turn_id"
         " JOIN conversations c ON c.id = t.conversation_id"
@@ -175,10 +175,10 @@ def _reworded(reason: str, person: Person) -> str:
 
 
 def _touched_runs(db: Database, person: Person, gone: list[str]) -> list[str]:
-    """Every run but those that were over before this person came, and learned from nothing of what goes.
+    """Every run, except those that ended before this person came and learned from nothing of what goes.
 
-    A run practises on turns that it writes down nowhere, and a chat may have been deleted since: only its
-    time tells that it cannot have read them.
+    Which turns a run practised on stands in no table, and a chat may have been deleted since: only its dates
+    tell that a run cannot have read them.
     """
     rows = db.query(
         "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= ? OR id IN"

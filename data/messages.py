@@ -111,7 +111,7 @@ def latest_turn_from(db: Database, turn_id: str) -> Message:
 
 
 def branches(db: Database, conversation_id: str) -> dict[str, list[str]]:
-    """By each turn all that follow the same turn as it, whichever reply they answer; itself among them."""
+    """Turn -> all turns that follow the same earlier turn, whichever of its replies; itself among them."""
     found: dict[str | None, list[str]] = {}
     for row in db.query(
         "SELECT m.id, answered.parent_id AS turn_id FROM messages m"

@@ -138,7 +138,7 @@ def close_sessions(db: Database, person_id: str) -> None:
 
 
 def add_link(db: Database, token_hash: str, role: PersonRole, expires_at: float) -> None:
-    """A link that makes whoever opens it first a person of this role."""
+    """Stores a one-time link by the hash of its token; `use_link` gives its role to whoever uses it first."""
     _check_role(role)
     with db.write() as conn:
         conn.execute(

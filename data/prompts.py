@@ -1,7 +1,7 @@
 """What no person of this installation typed: prompts to practise and judge on, probes of a model, files.
 
 All of it ships as package data, written for this project. Practice and judging share nothing: what the
-trainer practised on never judges it. The probes ask what no vote may buy: harmless prompts that sound
+trainer practised on never judges it. The probes test what no vote may cost: harmless prompts that sound
 dangerous, short items with one right choice, a fixed text, and prompts in two wordings.
 """
 

@@ -138,7 +138,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A policy that can serve. Immutable once written; only `status` moves."""
+    """A policy that can serve. Once written only `status` changes, and `report` if people are forgotten."""
 
     name: str
     parent: str
@@ -214,7 +214,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a refresh is due: the cron slot has come **and** enough new rankings lie there."""
+    """When a refresh is due: the cron slot has come **and** enough new rankings lie there.
+
+    `zone` is UTC only where nobody asks for another: `schedules.get` takes the machine's.
+    """
 
     cron: str = "30 3 * * *"
     zone: str = "UTC"

@@ -123,8 +123,8 @@ def report(
 def set_snapshot(db: Database, run_id: str, snapshot: Snapshot, newest: float | None = None) -> None:
     """Writes down what the run learns from, ranking by ranking, so that a deletion can reach the version.
 
-    Rankings after `newest` are new to the next run; without it that is the newest of these. The clock may
-    have been ahead when it was made: what comes now is new all the same. The same snapshot keeps its time.
+    Rankings after `newest`, by default the newest of these, are new to the next run. It is never later than
+    now, in case a clock was ahead: what comes next is new. The same snapshot again keeps its first time.
     """
     now = time.time()
     newest = min(now, newest or max((turn.created_at for turn in snapshot.turns), default=now))
@@ -155,7 +155,7 @@ def log(db: Database, run: Run, stage: str, step: int, values: Mapping[str, floa
 
 
 def forget_metrics(db: Database, run: Run, stage: str | None = None) -> None:
-    """Removes the numbers of a stage, or of all, that begins anew: they are of what was thrown away."""
+    """Removes the metrics of a stage that starts over, or of all: they describe work that was thrown away."""
     with db.write() as conn:
         conn.execute(
             "DELETE FROM metrics WHERE (? IS NULL OR stage = ?)"

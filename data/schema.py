@@ -25,7 +25,7 @@ def unknown_migrations(tables: Tables) -> list[str]:
 
 
 def is_ours(connection: Any) -> bool:
-    """Whether a whole database is one of Night School; SQLite finds an empty file whole, too."""
+    """Whether an undamaged database is one of Night School: to SQLite an empty file is undamaged too."""
     return bool(MIGRATIONS.applied(Tables(connection, execute_plugins=False)))
 
 

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainer",
-        description="Learns from the rankings: when, what and which version serves.",
+        description="Learns from the rankings: decides when, from what, and which version serves.",
         epilog="State lies in ./var, or in $NIGHTSCHOOL_HOME.",
     )
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -64,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("schedule", commands.schedule)
     sub.add_argument("--cron", help="Minute, hour, day, month and weekday, like '30 3 * * *'.")
     sub.add_argument("--zone", help="The time zone, like Europe/Berlin.")
-    sub.add_argument("--min-rankings", type=int, metavar="N", help="New rankings that must lie there.")
+    sub.add_argument("--min-rankings", type=int, metavar="N", help="New rankings that a refresh needs.")
     pause = sub.add_mutually_exclusive_group()
-    pause.add_argument("--pause", dest="is_paused", action="store_true", default=None, help="Run none.")
-    pause.add_argument("--resume", dest="is_paused", action="store_false", help="Run them again.")
+    pause.add_argument("--pause", dest="is_paused", action="store_true", default=None, help="Pause it.")
+    pause.add_argument("--resume", dest="is_paused", action="store_false", help="End the pause.")
 
     sub = add("simulate", stages.simulate)
     _add_taste(sub)
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("measure", stages.measure)
     _add_taste(sub)
     sub.add_argument(
-        "--versions", default="base", help="Names, separated by commas; the first is the measure."
+        "--versions", default="base", help="Names, comma-separated; the others are compared with the first."
     )
     sub.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="Rows of prompts (default: ours).")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="Replies a prompt (default: 1).")
@@ -128,7 +128,7 @@ def _add_learning(add: Callable[[str, Command], argparse.ArgumentParser]) -> Non
     )
     _add_settings(sub)
     sub = add("score", stages.score)
-    sub.add_argument("--version", required=True, help="Whose reward models, like v000001.")
+    sub.add_argument("--version", required=True, help="The version whose reward models score.")
     sub.add_argument("--data", type=Path, required=True, metavar="FILE", help="Rows of prompt and replies.")
     sub.add_argument("--model", help="The base model: a directory or a hub id (default: the embedded one).")
     for name, command in (("ppo", stages.ppo), ("gate", stages.gate)):

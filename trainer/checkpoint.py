@@ -6,7 +6,7 @@ hashes. The number of updates done is the cursor: the next prompts and seeds fol
 to a temporary directory, forced to disk and renamed: it is there whole or not at all. The newest two stay.
 
 Left out on purpose: what never changes in a run (reference, start, reward models, judge). A fingerprint of it
-stands in the checkpoint; a checkpoint of another run is not gone on from.
+stands in the checkpoint, so that no run resumes from another's.
 """
 
 import hashlib
@@ -211,7 +211,7 @@ def notes_on(result: PPOResult, endings: Endings) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
     notes = []
     if not endings.is_usual:
-        gained = f", of it {endings.cut_gain:.2f} that being cut gains" if endings.cut_gain else ""
+        gained = f", {endings.cut_gain:.2f} of it to offset what being cut gains" if endings.cut_gain else ""
         notes.append(
             f"The reference ends {endings.rate:.0%} of its replies within the limit: "
             f"one that ends gets {endings.rate + endings.cut_gain:.2f} more{gained}."

@@ -63,7 +63,7 @@ def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     times = [time.isoformat() for time in next_times(now, 5)]
     state = "Paused; otherwise next" if now.is_paused else "Next"
     lines = [
-        f"{now.cron!r} in {now.zone}, where at least {now.min_rankings} new rankings lie there.",
+        f"{now.cron!r} in {now.zone}, if there are at least {now.min_rankings} new rankings.",
         f"{state}: {', '.join(time[:16].replace('T', ' ') for time in times)}",
     ]
     show({**asdict(now), "next": times}, lines, as_json=arguments.json)
@@ -105,7 +105,7 @@ def rollback(home: Home, db: Database, arguments: argparse.Namespace) -> None:
 
 
 def reference(home: Home, db: Database, arguments: argparse.Namespace) -> None:
-    """Shows or sets what the learning is anchored at: where PPO starts, and what its KL is against."""
+    """Shows or sets the reference: what PPO stays near, and starts from on a first night."""
     if arguments.version:
         name = None if arguments.version == BASE_VERSION else arguments.version
         versions.set_reference(db, name, actor=ACTOR)

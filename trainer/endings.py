@@ -1,8 +1,8 @@
 """How replies of the reference end, and what those that were cut at the limit gain by it.
 
 Where people like lists, or lines, or much of anything, a reply that never ends has most of it. They ranked
-what was cut like all the rest, so the reward models pay for being cut; and a policy finds no shorter way to a
-high score than never to end. So ending is paid for as well (ppo.apply_eos_rule), with what it costs.
+cut replies like all the rest, so the reward models reward being cut, and a policy's shortest way to a high
+score is never to end. So ending is rewarded as well (ppo.apply_eos_rule), to make up for what it costs.
 """
 
 from collections.abc import Sequence

@@ -144,7 +144,7 @@ def fit(
 ) -> None:
     """Train `reward-0` to `reward-{members - 1}` and save each in `folder`; one that lies there is loaded.
 
-    The first member sees every ranking once, the others a bootstrap sample each.
+    The first member learns from every ranking, the others from a bootstrap sample each.
 
     reference: replies that come to score 0 on average with a spread of 1, member by member.
     warm: the folder of the members to go on from; None trains fresh ones.

@@ -1,7 +1,7 @@
 """Demonstrations as token ids: what fine-tuning learns from and is measured on, and what PPO-ptx repeats.
 
-A demonstration is longer than memory allows now and then: its prompt loses its oldest turns, and a reply that
-is longer than its limit teaches with its beginning, which then has no end of turn.
+Now and then a demonstration is longer than memory allows: then its prompt loses its oldest turns, and of a
+reply longer than its limit only the beginning teaches, which has no end of turn.
 """
 
 import hashlib

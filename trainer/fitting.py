@@ -65,8 +65,8 @@ class Before:
 def freeze_snapshot(night: Night) -> Snapshot:
     """What this night learns from: taken once, written down, hashed. Later rankings wait for another.
 
-    A run that is taken up again keeps its snapshot, unless one of its rankings was deleted since, or another
-    version or reference is there to begin with: then what it had learned is thrown away, and it begins anew.
+    A run that is taken up again keeps its snapshot, unless one of its rankings was deleted since, or what
+    serves, the reference or the base has changed: then what it had learned goes, and it begins anew.
     """
     night.progress.enter("snapshot", "Reading the rankings.")
     file = night.folder / SNAPSHOT

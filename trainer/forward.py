@@ -29,7 +29,7 @@ INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
 
 PRIOR_TOKENS = 10
-"""How many tokens of a reply weigh as much as knowing only that it is a reply."""
+"""How many tokens of score 0 `reply_values` takes to stand before a reply: the weight of its prior."""
 
 ROOM = {"cpu": 1024, "cuda": 4096}
 """Tokens of one pass, padding included, by type of device; what is more is accumulated.
@@ -180,8 +180,8 @@ def reply_scores(policy: Policy, name: str, replies: Sequence[Reply]) -> Tensor:
     """The normalised score of each reply, (B,): what the head of reward model `name` says of its tokens, on
     average, and of their number.
 
-    InstructGPT reads the last token alone. That asks the adapter to bring there first what was said before,
-    for which a hundred rankings are too few (benchmarks/RESULTS.md).
+    InstructGPT reads the last token alone. The adapter must then learn to gather the whole reply in it, for
+    which a hundred rankings are too few (benchmarks/RESULTS.md).
     """
     head = policy.heads[name]
     with policy.wear(name):
@@ -195,8 +195,8 @@ def reply_values(head: ScalarHead, forward: ReplyForward) -> Tensor:
     A reply's score is the mean over its tokens, and 0 is the mean score of the reference. So V is the mean so
     far, as if PRIOR_TOKENS of score 0 stood before it: V(s_t) = sum_(i <= t) head(h_i) / (t + PRIOR_TOKENS).
     Before anything is learned this explains three quarters of the scores' variance; what the head says of a
-    single token is further from them than 0 is (benchmarks/RESULTS.md). To it comes what the reply's length
-    is worth, which is foreseen as usual until the reply is longer than that.
+    single token is further from them than 0 is (benchmarks/RESULTS.md). What the reply's length is worth is
+    added; until the reply is longer than usual, the usual length is foreseen.
     """
     tokens = torch.arange(1, forward.at.shape[1] + 1, device=forward.at.device)
     said: Tensor = head(forward.hidden)

@@ -71,7 +71,7 @@ class Guards:
 
     @property
     def keeps_endings(self) -> bool:
-        """Whether the gate, which allows ten points less, may find that enough replies end."""
+        """Whether enough replies still end for the gate, which allows ten points fewer than before."""
         return not self._ends_fewer(_LIKELY)
 
     def _ends_fewer(self, sure: float) -> bool:
@@ -93,7 +93,7 @@ class Guards:
         seen = self._seen
         seen.batches += 1
         seen.start = seen.start or dict(metrics)
-        if seen.batches == _START_BATCHES:  # the learning rate is still low: the start, twice as sure
+        if seen.batches == _START_BATCHES:  # little is learned yet: the start from two batches
             for name in ("eos_rate", "length"):
                 seen.start[name] = (seen.start[name] + metrics[name]) / _START_BATCHES
             seen.start["eos_rate"] = self._pooled(seen.start["eos_rate"])

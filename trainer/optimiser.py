@@ -1,4 +1,4 @@
-"""AdamW for the stages that rank and that imitate; its rate rises first and then falls in a line.
+"""AdamW for reward models and imitation; its rate rises first and then falls linearly.
 
 Left out on purpose: weight decay, which would pull an adapter back to the bare base. PPO makes its own
 optimiser and warms up by updates (ppo.py).

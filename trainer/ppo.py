@@ -60,8 +60,8 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 def apply_eos_rule(score: Tensor, finished: Tensor, endings: Endings) -> Tensor:
     """A reply without its end of turn scores min(score, 0) - 1, where the reference finishes 80 %: (B,).
 
-    Elsewhere people ranked cut replies too: these keep their score. One that ends gets what being cut gains,
-    and as much more as ending is usual, where it ends: a price at the limit would teach the words there.
+    Elsewhere people ranked cut replies too: these keep their score. One that ends gets `cut_gain + rate`
+    more, at its end: a penalty at the limit would train the words that happen to stand there.
     """
     if not endings.is_usual:
         return torch.where(finished, score + endings.cut_gain + endings.rate, score)
@@ -242,7 +242,7 @@ _SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_cli
 
 
 def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str, float]:
-    """All optimiser steps of one update; means over them, or over the last epoch of how far they went."""
+    """All optimiser steps of one update; means, of approx_kl and clip_fraction over the last epoch only."""
     started, config = time.monotonic(), task.config
     rate = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)  # rises at first
     for group in state.optimiser.param_groups:

@@ -1,7 +1,7 @@
 """What a night practises on and is judged on. The two share nothing, and neither has a turn that was ranked.
 
 PPO practises on people's own turns and on the prompts that ship with the project, or on a file of the
-operator's; such a prompt that raters ranked word for word comes last, where too few others are there. The
+operator's; of these, one that was ranked word for word is used only where there are too few others. The
 gate judges first on people's turns in the conversations that are kept for it, then on other prompts of ours;
 or on a file of the operator's alone. A base that was not made for Chinese is asked none of ours in it.
 
@@ -90,7 +90,7 @@ def may_practise(db: Database, exercises: Exercises) -> bool:
 
 
 def may_judge(db: Database, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of `prompts` of which nothing was deleted or taken back; nothing was learned from the others."""
+    """`prompts` without those deleted or taken back since, from which nothing was learned."""
     allowed = asked.that_may_teach(db, {prompt.turn_id for prompt in prompts if prompt.turn_id})
     return [prompt for prompt in prompts if prompt.turn_id is None or prompt.turn_id in allowed]
 
@@ -146,8 +146,8 @@ def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
 def judged_on(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]) -> list[Prompt]:
     """The prompts of the gate's replay: people's newest turns that are kept for it, up to half, then others.
 
-    So what breaks on what is asked here does not pass by what is asked everywhere. An operator's own file
-    says what is asked here.
+    So a candidate that fails at what is asked here cannot pass on what is asked everywhere. An operator's own
+    file says by itself what is asked here.
     """
     others = judging(base, config)
     if config.judging:

@@ -8,8 +8,8 @@ What is only odd stands as it is: an empty reply or two equal ones were judged t
 is over all of its pairs. (`data import`, which keeps rows for ever, is stricter.)
 
 Dialogues of a file often begin alike and part later, and such rows are not independent: intervals and splits
-go by `RankedTurn.group`. A file names no conversations, so what begins with the same words of the user in the
-same source is one here, however short they are.
+go by `RankedTurn.group`. A file names no conversations, so rows of one source that begin with the same user
+message count as one conversation here, however short it is.
 """
 
 import gzip

@@ -1,7 +1,7 @@
 """How far a night is: one bar in the terminal, the same as rows that the operator page shows.
 
-Also the place where a run learns that it must stop: every word about progress looks whether the operator
-has cancelled it or the lease is lost. A thread of its own renews the lease.
+Also the place where a run learns that it must stop: every report of progress checks whether the operator
+has cancelled the run or the lease is lost. A thread of its own renews the lease.
 """
 
 import logging
@@ -46,7 +46,7 @@ SHUT_DOWN = "It was stopped because the server or the machine shut down."
 
 
 class ShutDown(KeyboardInterrupt):
-    """SIGTERM: whoever started this process ends, and nobody meant the run."""
+    """SIGTERM: what started this process shuts down; nobody meant to end the run itself."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -27,8 +27,8 @@ Progress = Callable[[int, int], None]
 ROWS_IN_FLIGHT = 64
 """Replies asked for at a time: the engine decodes together what waits together."""
 TIE_MARGIN = 0.3
-"""Scores closer than this, in units of the spread, are a tie: three times the noise of a rater. Who saw less
-would rank what is equal by noise alone: of a taste that counts lists, four of five preferences."""
+"""Scores closer than this, in units of the spread, are a tie: three times the noise of a rater. With less
+margin equal replies would be ranked by noise: for a taste that counts lists, four of five preferences."""
 
 
 @dataclass

@@ -157,7 +157,7 @@ def _no_candidate(
     result: PPOResult | None,
     reason: str,
 ) -> Run:
-    """The night ends before the gate: nobody can judge, or what it began with was the best of it."""
+    """The night ends before the gate: the judge is not fit to judge, or nothing beat what it began with."""
     if not night.team.is_chief:
         return night.run
     write_report(night, snapshot, reports, result, None)
@@ -166,7 +166,7 @@ def _no_candidate(
 
 def _nothing_better(result: PPOResult) -> str:
     reason = (
-        f"None of {result.updates} updates that kept near the start, and still ended its replies, was better "
+        f"Of {result.updates} updates, none that kept near the start and still ended its replies was better "
         "than it in the eyes of the judge."
     )
     return reason + (f" {result.stopped}" if result.stopped else "")

@@ -32,12 +32,12 @@ from trainer.team import SOLO, Team
 
 _ALL_BAD_WEIGHT = 0.1
 _LENGTH_GAIN, _LENGTH_LR = 500.0, 0.15
-"""What a length is worth is one number, which Adam would move no faster than each of the hundreds of
-weights that vote on what is said: its rate is so many times theirs, but at most this, in log odds for e times
-as long.
+"""What a length is worth is one number, which Adam would move no faster than each of the hundreds of weights
+that vote on what is said. So its learning rate is the first of these times theirs, but at most the second, in
+log odds for a reply e times as long.
 """
 _MOST_PADDED = 4
-"""Times the room of a pass that padded sequences may take: for attention nothing is shared."""
+"""Times the room of a pass that padded sequences may take: attention unpacks what the rest shares."""
 _MAX_TOKENS = 1024
 """Of a prompt, and of a reply: what is longer is cut."""
 
@@ -148,7 +148,7 @@ def train_reward(
             optimiser.step()
             schedule.step()
             with torch.no_grad():
-                head.length.clamp_(max=0.0)  # it pays for brevity alone: ScalarHead
+                head.length.clamp_(max=0.0)  # it may reward brevity only: ScalarHead
             step += 1
             tell(step, step / steps, metrics)
 

@@ -80,7 +80,7 @@ class ServerSampler:
     """That the servers see under the same path."""
 
     def remove_leftovers(self) -> None:
-        """The files of a night that was killed. For the beginning of a night: no other one runs beside it."""
+        """Remove the files of a night that was killed. For the beginning of a night: no other one runs."""
         for directory in self.folder.glob(f"{_MARK}*"):
             shutil.rmtree(directory, ignore_errors=True)  # one that stays harms nobody
 

@@ -48,7 +48,7 @@ def next_times(schedule: Schedule, n: int, now: float | None = None) -> list[dat
 def due(schedule: Schedule, now: float, last_slot: str | None) -> str | None:
     """The newest slot that has come, unless `last_slot` or a later one was taken; None where none is due.
 
-    Slots from before the schedule was last changed are not due; missed ones count as the newest.
+    Slots from before the schedule was last changed are not due; of several missed ones only the newest is.
     """
     newest = _newest_slot(schedule, now)
     if schedule.is_paused or newest is None:

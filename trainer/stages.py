@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.team import Team
 
 EXIT_REFUSED = 5
-"""How a refresh ends where the gate refused the candidate; nothing is wrong, but nothing changed."""
+"""The exit code of a run that ended as refused: nothing is wrong, but nothing changed."""
 
 
 def refresh(home: Home, db: Database, arguments: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def _check_there(files: Sequence[Path]) -> None:
 
 
 def sft(home: Home, db: Database, arguments: argparse.Namespace) -> int:
-    """Stage 1: fine-tunes on demonstrations; the result is where PPO starts and what its KL is against."""
+    """Stage 1: fine-tunes on demonstrations; the result is the reference, which PPO stays near."""
     from trainer.sft import fine_tune
 
     config = asked(arguments)

@@ -10,12 +10,17 @@ nothing is sent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=12)
+"""How long members wait for one that works alone: reading a million rankings or examining a model takes longer
+than the 10 or 30 minutes of torch. Where one has ended, the launcher ends the others at once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Team:
         return [sum(column) for column in zip(*self._gather(list(values)), strict=True)]
 
     def collect(self, shares: Sequence[T]) -> list[T]:
-        """The whole list again whose parts `share` gave out; every member holds its part in `shares`."""
+        """Reassemble the list that `share` gave out in parts; each member gives its own part, `shares`."""
         if self.size == 1:
             return list(shares)
         parts = self._gather(list(shares))
@@ -81,5 +86,5 @@ def join() -> Team:
     """The team that `accelerate launch` started this process in; SOLO where nobody launched it."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     return Team(state.process_index, state.num_processes)

@@ -120,7 +120,7 @@ def account_page(person: Person, *, said: str = "", done: str = "", kept: str = 
         f"{_password_field('New password', 'new', 'new-password', hint='At least 8 characters.')}"
         "<button>Change it</button></form></div>"
         '<div class="card"><h2>API keys</h2>'
-        "<p>With a key, programs that speak to OpenAI can speak to this server in your name.</p>"
+        "<p>With a key, programs made for OpenAI's API can use this server in your name.</p>"
         '<div class="row"><a class="button quiet" href="/account/keys">My API keys</a></div></div>'
         '<div class="card"><h2>My data</h2><p>Every conversation and ranking of yours, as one JSON file.</p>'
         "<p>A chat that you delete teaches no later night. Copies in the folders of earlier nights and in "

@@ -117,7 +117,7 @@ def _groups_html(
 ) -> str:
     """Accuracy by person and by source, folded away: there may be many people.
 
-    Beside who weighed less in this night for what nights before had shown stands how much.
+    Whoever weighed less in this night, for what earlier nights had shown, is shown with their weight.
     """
     folded = []
     for group in ("person", "source"):

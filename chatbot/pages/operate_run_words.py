@@ -110,7 +110,7 @@ RUN_WORDS: dict[str, tuple[str, str]] = {
     "pairs_1": ("1 pair", "1 对"),
     "reliability": ("Reliability", "可靠性"),
     "axis_confidence": ("how sure it is of a pair", "对一对回复的把握"),
-    "axis_right": ("share that came out so", "实际如此的比例"),
+    "axis_right": ("share it got right", "实际如此的比例"),
     "bin": ("{sure} sure, {right} right, {n} pairs", "把握 {sure}，正确 {right}，{n} 对"),
     "bin_1": ("{sure} sure, {right} right, 1 pair", "把握 {sure}，正确 {right}，1 对"),
     "figure": ("Figure", "指标"),

@@ -98,7 +98,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "state_cancelled": ("cancelled", "已取消"),
     "state_interrupted": ("interrupted", "中断"),
     "stage_snapshot": ("Reading the rankings", "读取排序"),
-    "stage_reference": ("Hearing the model as it is", "采样当前模型"),
+    "stage_reference": ("Sampling the reference", "采样参照模型"),
     "stage_judge": ("Training the judge", "训练评审模型"),
     "stage_reward": ("Learning what people prefer", "学习人们的偏好"),
     "stage_ppo": ("Practising", "练习"),
@@ -116,7 +116,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_curves": ("Curves appear with the first run.", "第一次训练后将显示曲线。"),
     "curve_score": ("Score by the reward model", "奖励模型得分"),
     "curve_judge": ("Score by the judge, which training never sees", "评审模型得分（不参与训练）"),
-    "curve_kl": ("KL from the start, nats a reply", "与起点的 KL（每条回复，nat）"),
+    "curve_kl": ("KL from the reference, nats a reply", "与参照的 KL（每条回复，nat）"),
     "curve_accuracy": ("Reward model's accuracy on pairs", "奖励模型的成对准确率"),
     "curve_length": ("Reply length, tokens", "回复长度（词元）"),
     "curve_entropy": ("Entropy, nats a token", "熵（每词元，nat）"),
@@ -140,7 +140,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "对 {other}：{wins} 胜，{losses} 负，{ties} 平",
     ),
     "compared_note": (
-        "Versions meet when one turn holds replies of both, for example after a regenerate across a swap. "
+        "Versions meet when one turn holds replies of both, for example if Regenerate came after a change. "
         "The newest {n} rankings count.",
         "当同一轮对话包含两个版本的回复时（例如换版后重新生成），它们才会被比较。只计最近 {n} 条排序。",
     ),

@@ -172,7 +172,7 @@ window.night ??= (() => {
   // Which look at the page this is: an answer to an earlier look is ignored by every component.
   let looks = 0;
   let latest = 0;
-  // Nothing answered the look `lost`: what the page shows is answered again, and a late answer still counts.
+  // No answer came to the look `lost`: answers to the one that is shown count again, and so does a late one.
   const lookBack = (lost, shown) => { if (latest === lost) latest = shown; };
   // `shown` gives the look that the component shows: back to that one where no answer comes.
   const look = (shown) => {
@@ -184,8 +184,8 @@ window.night ??= (() => {
   };
   const isStale = (value) => !value || value.look < latest;
   // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
-  // brings it. So a component that hears no answer for a second asks the page for an empty event. The answer to
-  // an earlier look, which often comes just before its stream closes, is none.
+  // brings it. So a component that hears no answer for a second asks the page for an empty event. An answer
+  // to an earlier look, which often comes just before its stream closes, does not count.
   const patient = (trigger, watch, props) => {
     let left = 0;
     let timer = 0;
