@@ -7,6 +7,7 @@ Each version has weights and a runner of its own, built in the caller's thread b
 """
 
 import logging
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,15 +89,22 @@ class Engine(AnyEngine):
             return float(weights.logprobs(ids, reply_start).mean())
 
     def _build(self, name: str, adapter: Path | None) -> None:
+        try:
+            weights = self._weights(adapter)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what was loaded before it failed
+            raise
+        finally:
+            give_back(self.device)
+        with self._lock:
+            self._loaded.setdefault(name, _Loaded(weights, self._runner(weights)))
+
+    def _weights(self, adapter: Path | None) -> Llama | AnyModel:
         with on_one_thread():
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
-            weights = prepare(model, self._format, takes=True)
-        del model
-        give_back(self.device)
-        with self._lock:
-            self._loaded.setdefault(name, _Loaded(weights, self._runner(weights)))
+            return prepare(model, self._format, takes=True)
 
     def _drop(self, name: str) -> None:
         del self._loaded[name]
@@ -112,7 +120,7 @@ class Engine(AnyEngine):
         while self._round():
             pass
         with self._lock:
-            self._interrupt_all()
+            self._end_all("interrupted")
 
     def _round(self) -> bool:
         """Wait for something to do, and do it once; False if the engine closes. While it waits, nothing here
@@ -145,6 +153,8 @@ class Engine(AnyEngine):
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.
             log.exception("A step of %d replies failed.", version.runner.width)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # raises again after what only a new process mends
             version.runner = self._runner(version.weights)
             for request in theirs:
                 request.stop("failed")

@@ -4,6 +4,7 @@ Kept here: which versions there are, which of them serves, how many requests use
 engine adds how a version comes to be answered from and how replies are written, in one thread of its own.
 """
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ from chatbot.chatformat import FittedPrompt, Messages
 from chatbot.generation import Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
 from data.errors import Busy, NotFound
-from data.records import BASE_VERSION, Sampling
+from data.records import BASE_VERSION, FinishReason, Sampling
+
+log = logging.getLogger(__name__)
 
 
 class AnyEngine(ABC):
@@ -52,7 +55,9 @@ class AnyEngine(ABC):
         self._serving = BASE_VERSION
         self._retired: set[str] = set()  # superseded or unloaded: let go when unused
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.is_broken = False
+        """Whether its thread ended unasked: only a new process can answer then."""
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     # What an engine adds
 
@@ -74,13 +79,23 @@ class AnyEngine(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """The thread: write replies until `_closing`."""
+        """Write replies until `_closing`, in the engine's thread. What it raises breaks the engine."""
 
     @abstractmethod
     def _wake(self) -> None:
         """Let the thread look at once whether there is something to do."""
 
     # Life
+
+    def _work(self) -> None:
+        """The thread. Where it breaks, all replies have failed and nobody waits for another."""
+        try:
+            self._run()
+        except Exception:
+            log.exception("The engine broke.")
+            with self._lock:
+                self.is_broken = self._closing = True
+                self._end_all("failed")
 
     def close(self) -> None:
         """Refuse new requests, interrupt the running ones, end the thread."""
@@ -255,9 +270,9 @@ class AnyEngine(ABC):
             self._users[request.version] -= 1
         self._forget_unused()
 
-    def _interrupt_all(self) -> None:
+    def _end_all(self, reason: FinishReason) -> None:
         for request in self._scheduler.requests:
-            request.stop("interrupted")
+            request.stop(reason)
         self._let_go()
 
     def _forget_unused(self) -> None:

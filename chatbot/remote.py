@@ -156,7 +156,7 @@ class RemoteEngine(AnyEngine):
                     await asyncio.wait_for(self._awake.wait(), pause)
         finally:
             with self._lock:
-                self._interrupt_all()
+                self._end_all("interrupted" if self._closing else "failed")
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)

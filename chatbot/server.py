@@ -38,20 +38,23 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_SECONDS = 2
 LAST_RESORT_SECONDS = 9.0
+LOOK_SECONDS = 0.5
+"""Between two looks at whether the engine is still there."""
 
 
 def run_server(config: ServeConfig) -> int:
-    """Serve until told to end; the exit code. Raises Problem for what a person can mend."""
+    """Serve until told to end; the exit code, 1 where the engine broke. Raises Problem for what a person
+    can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("chatbot").setLevel(logging.INFO)  # not others: they tell of every request
     home = open_home()
     with _listening(config) as (sock, config), alone(home):
         db = open_database(home)
         try:
-            asyncio.run(_serve(Site(db, home, config, Metrics(db)), sock))
+            return asyncio.run(_serve(Site(db, home, config, Metrics(db)), sock))
         finally:
             _end_children()
             db.close()
-    return 0
 
 
 @contextlib.contextmanager
@@ -93,7 +96,7 @@ def _why_not(config: ServeConfig, error: Exception) -> str:
     return f"Cannot listen on {config.host!r} ({why}) - use an address of this machine with --host."
 
 
-async def _serve(site: Site, sock: socket.socket) -> None:
+async def _serve(site: Site, sock: socket.socket) -> int:
     app = open_site(site)
     server = _Server(site, app)
     announce(site)
@@ -103,6 +106,7 @@ async def _serve(site: Site, sock: socket.socket) -> None:
     finally:
         server.should_exit = True
         await serving
+    return int(server.loaded is not None and server.loaded.engine.is_broken)
 
 
 async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") -> None:
@@ -118,7 +122,13 @@ async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") 
         if loaded.trainer:
             loaded.trainer.start()
         print(f"Ready: version {loaded.engine.version} answers.", flush=True)
-        await serving
+        while not serving.done():
+            await asyncio.wait([serving], timeout=LOOK_SECONDS)
+            if loaded.engine.is_broken and not server.site.is_draining:
+                log.error(
+                    "The engine broke, so the server ends - start it again where nothing does that by itself."
+                )
+                server.end()
 
 
 class _Server(uvicorn.Server):
@@ -154,14 +164,15 @@ class _Server(uvicorn.Server):
         """The first signal ends the server in order, the second at once; uvicorn's own would die of it."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
+            loop.add_signal_handler(number, self.end)
         try:
             yield
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Begin to end, in order and within seconds; asked twice, at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
         if not self.site.is_draining:

@@ -259,6 +259,49 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
     assert engine.is_ready
 
 
+def test_after_an_error_that_sticks_to_the_gpu_every_reply_has_failed_and_none_is_begun(
+    tiny_base: Base, endless: Endless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then `synchronize` raises too; where it does not, as after one that ran out of memory, all goes on."""
+    engine = Engine(tiny_base, precision="float32", max_rows=1)
+    engine.start()
+    engine.device, asked = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    with monkeypatch.context() as broken:
+        broken.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+        assert done(engine.submit(HELLO)).replies[0].finish_reason == "failed"
+    assert asked == [engine.device]
+    running, waiting = endless(engine), endless(engine)
+    until(lambda: running.replies[0].tokens)
+    assert engine.is_ready and not engine.is_broken
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: 1 / 0)
+    monkeypatch.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+    assert [done(one).replies[0].finish_reason for one in (running, waiting)] == ["failed", "failed"]
+    until(lambda: engine.is_broken and engine.load_now == (0, 0))
+    with pytest.raises(Busy, match="shutting down"):
+        engine.submit(HELLO)
+    engine.close()
+    assert not engine.is_ready
+
+
+def test_an_engine_that_cannot_let_go_of_a_version_is_broken_too(
+    engine: Engine, adapter: Path, endless: Endless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version that was superseded is let go of by the engine's thread, after its last reply."""
+    engine.load("v000001", adapter)
+    running = endless(engine)
+    until(lambda: running.replies[0].tokens)
+    engine.load("v000002", adapter)
+    engine.serve("v000001")
+    last = endless(engine)
+    engine.serve("v000002")
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: 1 / 0)
+    last.stop()
+    assert done(running).replies[0].finish_reason == "failed"
+    until(lambda: engine.is_broken and not engine.is_ready)
+
+
 def test_the_time_of_the_first_token_is_noted(engine: Engine) -> None:
     generation = done(engine.submit(HELLO, sampling=GREEDY))
     first = generation.replies[0].first_token_at
@@ -399,6 +442,24 @@ def test_memory_of_a_gpu_that_versions_leave_is_given_back(
     engine.device = torch.device("cuda")
     engine.unload("v000001")
     assert given_back == ["all"] and engine.known_versions == ["base"]
+
+
+def test_what_a_version_that_cannot_be_built_took_is_given_back(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[PreTrainedModel]] = []
+    given_back: list[bool] = []
+
+    def fail(model: PreTrainedModel, *rest: object, **more: object) -> None:
+        held.append(weakref.ref(model))
+        raise MemoryError
+
+    monkeypatch.setattr("chatbot.engine.prepare", fail)
+    monkeypatch.setattr("chatbot.engine.give_back", lambda device: given_back.append(held[0]() is None))
+    with pytest.raises(MemoryError):
+        engine.load("v000001", adapter)
+    assert given_back == [True] and engine.known_versions == ["base"]
+    assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
 
 
 def test_the_model_that_a_version_is_built_from_goes_layer_by_layer(

@@ -213,3 +213,16 @@ def test_closing_interrupts_what_runs_and_what_waits(
             ask()
     engine.close()  # twice is harmless
     until(lambda: not servers[0].writing)
+
+
+def test_an_engine_that_breaks_leaves_nobody_waiting(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(servers)
+    running = remote.submit(HELLO, sampling=LONG)
+    until(lambda: running.replies[0].tokens)
+    monkeypatch.setattr(remote._writing, "leave_what_is_over", lambda: 1 / 0)
+    assert done(running).replies[0].finish_reason == "failed"
+    until(lambda: remote.is_broken and not remote.is_ready)
+    with pytest.raises(Busy, match="shutting down"):
+        remote.submit(HELLO)

@@ -1,5 +1,8 @@
-"""What runs behind the pages: the trainer beside them learns what they serve."""
+"""What runs behind the pages: the trainer learns what they serve, and where the engine breaks, all ends."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,9 @@ from chatbot.serving import Serving, trainer_command
 from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
+from tests.adapter_files import make_version
+from tests.api import until
+from tests.test_following import publish
 from trainer.__main__ import _parser
 from trainer.commands import asked
 from trainer.config import RefreshConfig
@@ -55,3 +61,45 @@ def test_replies_over_vllm_are_as_long_as_on_a_gpu_here(
     remote = RemoteEngine(tiny_base, ["http://127.0.0.1:9"], home.adapters)
     assert Turns(db, remote).sampling.max_new_tokens == 256
     assert Turns(db, engine).sampling.max_new_tokens == 128
+
+
+BREAKING = """
+import sys, time
+from pathlib import Path
+from chatbot.__main__ import main
+from chatbot.engine import Engine
+
+def until_told(engine):
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.05)
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+Engine._round = until_told
+sys.exit(main(sys.argv[2:]))
+"""
+"""`chatbot` with an engine that breaks as soon as there is a certain file."""
+
+
+def test_a_server_whose_engine_broke_ends_so_that_it_is_started_again_and_its_log_says_what_served(
+    db: Database, home: Home, tiny_base: Base, tiny_directory: Path, tmp_path: Path
+) -> None:
+    sign, log = tmp_path / "break", tmp_path / "log"
+    flags = ["serve", "--model", str(tiny_directory), "--precision", "float32", "--no-trainer", "--port", "0"]
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-c", BREAKING, str(sign), *flags],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "NIGHTSCHOOL_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        until(lambda: "Ready" in log.read_text(), 90)
+        publish(db, make_version(db, home, tiny_base).name)
+        until(lambda: "chatbot.following: Serving v000001." in log.read_text(), 90)
+        sign.touch()
+        assert server.wait(60) == 1
+    finally:
+        server.kill()
+    said = log.read_text()
+    assert "an illegal memory access" in said and "The engine broke, so the server ends" in said
+    assert "httpx" not in said and "HTTP Request" not in said
