@@ -1,20 +1,29 @@
 """When a refresh is due: one row, set by command or page. Whether the cron line makes sense is checked by
 trainer/schedule.py, which owns the calendar; here it is only remembered."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from data import people
 from data.database import Database, clean
 from data.errors import Refused
 from data.records import Schedule
 
+_TIMEZONE = Path("/etc/timezone")
+_LOCALTIME = Path("/etc/localtime")
+_ALSO_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
+
 
 def get(db: Database) -> Schedule:
-    """The schedule; the default one where none was set."""
+    """The schedule; where none was set, the default one in the zone of this machine."""
     row = db.one("SELECT * FROM schedule")
     if row is None:
-        return Schedule()
+        return Schedule(zone=machine_zone())
     return Schedule(row["cron"], row["zone"], row["min_rankings"], bool(row["is_paused"]), row["updated_at"])
 
 
@@ -35,3 +44,20 @@ def set_(db: Database, schedule: Schedule, actor: str) -> Schedule:
         detail = dict(zip(("cron", "zone", "min_rankings", "is_paused"), values[:4], strict=True))
         people.record(db, actor, "set_schedule", detail | {"is_paused": stored.is_paused})
     return stored
+
+
+def machine_zone() -> str:
+    """The time zone of this machine by its name, as in `Europe/Berlin`; UTC where it tells none."""
+    for name in _names():
+        with suppress(KeyError, ValueError, OSError):
+            ZoneInfo(name)
+            return "UTC" if name in _ALSO_UTC else name
+    return "UTC"
+
+
+def _names() -> Iterator[str]:
+    """What may be the zone's name, the surest first."""
+    yield os.environ.get("TZ", "").removeprefix(":")
+    with suppress(OSError, UnicodeDecodeError):
+        yield _TIMEZONE.read_text(encoding="utf-8").strip()
+    yield os.path.realpath(_LOCALTIME).partition("zoneinfo/")[2]

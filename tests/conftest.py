@@ -4,6 +4,7 @@ Torch and SQLite are imported inside the fixtures that need them: tests of `data
 gpu-check` runs where there is no sqlite-utils.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from data.database import Database
     from tests.browser import Server
     from tests.fake_vllm import FakeVllm
+
+
+os.environ["TZ"] = "UTC"
+"""The zone of schedules that name none, on whatever machine, and in the servers that tests start."""
 
 
 @pytest.fixture(scope="session")

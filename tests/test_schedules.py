@@ -1,6 +1,7 @@
 """schedules.py: one row that says when, and who said so."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,52 @@ from data.errors import Refused
 from data.records import Schedule
 
 
-def test_nothing_set_is_the_default(db: Database) -> None:
-    assert schedules.get(db) == Schedule()
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a machine keeps its zone, empty."""
+    monkeypatch.delenv("TZ", raising=False)
+    monkeypatch.setattr(schedules, "_TIMEZONE", tmp_path / "timezone")
+    monkeypatch.setattr(schedules, "_LOCALTIME", tmp_path / "localtime")
+    return tmp_path
+
+
+def test_nothing_set_is_the_default_in_the_zone_of_the_machine(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    assert schedules.get(db) == Schedule(zone="Asia/Shanghai")
+    stored = schedules.set_(db, Schedule(zone="UTC"), "ada")
+    assert schedules.get(db) == stored and stored.zone == "UTC"
+
+
+@pytest.mark.parametrize(
+    ("variable", "timezone", "localtime", "zone"),
+    [
+        (None, None, None, "UTC"),
+        ("Europe/Berlin", "Asia/Tokyo\n", "Asia/Seoul", "Europe/Berlin"),
+        (":Europe/Berlin", None, None, "Europe/Berlin"),
+        (None, "Asia/Tokyo\n", "Asia/Seoul", "Asia/Tokyo"),
+        (None, None, "America/Argentina/Ushuaia", "America/Argentina/Ushuaia"),
+        (None, "Etc/UTC\n", None, "UTC"),
+        ("CET-1CEST,M3.5.0", "../../etc/passwd", "Asia/Seoul", "Asia/Seoul"),  # names of no zone
+        ("", "\n", "", "UTC"),
+    ],
+)
+def test_the_zone_of_the_machine(
+    etc: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    timezone: str | None,
+    localtime: str | None,
+    zone: str,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("TZ", variable)
+    if timezone is not None:
+        (etc / "timezone").write_text(timezone)
+    if localtime is not None:
+        (etc / "localtime").symlink_to(f"/usr/share/zoneinfo/{localtime}")
+    assert schedules.machine_zone() == zone
 
 
 def test_what_is_set_is_kept_with_its_time_and_who_set_it(db: Database) -> None:

@@ -1,6 +1,7 @@
 """Each due refresh is claimed by exactly one watcher, runs as a child, and never ends without a word."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from data.home import Home, open_home
 from data.records import Run, Schedule
 from tests.stories import a_turn, rank, somebody
 from trainer.progress import SHUT_DOWN, reason_of
-from trainer.watch import Watcher, claim_due, cores, last_slot, log_file
+from trainer.watch import Watcher, claim_due, cores, last_slot, log_file, next_night
 
 NIGHT = datetime(2026, 11, 21, 3, 30, tzinfo=UTC).timestamp()
 DAY = 86400.0
@@ -203,6 +204,14 @@ def test_a_watcher_backs_up_without_being_asked(watch_with: Callable[[str], Watc
     watcher = watch_with("")
     watcher.tick(NIGHT - 3600)
     wait_for(lambda: newest_at(home, NIGHT) == NIGHT - 3600)
+
+
+def test_the_start_names_the_next_night_and_its_zone() -> None:
+    words = next_night(Schedule(zone="Asia/Shanghai"))
+    assert re.fullmatch(r"Learns next at \S+ 03:30 Asia/Shanghai, if 20 new rankings lie there then\.", words)
+    assert "paused" in next_night(Schedule(is_paused=True)) and "No time zone 'Mars'" in next_night(
+        Schedule(zone="Mars")
+    )
 
 
 def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(

@@ -217,6 +217,7 @@ def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    log.info(next_night(schedules.get(db)))
     watcher = Watcher(home, db, config)
     try:
         while not stop.is_set():
@@ -227,6 +228,20 @@ def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
             stop.wait(TICK_SECONDS)
     finally:
         watcher.close()
+
+
+def next_night(schedule: Schedule) -> str:
+    """When it learns, for whoever starts it; the zone is named, since it may be the machine's."""
+    if schedule.is_paused:
+        return 'The schedule is paused - "trainer schedule --resume" goes on with it.'
+    try:
+        (at,) = next_times(schedule, 1)
+    except Problem as problem:
+        return str(problem)
+    return (
+        f"Learns next at {at:%Y-%m-%d %H:%M} {schedule.zone}, if {schedule.min_rankings} new rankings lie "
+        "there then."
+    )
 
 
 def cores() -> int:
