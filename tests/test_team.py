@@ -59,6 +59,24 @@ def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
     assert chief["gradients"] == [[3.0, 3.0], [0.0, 0.0, 0.0]]
 
 
+WAITS = """
+import torch
+from trainer.team import join
+
+team = join()
+backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+print(team.rank, team.size, backend.options._timeout)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_members_wait_for_hours_while_the_chief_works_alone() -> None:
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run([sys.executable, "-c", WAITS], env=environment, capture_output=True, text=True)
+    assert done.stdout == "0 1 12:00:00\n", done.stderr[-3000:]
+
+
 def test_one_process_alone_hears_itself() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     SOLO.sum_gradients([parameter])

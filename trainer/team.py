@@ -19,7 +19,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=12)
-"""How long members wait for one that works alone: reading a million rankings or examining a model takes longer
+"""How long members wait for one that works alone: to read a million rankings or examine a model may take more
 than the 10 or 30 minutes of torch. Where one has ended, the launcher ends the others at once."""
 
 
