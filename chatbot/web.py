@@ -6,6 +6,7 @@ the chat at `/`, the operator's page at `/operate` and the API for programs at `
 Each mount has its own `auth_dependency`: hiding a page's parts protects nothing, a separate mount does.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from chatbot import accounts
 from chatbot.api_keys import key_routes, owner_of
 from chatbot.config import ServeConfig
 from chatbot.data_routes import data_routes
-from chatbot.guard import Guard, is_local, is_page
+from chatbot.guard import SECURITY_HEADERS, Guard, is_local, is_page
 from chatbot.metrics import Metrics
 from chatbot.openai_errors import error_answer, is_api, problem_answer
 from chatbot.pages import account as pages
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from chatbot.following import Follower
     from chatbot.turns import Turns
+
+log = logging.getLogger(__name__)
 
 LEAST_FREE_DISK = 5.0  # per cent
 
@@ -94,6 +98,7 @@ def open_site(site: Site) -> FastAPI:
     app.add_exception_handler(Problem, _say_problem)
     app.add_exception_handler(HTTPException, _say_http)
     app.add_exception_handler(RequestValidationError, _say_invalid)
+    app.add_exception_handler(Exception, _say_broken)
     # Gradio reflects foreign origins with credentials unless its parent has this very middleware.
     app.add_middleware(CORSMiddleware, allow_origins=list(site.config.origins), allow_credentials=True)
     app.add_middleware(
@@ -241,3 +246,15 @@ def _say_http(request: Request, error: Exception) -> Response:
 
 def _say_invalid(request: Request, error: Exception) -> Response:
     return _answer(request, 422, "The form is not complete - fill in every field and send it again.")
+
+
+def _say_broken(request: Request, error: Exception) -> Response:
+    """What nobody thought of. Outside of the guard; logged here, since uvicorn is silent."""
+    if not isinstance(error, ClientDisconnect):  # who hung up before all was sent hears nothing
+        log.error("%s %r failed.", request.method, request.scope["path"], exc_info=error)
+    answer = _answer(
+        request, 500, "Something broke here - try again, or tell the operator, whose log has it."
+    )
+    for name, value in SECURITY_HEADERS.items():
+        answer.headers.setdefault(name, value)
+    return answer

@@ -1,10 +1,12 @@
 """The plain routes: sign in and out, links, the account, health, and what one reads when something fails."""
 
+import asyncio
 import json
 from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from chatbot import accounts, data_routes, signin
@@ -14,7 +16,7 @@ from chatbot.engine import Engine
 from chatbot.metrics import Metrics
 from chatbot.server import _Server
 from chatbot.turns import Turns
-from chatbot.web import Site, open_site
+from chatbot.web import Site, mount_api, open_site
 from data import api_keys, conversations, people, runs
 from data.database import Database
 from data.forgetting import NOBODY
@@ -373,6 +375,58 @@ def test_signing_in_while_the_database_is_locked_is_no_wrong_password(
     other.close()
     assert (answer.status_code, "Another process" in answer.text) == (503, True)
     sign_in(browser)
+
+
+def test_what_nobody_thought_of_is_logged_and_answered_in_the_shape_that_was_asked_for(
+    app: FastAPI,
+    site: Site,
+    engine: Engine,
+    ada: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mount_api(app, Turns(site.db, engine))
+    browser = TestClient(app, base_url=BASE, client=("127.0.0.1", 1), raise_server_exceptions=False)
+    for broken in ("chatbot.metrics.Metrics.text", "chatbot.openai_api.models_of"):
+        monkeypatch.setattr(broken, lambda *given: 1 / 0)
+    page, data = browser.get("/metrics", headers=PAGE), browser.get("/metrics")
+    key = {"authorization": f"Bearer {make(site.db, ada)[0]}"}
+    program = browser.get("/v1/models", headers=key | PAGE)
+    said = "Something broke here - try again, or tell the operator, whose log has it."
+    assert "Something broke here" in page.text and page.headers["content-type"].startswith("text/html")
+    assert data.json() == {"error": said}
+    assert program.json()["error"] == {"message": said, "type": "server_error", "param": None, "code": None}
+    for answer in (page, data, program):
+        assert (answer.status_code, answer.headers["x-frame-options"]) == (500, "DENY")
+    logged = [(one.name, one.getMessage(), bool(one.exc_info)) for one in caplog.records]
+    paths = ("/metrics", "/metrics", "/v1/models")
+    assert logged == [("chatbot.web", f"GET {path!r} failed.", True) for path in paths]
+
+
+def test_who_hangs_up_before_all_is_sent_is_no_error(
+    app: FastAPI, site: Site, engine: Engine, ada: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount_api(app, Turns(site.db, engine))
+    key, _ = make(site.db, ada)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1:7860"), (b"authorization", f"Bearer {key}".encode())],
+    }
+    sent = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return sent.pop(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(app(scope, receive, send))
+    assert not sent and not caplog.records
 
 
 def test_with_a_model_the_server_is_ready_and_the_pages_open(
