@@ -79,9 +79,24 @@ def test_the_schedule_is_paused_and_resumed(call: Call, db: Database) -> None:
     assert call("schedule", "--resume")[1]["is_paused"] is False
 
 
+def test_old_runs_are_pruned_by_hand(call: Call, db: Database, home: Home) -> None:
+    for key in ("manual-1", "manual-2"):
+        run = runs.claim(db, key, config={})
+        assert run is not None
+        (home.runs / run.id).mkdir()
+        (home.runs / run.id / "snapshot.jsonl").write_text("words")
+        runs.finish(db, run.id, run.fencing_token, state="failed", reason="A test.")
+    for flags in (["--dry-run"], []):
+        assert len(list(home.runs.glob("*/snapshot.jsonl"))) == 2
+        code, done = call("prune", "--keep", "1", *flags)
+        assert code == 0 and (done["bytes"], len(done["runs"]), done["is_dry_run"]) == (5, 1, bool(flags))
+    assert [path.parent.name for path in home.runs.glob("*/snapshot.jsonl")] == [run.id]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["prune", "--keep", "0"], "keep is 0 - use 1 or more."),
         (["schedule", "--cron", "25:00"], "'25:00' is not a cron expression - give"),
         (["schedule", "--zone", "Mars"], "No time zone 'Mars' - give"),
         (["schedule", "--min-rankings", "-1"], "out of range - use"),

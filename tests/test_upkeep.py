@@ -9,6 +9,7 @@ from data.backups import backup_files
 from data.database import Database
 from data.home import Home
 from data.recovery import FAILED, backup_problem
+from tests.operating import end_run, start_run
 from trainer import upkeep
 from trainer.upkeep import EVERY_SECONDS, Upkeep
 
@@ -42,6 +43,23 @@ def test_a_look_waits_for_nothing_and_begins_nothing_twice(
     keeping.look(NOON + 3 * EVERY_SECONDS)
     keeping.close()
     assert len(begun) == 2
+
+
+def test_old_runs_are_pruned_even_where_the_backup_failed(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "KEEP_RUNS", 1)
+    home.backups.rmdir()
+    home.backups.write_text("in the way")
+    for key in ("manual-1", "manual-2"):
+        run = start_run(db, key)
+        (home.runs / run.id).mkdir()
+        (home.runs / run.id / "snapshot.jsonl").write_text("words")
+        end_run(db, run, "failed")
+    keeping = Upkeep(home, db)
+    keeping.look(NOON)
+    keeping.close()
+    assert [path.parent.name for path in home.runs.glob("*/snapshot.jsonl")] == [run.id]
 
 
 def test_a_failure_is_logged_told_and_tried_again_in_an_hour(

@@ -1,7 +1,7 @@
 """The command line of the trainer. Each command prints a few lines, or with `--json` one JSON value.
 
 trainer refresh | watch | schedule | simulate | measure | sft | reward | score | ppo | gate |
-        versions | publish | reference | rollback | runs
+        versions | publish | reference | rollback | runs | prune
 """
 
 import argparse
@@ -19,6 +19,7 @@ from data.home import Home, open_home
 from trainer import commands, stages
 from trainer.config import RefreshConfig
 from trainer.progress import ShutDown
+from trainer.prune import KEEP
 
 Command = Callable[[Home, Database, argparse.Namespace], int | None]
 
@@ -103,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reason", default="", help="Why, for the record.")
     sub = add("runs", commands.list_runs)
     sub.add_argument("id", nargs="?", help="One run, with its figures.")
+    sub = add("prune", commands.prune)
+    sub.add_argument(
+        "--keep", type=int, default=KEEP, metavar="N", help=f"Newest runs left whole (default: {KEEP})."
+    )
+    sub.add_argument("--dry-run", action="store_true", help="Only tell what would go.")
     return parser
 
 

@@ -17,6 +17,7 @@ from data.home import Home
 from data.prompts import read_prompts
 from data.records import BASE_VERSION
 from trainer.config import RefreshConfig, quick
+from trainer.prune import prune as prune_runs
 from trainer.schedule import next_times, validate
 from trainer.watch import watch as run_watch
 
@@ -129,6 +130,17 @@ def list_runs(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     ]
     lines = table(["id", "key", "state", "done", "version", "reason"], rows) if rows else ["No runs yet."]
     show([asdict(one) for one in every], lines, as_json=arguments.json)
+
+
+def prune(home: Home, db: Database, arguments: argparse.Namespace) -> None:
+    """Frees what only old runs needed: checkpoints, snapshots, refused weights; what may serve stays."""
+    done = prune_runs(db, home, keep=arguments.keep, dry_run=arguments.dry_run)
+    would = "Would free" if arguments.dry_run else "Freed"
+    kept = f"The newest {arguments.keep} runs that left something are kept"
+    lines = [f"{would} {done.bytes / 1e6:.1f} MB of {len(done.runs)} runs. {kept}."]
+    if done.versions:
+        lines.append(f"Refused versions without weights now: {', '.join(done.versions)}.")
+    show({**asdict(done), "is_dry_run": arguments.dry_run}, lines, as_json=arguments.json)
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""Upkeep beside the nights: the day's backup of the database.
+"""Upkeep beside the nights: the day's backup of the database, and old runs give back their room.
 
-It takes as long as the database is large, so it is done in a thread: the watcher's looks, which keep a
-night's lease alive, go on meanwhile. What fails is logged and tried again at the next look.
+Both may take a while, so they are done in a thread: the watcher's looks, which keep a night's lease alive, go
+on meanwhile. What fails is logged and tried again an hour later.
 """
 
 import logging
@@ -10,11 +10,14 @@ import threading
 from data.database import Database
 from data.home import Home
 from data.recovery import back_up_daily
+from trainer.prune import prune
 
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3600.0
 WAIT_SECONDS = 8.0
+KEEP_RUNS = 30
+"""Runs that stay whole where nobody prunes by hand."""
 
 
 class Upkeep:
@@ -46,3 +49,9 @@ class Upkeep:
                 log.info("Backed up to %s.", made)
         except Exception:
             log.exception("The daily backup failed; trying again in an hour.")
+        try:
+            done = prune(self._db, self._home, keep=KEEP_RUNS)
+            if done.runs:
+                log.info("Pruned %d old runs: %.1f MB are free again.", len(done.runs), done.bytes / 1e6)
+        except Exception:
+            log.exception("Pruning old runs failed; trying again in an hour.")

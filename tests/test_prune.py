@@ -1,0 +1,153 @@
+"""Pruning: what only old runs needed goes; what serves, served, anchors or teaches the next night stays."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from data import runs, versions
+from data.comparisons import take_snapshot, write_snapshot
+from data.database import Database
+from data.errors import Refused
+from data.home import Home
+from data.records import Run, RunState, VersionStatus
+from tests.operating import add_version, end_run, start_run
+from trainer.fitting import newest_accepted
+from trainer.prune import prune
+from trainer.publish import check_files
+
+SHA = "0" * 64
+WORK = ("beginning.json", "exercises.json", "learned.json", "ppo.json", "reference.json", "snapshot.jsonl")
+MODELS = ("judge", "reward-0", "reward-1", "reward-2")
+STAYS = {"output.log", "report.json", "reports.json"}
+
+
+def a_run(db: Database, home: Home, number: int, state: RunState = "refused", version: str = "") -> Run:
+    """A run that is over, with all that a night leaves in its folder."""
+    run = start_run(db, f"manual-{number}")
+    folder = home.runs / run.id
+    for name in (*MODELS, "policy", "ppo/update-00001"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "adapter_model.safetensors").write_bytes(b"w" * 1000)
+    for name in (*WORK, *STAYS):
+        (folder / name).write_text(json.dumps({"A": {}, "B": {}}))
+    write_snapshot(take_snapshot(db), folder / "snapshot.jsonl")
+    return run if state == "running" else end_run(db, run, state, version or None)
+
+
+def a_night(db: Database, home: Home, number: int, status: VersionStatus = "accepted", **changes: Any) -> Run:
+    """A run that made the version of this number, whose files lie there."""
+    name = f"v{number:06d}"
+    state: RunState = "published" if status == "accepted" else "refused"
+    run = a_run(db, home, number, state, name)
+    (home.adapters / name).mkdir()
+    (home.adapters / name / "adapter_model.safetensors").write_bytes(b"w" * 1000)
+    settings = {"status": status, "run_id": run.id, "serve": status == "accepted"} | changes
+    add_version(db, name, settings.pop("parent", "base"), **settings)
+    return run
+
+
+def left(home: Home, run: Run) -> set[str]:
+    return {path.name for path in (home.runs / run.id).iterdir()}
+
+
+def test_old_runs_keep_reports_and_logs_and_the_newest_keep_everything(db: Database, home: Home) -> None:
+    old, new = a_run(db, home, 1, "failed"), a_run(db, home, 2, "interrupted")
+    whole, before = left(home, new), sum(p.stat().st_size for p in home.runs.rglob("*") if p.is_file())
+    done = prune(db, home, keep=1)
+    assert left(home, old) == STAYS and left(home, new) == whole
+    after = sum(p.stat().st_size for p in home.runs.rglob("*") if p.is_file())
+    assert (done.runs, done.bytes) == ([old.id], before - after) and done.bytes > 6000
+    assert runs.get(db, old.id) == old
+    assert prune(db, home, keep=1).runs == []
+
+
+def test_nights_that_left_nothing_push_nobody_out(db: Database, home: Home) -> None:
+    run = a_run(db, home, 1, "failed")
+    for number in range(2, 6):
+        end_run(db, start_run(db, f"manual-{number}"), "nothing_to_learn")
+    assert prune(db, home, keep=1).runs == [] and "judge" in left(home, run)
+
+
+def test_a_dry_run_says_the_same_and_removes_nothing(db: Database, home: Home) -> None:
+    for number in range(1, 4):
+        a_night(db, home, number, "refused")
+    there = sorted(home.root.rglob("*"))
+    told = prune(db, home, keep=1, dry_run=True)
+    assert sorted(home.root.rglob("*")) == there
+    assert told == prune(db, home, keep=1) and told.versions == ["v000002", "v000001"]
+
+
+def test_a_refused_version_loses_its_weights_and_keeps_its_row(db: Database, home: Home) -> None:
+    a_night(db, home, 1, "refused")
+    a_night(db, home, 2, "refused")
+    prune(db, home, keep=1)
+    assert [path.name for path in home.adapters.iterdir()] == ["v000002"]
+    refused = versions.get(db, "v000001")
+    with pytest.raises(Refused, match="The files of version 'v000001' are gone"):
+        check_files(home, refused)
+    assert refused.report["gate"]["reasons"]
+
+
+def test_what_serves_served_anchors_or_has_children_keeps_its_weights(db: Database, home: Home) -> None:
+    served = a_night(db, home, 1, "refused")
+    versions.publish(db, "v000001", actor="ada", reason="In spite of it.", force=True)
+    a_night(db, home, 2)
+    a_night(db, home, 3, "candidate")
+    versions.set_reference(db, "v000003", actor="ada")
+    versions.set_reference(db, None, actor="ada")
+    a_night(db, home, 4, "refused")  # a parent only
+    a_night(db, home, 5, "refused", parent="v000004")
+    a_night(db, home, 6, serve=False)  # passed, and was never compared with what serves now
+    for number in range(7, 9):
+        a_night(db, home, number, "refused")
+    done = prune(db, home, keep=1)
+    assert done.versions == ["v000007", "v000005"]
+    assert {path.name for path in home.adapters.iterdir()} == {f"v00000{n}" for n in (1, 2, 3, 4, 6, 8)}
+    assert left(home, served) == {*STAYS, *MODELS}  # it is still scored by its reward models
+    versions.rollback(db, actor="ada")
+    assert versions.serving(db).current == "v000001"
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_next_night_goes_on_from_what_it_would_have_gone_on_from(
+    db: Database, home: Home, members: int
+) -> None:
+    for number in range(1, 4):
+        a_night(db, home, number)
+    short = a_night(db, home, 4)  # one of `--quick`
+    for name in MODELS[2:]:
+        (home.runs / short.id / name / "adapter_model.safetensors").unlink()
+        (home.runs / short.id / name).rmdir()
+    a_night(db, home, 5, base_sha256="f" * 64)
+    for number in range(6, 8):
+        a_night(db, home, number, "refused")
+
+    def start_of(sha256: str) -> Path | None:
+        night = SimpleNamespace(
+            db=db, home=home, base=SimpleNamespace(sha256=sha256), config=SimpleNamespace(members=members)
+        )
+        found = newest_accepted(cast(Any, night))
+        return found.folder if found else None
+
+    before = [start_of(SHA), start_of("f" * 64)]
+    assert None not in before
+    done = prune(db, home, keep=1)
+    assert [start_of(SHA), start_of("f" * 64)] == before and len(done.runs) == 3
+
+
+def test_a_living_run_and_folders_of_no_run_are_left_alone(db: Database, home: Home) -> None:
+    living, old, new = (a_run(db, home, number, "failed") for number in range(1, 4))
+    (home.runs / "mine").mkdir()
+    (home.runs / "mine" / "notes.txt").write_text("kept")
+    assert runs.resume(db, living.id) is not None
+    whole = left(home, living)
+    assert prune(db, home, keep=1).runs == [old.id]
+    assert left(home, living) == left(home, new) == whole and (home.runs / "mine" / "notes.txt").is_file()
+
+
+def test_keeping_none_is_refused(db: Database, home: Home) -> None:
+    with pytest.raises(Refused, match="keep is 0 - use 1 or more"):
+        prune(db, home, keep=0)
