@@ -37,6 +37,9 @@ class ServeConfig:
         str, "float32, bfloat16, int8 (CPUs only), or auto: what a short measurement finds to be the fastest."
     ] = "auto"
     replies: Annotated[int, "How many replies a turn shows at first, 1 to 9; each person can change it."] = 4
+    compare_share: Annotated[
+        float, "How often somebody who asks for one reply a turn gets two to compare; 0 is never, 1 always."
+    ] = 0.2
     max_new_tokens: Annotated[
         int, "The longest reply of a turn in tokens; 0 chooses 128 on a CPU, 256 on a GPU and with --engine."
     ] = 0
@@ -62,6 +65,10 @@ class ServeConfig:
         server_urls(self.engine)
         if not 1 <= self.replies <= 9:
             raise Refused(f"Cannot show {self.replies!r} replies a turn - use a number from 1 to 9.")
+        if not 0 <= self.compare_share <= 1:
+            raise Refused(
+                f"{self.compare_share!r} is no share of turns - give --compare-share a number from 0 to 1."
+            )
         if self.max_new_tokens < 0 or self.threads < 0:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
         for one in self.proxies.split(","):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from chatbot.pages.payload import Payload
 from chatbot.pages.sidebar import version_view
 from chatbot.turns import Turns
 from data import conversations, people, rankings
+from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.home import Home
@@ -249,7 +251,40 @@ def test_the_history_tells_which_kind_of_vote_an_order_is(
     rank(actions.db, ada, sorted(replies, key=lambda reply: shown.index(reply.id)), places, kind=kind)
     conversations.add_user_message(actions.db, first.conversation_id, first.id, "Go on.", ada.id)
     vote = actions.show(ada, first.conversation_id, 0)[0]["turns"][0]["vote"]
-    assert vote == {"kind": kind, "order": order, "letter": letter}
+    assert vote == {"kind": kind, "word": f"order_{kind}", "order": order, "letter": letter}
+
+
+def test_of_a_single_reply_it_can_be_said_that_it_is_bad_and_nights_learn_it(
+    actions: Actions, ada: Person
+) -> None:
+    [reply] = a_turn(actions.db, ada, ["one"])
+    vote = {"kind": "all_bad", "places": {reply.id: 1}, "shown": [reply.id], "reasons": ["unsafe"]}
+    board = actions.save_ranking(ada, Payload({"turn_id": reply.parent_id, **vote}))
+    assert board["saved"]["word"] == "order_bad"
+    [learned] = take_snapshot(actions.db).turns
+    assert (learned.kind, learned.replies) == ("all_bad", ("one",))
+    conversations.add_user_message(actions.db, reply.conversation_id, reply.id, "Go on.", ada.id)
+    history = actions.show(ada, reply.conversation_id, 0)[0]
+    assert history["turns"][0]["vote"]["word"] == "order_bad"
+
+
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.2, 10, 35), (1.0, 100, 100)])
+def test_of_those_who_ask_for_one_reply_a_share_gets_two_to_compare(
+    actions: Actions, share: float, fewest: int, most: int
+) -> None:
+    asked = replace(actions, config=ServeConfig(compare_share=share))
+    counts, again = ([asked._count(Payload({"replies": 1}), f"key {n}") for n in range(100)] for _ in "ab")
+    assert set(counts) <= {1, 2} and fewest <= counts.count(2) <= most
+    assert counts == again
+    assert asked._count(Payload({"replies": 3}), "key") == 3
+
+
+def test_a_message_that_asks_for_one_reply_may_be_answered_by_two(actions: Actions, ada: Person) -> None:
+    asked = replace(actions, config=ServeConfig(compare_share=1.0))
+    turn_id = sent(asked, ada, replies=1, key="k")
+    assert len(asked.board(ada, turn_id, 0)["replies"]) == 2
+    page, _ = asked.regenerate(ada, Payload({"turn_id": turn_id, "replies": 1}))
+    assert len(page[1]["replies"]) == 3
 
 
 def test_more_replies_join_those_that_are_there(actions: Actions, ada: Person) -> None:

@@ -1,5 +1,6 @@
 """chatbot/config.py: what a person may turn on the server, and what is refused."""
 
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ def test_the_defaults_serve_this_machine_alone() -> None:
         ({"port": 70_000}, "Port 70000 is out of range"),
         ({"replies": 0}, "Cannot show 0 replies a turn"),
         ({"replies": 10}, "Cannot show 10 replies a turn"),
+        ({"compare_share": 1.5}, "1.5 is no share of turns - give --compare-share a number from 0 to 1"),
+        ({"compare_share": math.nan}, "nan is no share of turns"),
         ({"max_new_tokens": -1}, "cannot be negative"),
         ({"threads": -1}, "cannot be negative"),
         ({"precision": "int4"}, "Precision 'int4' is unknown - use one of auto, float32, bfloat16, int8"),

@@ -53,7 +53,7 @@ def url(db: Database, tiny_base: Base, home: Home, may_write: threading.Event) -
     engine = Engine(tiny_base, precision="float32", max_waiting=len(NAMES))
     engine.start()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = ServeConfig(port=listening.getsockname()[1])
+        config = ServeConfig(port=listening.getsockname()[1], compare_share=0)
         app = built_app(db, Turns(db, engine, max_new_tokens=4), home, config)
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)

@@ -17,7 +17,7 @@ from tests.stories import a_turn, rank, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
 pytestmark = pytest.mark.browser
-SITE = ("--max-new-tokens", "24")
+SITE = ("--max-new-tokens", "24", "--compare-share", "0")
 ARRIVAL = Callable[..., Visitor]
 SLOW = 20_000
 """Milliseconds for what a busy machine, or an answer that Gradio must be asked for again, may take."""
@@ -226,6 +226,39 @@ def test_one_reply_is_a_plain_chat(arrive: ARRIVAL) -> None:
     expect(page.locator(".card")).to_have_count(1)
     expect(page.get_by_role("radio")).to_have_count(0)
     expect(page.get_by_role("button", name="Save ranking")).to_be_hidden()
+
+
+@pytest.mark.parametrize("hand", ["mouse", "keyboard"])
+def test_a_single_reply_can_be_called_bad_and_why(arrive: ARRIVAL, db: Database, hand: str) -> None:
+    [reply] = a_turn(db, somebody(db, f"one {hand}"), ["one"])
+    visitor = arrive(name=f"one {hand}")
+    page = visitor.page
+    page.locator(".chat-title").click()
+    thumb = page.get_by_role("button", name="Bad reply")
+    thumb.wait_for()
+    expect(page.locator(".ranking")).to_be_hidden()
+
+    def dislike() -> None:
+        if hand == "mouse":
+            thumb.click()
+        else:
+            page.locator(".card").focus()
+            page.keyboard.press("x")
+
+    dislike()
+    expect(page.locator(".saved")).to_have_text("Saved")
+    expect(thumb).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".order")).to_have_text("Not a good reply")
+    page.get_by_role("button", name="Unsafe").click()
+    page.get_by_role("button", name="Save changes").click()
+    expect(page.locator(".saved")).to_have_text("Saved")
+    assert the_ranking(db, visitor).reasons == ("unsafe",)
+    page.reload()
+    expect(thumb).to_have_attribute("aria-pressed", "true")
+    dislike()
+    expect(page.locator(".ranking")).to_be_hidden()
+    expect(thumb).to_have_attribute("aria-pressed", "false")
+    assert rankings.current(db, str(reply.parent_id), visitor.person.id) is None
 
 
 def test_an_edited_message_branches_and_an_earlier_turn_can_be_seen_again(

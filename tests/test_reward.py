@@ -386,8 +386,11 @@ def test_all_bad_is_held_against_the_ranked_replies_of_its_step_wherever_they_co
     assert losses(tiny_base, turns, start, batch=2) == [pytest.approx(expected, abs=1e-4)]
 
 
-def test_all_bad_by_itself_is_held_against_what_was_ranked_before(tiny_base: Base, tmp_path: Path) -> None:
-    turns = [ranked(["m", "mm"], (1, 1), "all_bad")] * 5 + [ranked(["n", "o"], (1, 2))]
+@pytest.mark.parametrize("bad", [["m", "mm"], ["m"]], ids=["two", "a thumb down"])
+def test_all_bad_by_itself_is_held_against_what_was_ranked_before(
+    tiny_base: Base, tmp_path: Path, bad: list[str]
+) -> None:
+    turns = [ranked(bad, (1,) * len(bad), "all_bad")] * 5 + [ranked(["n", "o"], (1, 2))]
     start = a_high_one(tiny_base, tmp_path, mean=5.0)
     steps = losses(tiny_base, turns, start, batch=1)
     assert sorted(steps) == [pytest.approx(0.1 * math.log(2), abs=1e-4)] * 5 + [

@@ -52,7 +52,7 @@ const orderText = () => {
 };
 const orderSentence = () => {
   if (mine.best) return t('order_best', { letter: find(mine.best).letter });
-  if (mine.allBad) return t('order_all_bad');
+  if (mine.allBad) return t(Object.keys(placesOfKind()).length === 1 ? 'order_bad' : 'order_all_bad');
   const count = Object.keys(mine.places).length;
   if (count === 0) return value.saved?.kind === 'skip' ? t('order_skip') : t('order_empty');
   return count === 1 ? t('order_one', { letter: orderText() }) : orderText();
@@ -100,6 +100,12 @@ const does = {
   }),
   best: (id) => unless(id, () => { mine.best = mine.best === id ? '' : id; mine.allBad = false; mine.places = {}; mine.among = null; }),
   allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; }),
+  // Of a single reply it is saved at once; a second click takes it back.
+  dislike: () => {
+    if (mine.allBad && value.saved) { does.undo(); return; }
+    does.allBad();
+    does.save();
+  },
   allTied: () => change(() => {
     mine.best = ''; mine.allBad = false;
     mine.places = Object.fromEntries(finished().map((reply) => [reply.id, 1]));
@@ -173,7 +179,7 @@ const updateFoot = () => {
   const many = replies().length > 1;
   const isRanked = !!kind() || !!value.saved;
   const writing = replies().some(isWriting);
-  foot.ranking.hidden = !many;
+  foot.ranking.hidden = !many && !kind();
   for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
   foot.root.querySelector('.keys').hidden = !many;
   foot.again.hidden = writing;
@@ -210,7 +216,7 @@ const update = () => {
   for (const reply of replies()) {
     updateCard(cards.get(reply.id), reply, {
       place: places[reply.id] || 0, isBest: mine.best === reply.id, isChosen: mine.chosen === reply.id,
-      isSelected: mine.selected === reply.id, isNext: next === reply.id && !isWriting(reply),
+      isSelected: mine.selected === reply.id, isBad: mine.allBad, isNext: next === reply.id && !isWriting(reply),
     });
   }
   updateFoot();
@@ -242,18 +248,20 @@ const draw = () => {
   const same = (x) => [x.turn_id, ...x.replies.map((reply) => reply.id)].join();
   const isLeft = before?.turn_id === value.turn_id && JSON.stringify(before.saved) === JSON.stringify(value.saved);
   if (!before || !before.turn_id || same(before) !== same(value)) rebuild(isLeft ? left : null);
-  else if (!before.saved && value.saved) night.say(`${t('saved')}: ${t(`order_${value.saved.kind}`, value.saved)}`);
+  else if (!before.saved && value.saved) night.say(`${t('saved')}: ${t(value.saved.word, value.saved)}`);
   update();
 };
 
 const pressed = (event) => {
   const key = event.key.toUpperCase();
-  const selected = mine.selected && find(mine.selected) ? mine.selected : '';
-  const letter = replies().find((reply) => reply.letter === key);
+  const many = replies().length > 1;
+  const selected = many && mine.selected && find(mine.selected) ? mine.selected : '';
+  const letter = many && replies().find((reply) => reply.letter === key);
   if (letter) does.select(letter.id, true);
   else if (/^[0-9]$/.test(key) && selected && Number(key) <= replies().length) does.place(selected, Number(key));
   else if (key === 'ENTER' && selected && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName)) does.best(selected);
-  else if (key === 'X' && !foot.bad.disabled) does.allBad();
+  else if (key === 'X' && many && !foot.bad.disabled) does.allBad();
+  else if (key === 'X' && !many && finished().length) does.dislike();
   else if (key === 'S' && !foot.skip.hidden) does.skip();
   else if (key === '/') document.dispatchEvent(new CustomEvent('night:write'));
   else return;
@@ -261,14 +269,13 @@ const pressed = (event) => {
 };
 document.addEventListener('keydown', (event) => {
   if (!value?.turn_id || root.hidden || document.querySelector('dialog[open]')) return;
-  const many = replies().length > 1;
   const inComment = document.activeElement === foot.comment;
-  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && many && (!night.isTyping() || inComment)) {
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && (!night.isTyping() || inComment)) {
     event.preventDefault();
     does.save();
   } else if (event.key === 'Escape' && !night.isTyping() && replies().some(isWriting)) {
     does.stopAll();
-  } else if (many && !night.isTyping() && !event.ctrlKey && !event.metaKey && !event.altKey) {
+  } else if (!night.isTyping() && !event.ctrlKey && !event.metaKey && !event.altKey) {
     pressed(event);
   }
 });

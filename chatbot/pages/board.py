@@ -153,14 +153,16 @@ def _ranking_view(ranking: Ranking, shown: Sequence[Message]) -> View:
 
 
 def vote_view(ranking: Ranking, shown: Sequence[Message]) -> View:
-    """A vote as the page's words need it, which differ by kind: its order, `B > A = C`, and its first letter.
+    """A vote for the page: the key of its words, and what fills them, `B > A = C` and its first letter.
 
     Only a full ranking means its order: the replies beside the best one do not tie, nor do those all bad.
     """
     places = placed(ranking)
     seen = [Placement(reply.id, places[reply.id], at) for at, reply in enumerate(shown) if reply.id in places]
     order = rankings.order_text(seen)
-    return {"kind": ranking.kind, "order": order, "letter": order[:1]}
+    is_one_bad = ranking.kind == "all_bad" and len(places) == 1
+    word = "order_bad" if is_one_bad else f"order_{ranking.kind}"
+    return {"kind": ranking.kind, "word": word, "order": order, "letter": order[:1]}
 
 
 def save_ranking(db: Database, person: Person, turn: Message, sent: Payload) -> Ranking:

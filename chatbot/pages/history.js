@@ -76,7 +76,7 @@ const answered = (turn) => {
     h('div', { class: 'tools' }, copy,
       iconButton('rank', t('rank_again'), () => ask('revisit', { turn_id: turn.turn_id })),
       turn.reply.is_edited && h('span', { class: 'tag' }, t('edited_by_you')),
-      turn.vote && h('span', { class: 'tag' }, t(`order_${turn.vote.kind}`, turn.vote)),
+      turn.vote && h('span', { class: 'tag' }, t(turn.vote.word, turn.vote)),
       turn.reply.version && h('span', { class: 'version' }, turn.reply.version)));
 };
 
