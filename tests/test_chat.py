@@ -1,6 +1,7 @@
 """What people do on the chat page, with a real engine on the tiny model: send, continue, branch, delete."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
+from chatbot.pages import markdown
 from chatbot.pages.actions import Actions
 from chatbot.pages.chat import build_chat, follow
 from chatbot.pages.payload import Payload
@@ -285,6 +287,25 @@ def test_a_message_that_asks_for_one_reply_may_be_answered_by_two(actions: Actio
     assert len(asked.board(ada, turn_id, 0)["replies"]) == 2
     page, _ = asked.regenerate(ada, Payload({"turn_id": turn_id, "replies": 1}))
     assert len(page[1]["replies"]) == 3
+
+
+def test_what_is_finished_is_rendered_once_for_all_who_look(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render, rendered = markdown.blocks, Counter[str]()
+
+    def counted(text: str) -> list[str]:
+        rendered[text] += 1
+        return render(text)
+
+    monkeypatch.setattr(markdown, "blocks", counted)
+    first, *_ = a_turn(actions.db, ada, ["settled one", "settled two"])
+    conversations.add_edit(actions.db, first.id, "settled three", ada.id)
+    conversations.add_user_message(actions.db, first.conversation_id, first.id, "Go on.", ada.id)
+    for _ in range(3):
+        actions.board(ada, str(first.parent_id), 0)
+        actions.show(ada, first.conversation_id, 0)
+    assert rendered == Counter(["settled one", "settled two", "settled three"])
 
 
 def test_more_replies_join_those_that_are_there(actions: Actions, ada: Person) -> None:

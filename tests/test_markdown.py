@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from chatbot.pages.markdown import blocks, code_css, is_safe_link, render
+from chatbot.pages.markdown import blocks, code_css, is_safe_link, render, settled_blocks
 from tests.attacks import ATTACKS
 
 ALLOWED_TAGS = {
@@ -122,3 +122,9 @@ def test_strange_text_is_rendered_in_time(text: str) -> None:
 def test_code_has_colours_for_light_and_dark() -> None:
     assert code_css(dark=False).startswith(".code .") and code_css(dark=True).startswith(".dark .code .")
     assert ".err " not in code_css(dark=False) + code_css(dark=True)
+
+
+def test_a_settled_text_has_the_same_blocks_whatever_became_of_those_given_before() -> None:
+    text = "# One\n\ntwo **three**"
+    settled_blocks(text).clear()
+    assert settled_blocks(text) == blocks(text) and len(blocks(text)) == 2

@@ -135,11 +135,11 @@ def _reply_view(
     return {
         "id": reply.id,
         "letter": letter,
-        "blocks": markdown.blocks(text),
+        "blocks": markdown.settled_blocks(text) if reply.is_finished else markdown.blocks(text),
         "text": text if reply.is_finished else "",
         "state": state,
         "version": None if is_blind else reply.version,
-        "edit": edit and {"blocks": markdown.blocks(edit.content), "text": edit.content},
+        "edit": edit and {"blocks": markdown.settled_blocks(edit.content), "text": edit.content},
     }
 
 

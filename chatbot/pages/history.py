@@ -83,7 +83,7 @@ def _settled(db: Database, person: Person, reply: Message) -> dict[str, Any]:
     is_edited = reply.author_id is not None
     return {
         "reply": {
-            "blocks": markdown.blocks(reply.content),
+            "blocks": markdown.settled_blocks(reply.content),
             "text": reply.content,
             "is_edited": is_edited,
             # Of a single reply too: others may yet come beside it, and are compared with it blind.

@@ -42,6 +42,16 @@ def blocks(text: str) -> list[str]:
     return pieces
 
 
+def settled_blocks(text: str) -> list[str]:
+    """The same of a text that changes no more, rendered once however many pages look at it."""
+    return list(_settled(text))
+
+
+@lru_cache(maxsize=1024)
+def _settled(text: str) -> tuple[str, ...]:
+    return tuple(blocks(text))
+
+
 def code_css(dark: bool) -> str:
     """The colours of highlighted code, without red boxes: a model's snippet need not parse."""
     style, scope = ("github-dark", ".dark .code") if dark else ("default", ".code")
