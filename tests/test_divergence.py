@@ -10,12 +10,15 @@ from transformers import AutoModelForCausalLM
 
 import trainer.sampler
 from chatbot.basemodel import Base, load_base
+from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.home import Home
-from tests.learners import END, a_config, a_learner, a_run
+from data.records import Sampling
+from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
 from trainer.config import RefreshConfig
 from trainer.forward import sample_replies
 from trainer.ppo import PPOResult
+from trainer.reward import normalise
 from trainer.rollout import Reply
 
 SOUND_LR = 5e-4
@@ -121,7 +124,27 @@ def test_endless_replies_stop_within_five_updates(
     assert batch < result.updates < batch + 5
 
 
+def a_sound_learner(base: Base) -> Policy:
+    """A policy that is the base, and rewards as a night has: the base's replies score 0 with a spread of 1.
+
+    The judge leans to what the first reward model likes, as one does that learned the same taste elsewhere.
+    """
+    policy = a_learner(base, size=0.0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(99)
+        weight = head(policy, "judge")
+        weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() / 2)
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    sampling = Sampling(max_new_tokens=24)
+    replies = sample_replies(model, PROMPTS * 16, sampling=sampling, end_of_turn=END, seed=77)
+    for name in ("reward-0", "reward-1", "judge"):
+        normalise(policy, name, replies)
+    return policy
+
+
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 10))])
 def test_clean_seeds_never_stop(tiny_base: Base, seed: int) -> None:
-    result = a_run(a_learner(tiny_base, size=0.0), a_sound_config(seed=seed), tokens=24)
+    result = a_run(a_sound_learner(tiny_base), a_sound_config(seed=seed), tokens=24)
     assert (result.stopped, result.updates) == (None, 12)
+    spreads = [metrics["score_std"] for metrics in result.history]
+    assert min(spreads) > 0.3, "the guards on scores have something to see"
