@@ -40,7 +40,10 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of `precision`: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it."""
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    has_bf16 = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    if device.type == "cuda":  # older GPUs emulate it, slowly, and have no fused attention for it
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.bfloat16 if has_bf16 else torch.float32
 
 

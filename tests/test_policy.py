@@ -1,6 +1,7 @@
 """The base that wears adapters: what is saved comes back, merged equals worn, padding changes nothing."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -315,7 +316,20 @@ def test_a_folded_head_scores_the_same() -> None:
 def test_precision_is_what_was_asked_for() -> None:
     assert pick_dtype("float32", CPU) is torch.float32
     assert pick_dtype("bfloat16", CPU) is torch.bfloat16
-    assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize("major, dtype", [(7, torch.float32), (8, torch.bfloat16)])
+def test_a_gpu_that_emulates_bfloat16_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, major: int, dtype: torch.dtype
+) -> None:
+    """A T4 is of capability 7.5; it makes bfloat16 tensors without complaint."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda *_: True)
+    cuda = torch.device("cuda")
+    assert (pick_dtype("auto", cuda), pick_dtype("bfloat16", cuda)) == (dtype, torch.bfloat16)
 
 
 def test_on_cuda_attention_needs_no_plan_for_each_length(
