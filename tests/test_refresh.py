@@ -20,6 +20,7 @@ from data.records import Run
 from tests.adapter_files import make_version
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
+from tests.test_sft import a_stage, import_politeness
 from tests.tiny import make_tiny_model
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
@@ -418,6 +419,82 @@ def test_a_run_under_which_what_serves_has_changed_begins_anew(
     learned = home.runs / run.id / "reward-0" / "head.safetensors"
     before = learned.stat().st_mtime_ns
     versions.publish(ranked, make_version(ranked, home, tiny_base).name, actor="test", reason="")
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    assert learned.stat().st_mtime_ns > before
+
+
+def at_first(db: Database, run: Run, name: str) -> float:
+    """A figure of PPO before anything was learned."""
+    return figures(db, run)["ppo", 0, name]
+
+
+def a_reference(db: Database, home: Home, base: Base, seed: int = 5) -> str:
+    """The name of a version that anchors the KL from now on."""
+    name = make_version(db, home, base, seed=seed).name
+    versions.set_reference(db, name, actor="test")
+    return name
+
+
+def test_a_night_after_a_fine_tuning_starts_with_it_and_is_anchored_by_it(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    with known_conversations(5000):
+        import_politeness(ranked)
+    tuned = a_stage(ranked, home, tiny_base, sft_epochs=12).version
+    run = a_night(ranked, home, tiny_base, **SHORT)
+
+    assert at_first(ranked, run, "kl") == pytest.approx(0, abs=1e-3)
+    assert at_first(ranked, run, "start_kl") == pytest.approx(0, abs=1e-3)
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    assert report["reference"] == tuned == "v000001"
+    begun = [row["reply"] for row in report["ppo"]["samples"]["0"]]
+    replies = json.loads((home.runs / run.id / "reference.json").read_text())
+    zero = [tiny_base.format.decode(row["reply"]) for row in replies]
+    for said in (begun, zero):  # of the base itself one in ten thousand begins so
+        assert sum(reply.startswith("ok") for reply in said) > 2, said
+
+
+def test_a_later_night_starts_with_what_serves_and_is_anchored_by_the_reference(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    reference = a_reference(ranked, home, tiny_base)
+    serving = make_version(ranked, home, tiny_base, seed=6)
+    versions.publish(ranked, serving.name, actor="test", reason="")
+    run = a_night(ranked, home, tiny_base, **SHORT)
+
+    assert at_first(ranked, run, "kl") > 0.05
+    assert at_first(ranked, run, "start_kl") == pytest.approx(0, abs=1e-3)
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    assert (report["reference"], report["parent"]) == (reference, serving.name)
+
+
+def test_a_night_that_starts_with_the_reference_knows_how_its_replies_end(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Endings | None] = []
+
+    class Noted(Guards):
+        def __init__(self, config: RefreshConfig, winners_direction: float, endings: Endings | None) -> None:
+            known.append(endings)
+            super().__init__(config, winners_direction, endings)
+
+    monkeypatch.setattr("trainer.ppo.Guards", Noted)
+    versions.publish(ranked, a_reference(ranked, home, tiny_base), actor="test", reason="")
+    a_night(ranked, home, tiny_base, **SHORT | {"updates": 1})
+    assert known[0] is not None and known[0].replies > 0
+
+
+def test_a_run_under_which_the_reference_has_changed_begins_anew(
+    ranked: Database, home: Home, tiny_base: Base
+) -> None:
+    a_reference(ranked, home, tiny_base)
+    config, run = tiny_night(home, **SHORT), a_run(ranked)
+    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
+    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    before = learned.stat().st_mtime_ns
+    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
+    versions.set_reference(ranked, "base", actor="test")
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
     assert learned.stat().st_mtime_ns > before
 
