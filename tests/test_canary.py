@@ -8,6 +8,7 @@ from chatbot.basemodel import Base
 from tests.learners import a_learner
 from tests.nights import PRACTICE
 from tests.plain_ppo import PlainModel
+from trainer import forward
 from trainer.canary import canaries
 
 
@@ -35,6 +36,14 @@ def test_another_version_would_not_pass_for_it(tiny_base: Base, tmp_path: Path) 
         logprobs = [x.item() for x in bare.logprobs(ids[:start], ids[start:], 1.0)]
         off.append(abs(canary["logprob"] - sum(logprobs) / len(logprobs)))
     assert min(off) > 0.01
+
+
+def test_the_weights_are_in_memory_once(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_learner(tiny_base).save("policy", tmp_path)
+    monkeypatch.setattr(forward, "prepare", lambda *_: pytest.fail("the weights were copied"))
+    assert len(canaries(tiny_base, tmp_path, PRACTICE, seed=0)) == 8
 
 
 def test_the_same_seed_gives_the_same_canaries(tiny_base: Base, tmp_path: Path) -> None:

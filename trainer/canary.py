@@ -30,8 +30,9 @@ def canaries(
     model = merged_model(base, adapter, device=torch.device("cpu"), dtype=torch.float32, four_bit=four_bit)
     ids = [base.format.fit(prompt.messages, base.context // 2).ids for prompt in prompts[:_COUNT]]
     sampling = Sampling(max_new_tokens=_TOKENS)
-    replies = sample_replies(
-        model, ids, sampling=sampling, end_of_turn=base.format.end_of_turn, seed=seed, rows=_COUNT
+    end = base.format.end_of_turn
+    replies = sample_replies(  # in float32 a large base has room for one of its kind
+        model, ids, sampling=sampling, end_of_turn=end, seed=seed, rows=_COUNT, copies=False
     )
     logprobs = logprobs_of(model, ids, [r.reply for r in replies], temperature=1.0)
     return [

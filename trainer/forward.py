@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from chatbot.head import ScalarHead
 from chatbot.kernels import Format
 from chatbot.models import TokenBatch, logits_of
+from chatbot.padded import AnyModel
 from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
 from chatbot.sampling import Row
@@ -64,15 +65,17 @@ def sample_replies(
     rows: int = 32,
     tell: Callable[[float], None] = lambda fraction: None,
     team: Team = SOLO,
+    copies: bool = True,
 ) -> list[Reply]:
     """One reply to each prompt from a merged model, up to `rows` at a time; `tell` hears the fraction done.
 
     They are written as served replies are: a reply that ends makes room for the next prompt. Each member of a
-    team samples its share; all get the whole list.
+    team samples its share; all get the whole list. Without `copies` it is slower, and the weights are in
+    memory once.
     """
     mine = team.share(range(len(prompts)))
     form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
-    runner = runner_for(prepare(model, form), end_of_turn)
+    runner = runner_for(prepare(model, form) if copies else AnyModel(model), end_of_turn)
     jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
     waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
     while waiting or not runner.is_idle:
