@@ -177,6 +177,7 @@ def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(
 def test_the_overview_says_when_the_last_backup_was_made(db: Database, desk: Desk, visit: Visit) -> None:
     now = 1_795_000_000.0
     assert "No backup yet" in backup_html(desk, visit, now)
+    assert "href='/operate/export/tiers'" in backup_html(desk, visit, now)
     backup_path(desk.home, now - 86400).touch()
     fresh = backup_html(desk, visit, now)
     assert moment(now - 86400, "UTC") in fresh and "1 is kept" in fresh and "role='alert'" not in fresh

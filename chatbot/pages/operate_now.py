@@ -17,6 +17,7 @@ from data import requests, runs, schedules, versions
 from data.backups import backup_files, newest_at
 from data.database import Database
 from data.errors import Refused
+from data.formats import FORMATS
 from data.records import BASE_VERSION, Run
 from data.recovery import backup_problem
 
@@ -189,7 +190,7 @@ def last_run_html(visit: Visit, run: Run) -> str:
 
 
 def backup_html(desk: Desk, visit: Visit, now: float) -> str:
-    """When the last backup was made, and an alert where the day's failed or nobody makes any."""
+    """When the last backup was made, an alert where the day's failed or nobody makes any, and downloads."""
     newest = newest_at(desk.home, now)
     if newest is None:
         body = f"<p>{visit.html('no_backup')}</p>"
@@ -202,4 +203,5 @@ def backup_html(desk: Desk, visit: Visit, now: float) -> str:
         problem = visit.say("late_backup")
     if problem:
         body += f"<p role='alert' class='ns-problem'>{escape(problem)}</p>"
-    return card(visit.html("backups"), body)
+    links = " · ".join(f"<a href='/operate/export/{fmt}' download>{fmt}</a>" for fmt in FORMATS)
+    return card(visit.html("backups"), f"{body}<p>{visit.html('downloads')} {links}</p>")

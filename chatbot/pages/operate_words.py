@@ -66,10 +66,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "request_taken": ("Asked for a refresh.", "已请求训练。"),
     "request_withdrawn": ("The request is withdrawn.", "已撤回请求。"),
     # Backups.
-    "backups": ("Backups", "备份"),
+    "backups": ("Data", "数据"),
     "last_backup": ("The last backup of the database was made at {at}.", "数据库上次备份于 {at}。"),
     "backups_kept": ("{n} are kept.", "保留 {n} 份。"),
     "backups_kept_1": ("1 is kept.", "保留 1 份。"),
+    "downloads": (
+        "Rankings and demonstrations that may teach, for other trainers:",
+        "可用于训练的排名与示范，供其他训练器使用：",
+    ),
     "no_backup": (
         "No backup yet: `trainer watch` makes one each day, the first as soon as it runs.",
         "尚无备份：`trainer watch` 每天备份一次，首次在其运行后立即进行。",
