@@ -42,15 +42,6 @@ const openEditor = (part, reply, save) => {
   }));
 };
 
-const THUMB_DOWN = 'M7 13V4h9.6a2 2 0 0 1 1.9 1.4l1.6 5.2a1.9 1.9 0 0 1-1.8 2.4h-5l.8 4.7a1.7 1.7 0 0 1-3.1 1.2L7 13zM7 4H3.6v9H7';
-const thumbDown = (action) => {
-  const button = iconButton('stop', t('bad_reply'), action, { 'aria-pressed': 'false' });
-  const image = button.firstChild;
-  image.dataset.icon = 'bad';
-  image.firstChild.setAttribute('d', THUMB_DOWN);
-  return button;
-};
-
 // The card's elements by name; `update` fills them from a reply and from the board's state.
 const makeCard = (reply, count, does) => {
   const { letter } = reply;
@@ -71,7 +62,7 @@ const makeCard = (reply, count, does) => {
     part.editor.querySelector('textarea').focus();
   });
   part.next = iconButton('next', t('continue_from', { letter }), () => does.next(reply.id), { 'aria-pressed': 'false' });
-  part.bad = thumbDown(() => does.dislike());
+  part.bad = iconButton('bad', t('bad_reply'), () => does.dislike(), { 'aria-pressed': 'false' });
   const tools = h('div', { class: 'tools' }, part.stop, part.copy, part.change, many ? part.next : part.bad);
   const foot = h('div', { class: 'card-foot' });
   if (many) {

@@ -52,6 +52,7 @@ window.night ??= (() => {
     undo: 'M9 14L4 9l5-5M4 9h10a6 6 0 0 1 0 12h-3', compare: 'M4 5h7v14H4zM13 5h7v14h-7z',
     rank: 'M5 19V11M12 19V5M19 19v-6', gear: 'M4 7h10M18 7h2M4 17h2M10 17h10M16 5v4M8 15v4',
     out: 'M10 4H5v16h5M14 8l4 4-4 4M18 12H9', person: 'M12 4a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM4 21c1-5 15-5 16 0',
+    bad: 'M7 13V4h9.6a2 2 0 0 1 1.9 1.4l1.6 5.2a1.9 1.9 0 0 1-1.8 2.4h-5l.8 4.7a1.7 1.7 0 0 1-3.1 1.2L7 13zM7 4H3.6v9H7',
     keys: 'M3 7h18v11H3zM7 11h.01M11 11h.01M15 11h.01M8 15h8', panel: 'M4 5h16v14H4zM10 5v14',
   };
   const svg = (tag, attributes) => {
