@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,16 +335,23 @@ def forget_the_snapshot(db: Database, home: Home, run: Run) -> None:
     (home.runs / run.id / "snapshot.jsonl").unlink()  # as `data forget` does
 
 
+def a_run_that_keeps_what_it_learned(db: Database, home: Home, base: Base) -> tuple[RefreshConfig, Run, Path]:
+    """A night up to its reward models, taken up again; and a file of what it had learned."""
+    config, run = tiny_night(home, **SHORT), a_run(db)
+    refresh(db, home, base, config, run, until="reward", quiet=True)
+    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    before = learned.stat().st_mtime_ns
+    refresh(db, home, base, config, resumed(db, run), until="reward", quiet=True)
+    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
+    return config, run, learned
+
+
 @pytest.mark.parametrize("change", [delete_a_ranking, forget_the_snapshot])
 def test_a_run_that_may_not_use_what_it_learned_begins_anew(
     ranked: Database, home: Home, tiny_base: Base, change: Callable[[Database, Home, Run], None]
 ) -> None:
-    config, run = tiny_night(home, **SHORT), a_run(ranked)
-    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
-    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    config, run, learned = a_run_that_keeps_what_it_learned(ranked, home, tiny_base)
     before = learned.stat().st_mtime_ns
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
-    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
     change(ranked, home, run)
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
     assert learned.stat().st_mtime_ns > before
@@ -488,12 +496,8 @@ def test_a_run_under_which_the_reference_has_changed_begins_anew(
     ranked: Database, home: Home, tiny_base: Base
 ) -> None:
     a_reference(ranked, home, tiny_base)
-    config, run = tiny_night(home, **SHORT), a_run(ranked)
-    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
-    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    config, run, learned = a_run_that_keeps_what_it_learned(ranked, home, tiny_base)
     before = learned.stat().st_mtime_ns
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
-    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
     versions.set_reference(ranked, "base", actor="test")
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
     assert learned.stat().st_mtime_ns > before
