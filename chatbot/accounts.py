@@ -172,7 +172,7 @@ def change_role(db: Database, person: Person, role: PersonRole, actor: str) -> N
     """Let a person do more, or less. Raises Refused where nobody would be left to operate."""
     with db.write():
         people.set_role(db, person.id, role)
-        _check_still_operated(db, person)
+        check_still_operated(db, person)
         people.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
 
 
@@ -180,18 +180,12 @@ def disable(db: Database, person: Person, actor: str) -> None:
     """Shut a person out; their sessions end. Raises Refused where nobody would be left to operate."""
     with db.write():
         people.set_disabled(db, person.id, True)
-        _check_still_operated(db, person)
+        check_still_operated(db, person)
         people.record(db, actor, "person disable", {"name": person.name})
 
 
-def check_dispensable(db: Database, person: Person) -> None:
-    """Raises Refused where nobody else could operate."""
-    others = (other for other in people.list_all(db) if other.id != person.id and other.kind == "human")
-    if may(person, "operator") and not any(may(other, "operator") for other in others):
-        raise Refused(f"{person.name} is the only operator - make somebody else one first.")
-
-
-def _check_still_operated(db: Database, before: Person) -> None:
+def check_still_operated(db: Database, before: Person) -> None:
+    """Raises Refused where a person was the last who could operate; within the write that changes them."""
     if may(before, "operator") and not has_operator(db):
         raise Refused(f"{before.name} is the only operator - make somebody else one first.")
 

@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from chatbot import accounts
 from chatbot.pages import account as pages
-from chatbot.signin import Field, address_of, html_answer
+from chatbot.signin import Field, address_of, html_answer, without_cookies
 from chatbot.throttle import Throttle
 from data import api_keys, conversations, exchange, people
 from data.database import Database
@@ -36,13 +36,12 @@ def data_routes(db: Database, home: Home, throttle: Throttle) -> APIRouter:
         person = accounts.require(request)
         try:
             accounts.confirm_password(db, throttle, person, password, address_of(request))
-            accounts.check_dispensable(db, person)
-            done = forget(db, home, person, actor=NOBODY)
+            done = forget(
+                db, home, person, actor=NOBODY, check=lambda: accounts.check_still_operated(db, person)
+            )
         except Problem as problem:
             return html_answer(pages.account_page(person, kept=str(problem)), problem)
-        answer = html_answer(pages.farewell_page(done.conversations, done.rankings, bool(done.versions)))
-        answer.delete_cookie(accounts.COOKIE, httponly=True, samesite="lax")
-        return answer
+        return without_cookies(html_answer(pages.farewell_page(done)))
 
     @router.get("/operate/export/{fmt}")
     def export(request: Request, fmt: str) -> Response:

@@ -163,6 +163,11 @@ def _signed_in(request: Request, config: ServeConfig, db: Database, token: str, 
 
 def signed_out() -> Response:
     """To the sign-in page, without the cookie of a session."""
-    answer = RedirectResponse("/login", 303, headers={"clear-site-data": '"cache"'})
+    return without_cookies(RedirectResponse("/login", 303))
+
+
+def without_cookies(answer: Response) -> Response:
+    """`answer`, after which the browser has no session and no page of it any more."""
+    answer.headers["clear-site-data"] = '"cache"'
     answer.delete_cookie(accounts.COOKIE, httponly=True, samesite="lax")
     return answer

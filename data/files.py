@@ -44,6 +44,9 @@ def file_to_be(target: Path) -> Iterator[Path]:
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         partial.unlink(missing_ok=True)
         partial.touch(_OWNER_ONLY)
+        if os.geteuid() == 0:  # a backup that root makes is for the account that runs the server
+            above = partial.parent.stat()
+            os.chown(partial, above.st_uid, above.st_gid)
         try:
             yield partial
             replace_durably(partial, target)

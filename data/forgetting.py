@@ -14,6 +14,7 @@ somebody publishes another. Backups are listed, since only the operator can say 
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,25 @@ class Forgotten:
     """False where old pages stay in the log: another process reads them, or the disk is full."""
 
 
-def forget(db: Database, home: Home, person: Person, actor: str = ACTOR) -> Forgotten:
+def forget(
+    db: Database,
+    home: Home,
+    person: Person,
+    actor: str = ACTOR,
+    check: Callable[[], None] = lambda: None,
+) -> Forgotten:
     """Deletes all that this person said, and tells whom it taught. Busy while a refresh runs on it.
 
-    The folders are emptied before the rows are gone for good: where that fails, it can be done again.
+    The folders are emptied before the rows are gone for good: where that fails, it can be done again. `check`
+    looks at the database without the person; nothing is deleted where it raises.
     """
     with db.write() as conn:
         runs.interrupt_expired(db)
         latest = runs.latest(db)
         if latest is not None and latest.state == "running":
-            raise Busy("A refresh is running and has read these rankings - wait for it, or cancel it.")
+            raise Busy(
+                "A refresh is running and has read these rankings - wait, or have an operator cancel it."
+            )
         gone = _what_goes(db, person)
         reached = versions.learned_from(db, gone)
         touched = _touched_runs(db, person, gone)
@@ -75,6 +85,7 @@ def forget(db: Database, home: Home, person: Person, actor: str = ACTOR) -> Forg
         if reference:
             versions.set_reference(db, None, actor=actor)
         conversations, ranked = _delete_rows(db, conn, person, gone)
+        check()
         detail = {"rankings": ranked, "versions": reached, "runs": len(folders)}
         people.record(db, actor, "forget", detail)
         snapshots = [str(path) for folder in folders for path in sorted(folder.rglob("*.jsonl"))]

@@ -4,6 +4,7 @@ Why a day's backup failed is a row of the audit, for the operator's page: `backu
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,8 @@ from data.files import force_to_disk, private_file, replace_durably
 from data.home import Home
 from data.schema import is_ours
 
+log = logging.getLogger(__name__)
+
 DAILY_SECONDS = 23 * 3600.0
 """A backup older than this is due to be followed; looked at each hour, that makes one a day."""
 FAILED = "backup_failed"
@@ -26,10 +29,11 @@ _LEAST_FREE = 0.05
 
 
 def make_backup(db: Database, home: Home, now: float | None = None) -> Path:
-    """A checked copy in the home's backups; old ones are rotated out."""
+    """A checked copy in the home's backups; old ones are rotated out, and named in the log."""
     target = backup_path(home, time.time() if now is None else now)
     db.backup(target)
-    rotate(home)
+    for gone in rotate(home):
+        log.info("The backup %s is rotated out.", gone.name)
     return target
 
 

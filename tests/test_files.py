@@ -1,11 +1,12 @@
 """data/files.py: what bears a name is complete."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from data.files import make_it_appear, write_json
+from data.files import file_to_be, make_it_appear, write_json
 
 
 def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -24,3 +25,14 @@ def test_a_folder_appears_with_all_that_lies_in_it(tmp_path: Path) -> None:
     (unfinished / "a").write_text("whole")
     make_it_appear(unfinished, tmp_path / "v1")
     assert (tmp_path / "v1" / "a").read_text() == "whole" and not unfinished.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_copy_that_root_makes_is_for_the_account_whose_folder_it_lies_in(tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    os.chown(folder, 10001, 10002)
+    with file_to_be(folder / "copy") as partial:
+        partial.write_text("words")
+    found = (folder / "copy").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, 10002, 0o600)

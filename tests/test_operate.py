@@ -175,7 +175,7 @@ def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(
 
 
 def test_the_overview_says_when_the_last_backup_was_made(db: Database, desk: Desk, visit: Visit) -> None:
-    now = 1_795_000_000.0
+    now = visit.person.created_at + 86400
     assert "No backup yet" in backup_html(desk, visit, now)
     assert "href='/operate/export/tiers'" in backup_html(desk, visit, now)
     backup_path(desk.home, now - 86400).touch()
@@ -190,7 +190,12 @@ def test_the_overview_says_when_the_last_backup_was_made(db: Database, desk: Des
 def test_backups_that_nobody_makes_are_an_alert(desk: Desk, visit: Visit) -> None:
     now = 1_795_000_000.0
     backup_path(desk.home, now - 3 * 86400).touch()
-    assert "more than two days ago - see that `trainer watch` runs" in backup_html(desk, visit, now)
+    late = "No backup for more than two days - see that `trainer watch` runs"
+    assert late in backup_html(desk, visit, now)
+    next(iter(desk.home.backups.iterdir())).unlink()
+    since = visit.person.created_at
+    assert late not in backup_html(desk, visit, since + 86400)
+    assert late in backup_html(desk, visit, since + 3 * 86400)
 
 
 def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(

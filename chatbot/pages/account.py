@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from data.api_keys import LONGEST_LABEL, ApiKey
+from data.forgetting import Forgotten
 from data.records import Person
 
 CONTENT_POLICY = (
@@ -205,13 +206,14 @@ def _name_field(name: str) -> str:
     )
 
 
-def farewell_page(chats: int, rankings: int, has_taught: bool) -> str:
+def farewell_page(done: Forgotten) -> str:
     """What a person reads who had everything deleted."""
-    learned = "Versions learned from them; an operator decides how long one serves." if has_taught else ""
+    more = "Versions learned from them; an operator decides how long one serves. " if done.versions else ""
+    more += "" if done.is_wiped else "The database's log keeps old pages until the server starts again."
     return page(
         "Deleted",
         '<div class="card"><h1>You are forgotten</h1>'
-        f"<p>Chats deleted: {chats}. Rankings deleted: {rankings}. {learned}</p>"
+        f"<p>Chats deleted: {done.conversations}. Rankings deleted: {done.rankings}. {more}</p>"
         '<div class="row"><a class="button quiet" href="/login">To the sign-in page</a></div></div>',
     )
 

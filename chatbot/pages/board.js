@@ -102,7 +102,8 @@ const does = {
   allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; }),
   // Of a single reply it is saved at once; a second click takes it back.
   dislike: () => {
-    if (mine.allBad && value.saved) { does.undo(); return; }
+    if (mine.allBad && !value.saved) return; // the first click is on its way
+    if (mine.allBad) { does.undo(); return; }
     does.allBad();
     does.save();
   },
@@ -179,7 +180,7 @@ const updateFoot = () => {
   const many = replies().length > 1;
   const isRanked = !!kind() || !!value.saved;
   const writing = replies().some(isWriting);
-  foot.ranking.hidden = !many && !kind();
+  foot.ranking.hidden = !many && !kind() && !value.saved;
   for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
   foot.root.querySelector('.keys').hidden = !many;
   foot.again.hidden = writing;
@@ -261,7 +262,7 @@ const pressed = (event) => {
   else if (/^[0-9]$/.test(key) && selected && Number(key) <= replies().length) does.place(selected, Number(key));
   else if (key === 'ENTER' && selected && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName)) does.best(selected);
   else if (key === 'X' && many && !foot.bad.disabled) does.allBad();
-  else if (key === 'X' && !many && finished().length) does.dislike();
+  else if (key === 'X' && !many && !event.repeat && finished().length) does.dislike();
   else if (key === 'S' && !foot.skip.hidden) does.skip();
   else if (key === '/') document.dispatchEvent(new CustomEvent('night:write'));
   else return;

@@ -13,7 +13,7 @@ import gradio as gr
 from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, verdict
 from chatbot.pages.operate_words import duration, known, moment
-from data import requests, runs, schedules, versions
+from data import people, requests, runs, schedules, versions
 from data.backups import backup_files, newest_at
 from data.database import Database
 from data.errors import Refused
@@ -199,7 +199,8 @@ def backup_html(desk: Desk, visit: Visit, now: float) -> str:
         body = f"<p>{visit.html('last_backup', at=at)} "
         body += f"<span class='ns-quiet'>{visit.html('backups_kept', n=number)}</span></p>"
     problem = backup_problem(desk.db, desk.home, now)
-    if problem is None and newest is not None and now - newest > _LATE_SECONDS:
+    since = newest or min(person.created_at for person in people.list_all(desk.db))
+    if problem is None and now - since > _LATE_SECONDS:
         problem = visit.say("late_backup")
     if problem:
         body += f"<p role='alert' class='ns-problem'>{escape(problem)}</p>"

@@ -79,8 +79,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "尚无备份：`trainer watch` 每天备份一次，首次在其运行后立即进行。",
     ),
     "late_backup": (
-        "That is more than two days ago - see that `trainer watch` runs, or run `python -m data backup`.",
-        "距今已超过两天 - 请确认 `trainer watch` 正在运行，或运行 `python -m data backup`。",
+        "No backup for more than two days - see that `trainer watch` runs, or run `python -m data backup`.",
+        "已超过两天没有备份 - 请确认 `trainer watch` 正在运行，或运行 `python -m data backup`。",
     ),
     # Runs.
     "runs": ("Runs", "训练记录"),
