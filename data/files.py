@@ -38,7 +38,7 @@ def file_to_be(target: Path) -> Iterator[Path]:
 
     Raises Refused where a person named a place that cannot be written.
     """
-    partial = target.parent / f"{target.name}.part"
+    partial = target.parent / f"{target.name}.{os.getpid()}.part"
     try:
         if target.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))

@@ -123,7 +123,7 @@ def test_a_current_version_with_empty_replies_allows_hardly_more_of_them() -> No
     old = LIKE | {"empty_rate": 0.02}
     assert check_replies(old, old, 0.0, 300) == []
     assert check_replies(LIKE | {"empty_rate": 9 / 300}, old, 0.0, 300) == []
-    assert len(check_replies(LIKE | {"empty_rate": 0.035}, old, 0.0, 300)) == 1
+    assert len(check_replies(LIKE | {"empty_rate": 0.07}, old, 0.0, 300)) == 1
 
 
 def judged(

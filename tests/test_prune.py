@@ -10,10 +10,11 @@ import pytest
 from data import runs, versions
 from data.comparisons import take_snapshot, write_snapshot
 from data.database import Database
-from data.errors import Refused
+from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, VersionStatus
 from tests.operating import add_version, end_run, start_run
+from trainer import prune as prune_module
 from trainer.fitting import newest_accepted
 from trainer.prune import prune
 from trainer.publish import check_files
@@ -145,6 +146,54 @@ def test_a_living_run_and_folders_of_no_run_are_left_alone(db: Database, home: H
     whole = left(home, living)
     assert prune(db, home, keep=1).runs == [old.id]
     assert left(home, living) == left(home, new) == whole and (home.runs / "mine" / "notes.txt").is_file()
+
+
+def test_a_version_that_is_published_meanwhile_keeps_its_files(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = a_night(db, home, 1, "refused")
+    a_night(db, home, 2, "refused")
+    remove = prune_module._remove
+
+    def publish_first(db: Database, home: Home, run: Run, pruned: prune_module.Pruned) -> None:
+        versions.publish(db, "v000001", actor="ada", reason="In spite of it.", force=True)
+        remove(db, home, run, pruned)
+
+    monkeypatch.setattr(prune_module, "_remove", publish_first)
+    assert prune(db, home, keep=1).versions == []
+    assert list((home.adapters / "v000001").iterdir())
+    assert set(MODELS) <= left(home, chosen)
+
+
+def test_a_run_that_is_taken_up_meanwhile_stays_whole(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = a_run(db, home, 1, "failed"), a_run(db, home, 2, "failed")
+    whole, remove = left(home, old), prune_module._remove
+
+    def take_up_first(db: Database, home: Home, run: Run, pruned: prune_module.Pruned) -> None:
+        assert runs.resume(db, run.id) is not None
+        remove(db, home, run, pruned)
+
+    monkeypatch.setattr(prune_module, "_remove", take_up_first)
+    assert prune(db, home, keep=1).runs == [] and left(home, old) == whole
+
+
+def test_what_cannot_be_removed_is_told_when_the_rest_is_gone(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oldest, stuck, _ = (a_run(db, home, number, "failed") for number in range(1, 4))
+    rename = Path.rename
+
+    def unless_stuck(path: Path, target: Path) -> Path:
+        if path.parent.name == stuck.id:
+            raise PermissionError(13, "Permission denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", unless_stuck)
+    with pytest.raises(Problem, match=r"cannot be removed \(Permission denied\) - make it writable"):
+        prune(db, home, keep=1)
+    assert left(home, oldest) == STAYS and "judge" in left(home, stuck)
 
 
 def test_keeping_none_is_refused(db: Database, home: Home) -> None:

@@ -93,9 +93,10 @@ def publish(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Lets a version serve from the next turn on."""
     from trainer.publish import check_files
 
-    check_files(home, versions.get(db, arguments.version))
     reason = arguments.reason or "Published by hand."
-    serving = versions.publish(db, arguments.version, actor=ACTOR, reason=reason, force=arguments.force)
+    with db.write():  # meanwhile nobody prunes
+        check_files(home, versions.get(db, arguments.version))
+        serving = versions.publish(db, arguments.version, actor=ACTOR, reason=reason, force=arguments.force)
     show(asdict(serving), [_CHOSEN.format(serving.current)], as_json=arguments.json)
 
 

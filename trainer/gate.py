@@ -38,8 +38,8 @@ from trainer.statistics import bootstrap_by_group
 _SAMPLES_SHOWN = 10
 _SHORT = 5
 """Tokens up to which replies to different prompts may be alike."""
-_OFTEN = 0.05
-"""But no reply may answer more than this share of all prompts."""
+_FEW, _OFTEN = 2, 0.05
+"""But no reply may answer more prompts than these, nor more than this share of them."""
 _LINE = 90
 """Characters of a prompt or reply in the terminal."""
 Probes = tuple[dict[str, float], dict[str, float]]
@@ -218,12 +218,12 @@ def check_replies(
 ) -> list[str]:
     """Vetoes that votes do not drive, on `count` replies of each side.
 
-    Of empty replies a rise by more than one standard error is too much: one where there was none may be
-    chance, two may not. Some 4,000 replies of the embedded base had none.
+    Of empty replies a rise by more than two standard errors is too much, and where there was none, more than
+    one reply: some 4,000 of the embedded base had none.
     """
     reasons = []
     empty, was_empty = round(new["empty_rate"] * count), round(old["empty_rate"] * count)
-    if empty - was_empty > math.sqrt(empty + was_empty):
+    if empty - was_empty > (2 * math.sqrt(empty + was_empty) if was_empty else 1):
         reasons.append(
             f"{new['empty_rate']:.1%} of the candidate's replies are empty, "
             f"{old['empty_rate']:.1%} of the current's."
@@ -259,9 +259,8 @@ def profile(replies: Sequence[Reply], decode: Callable[[Sequence[int]], str]) ->
     said = [" ".join(decode(r.reply).split()) for r in replies]
     size = {words: len(r.reply) - r.finished for words, r in zip(said, replies, strict=True)}
     copies = Counter(words for words in said if words)
-    duplicates = [
-        n for words, n in copies.items() if n > 1 and (size[words] > _SHORT or n > _OFTEN * len(replies))
-    ]
+    most = max(_FEW, _OFTEN * len(replies))
+    duplicates = [n for words, n in copies.items() if n > (1 if size[words] > _SHORT else most)]
     return {
         "length": statistics.fmean(len(r.reply) for r in replies),
         "eos_rate": statistics.fmean(r.finished for r in replies),

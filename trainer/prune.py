@@ -24,6 +24,8 @@ from data.records import Run, Version
 KEEP = 14
 _STAYS = frozenset(("output.log", "taken-up", "report.json", "reports.json"))
 """What stays of every run: what it said, what came of it, and the watcher's mark."""
+_ASIDE = ".pruned-"
+"""What a folder is called in which things wait to be removed."""
 _WARM = ("snapshot.jsonl", "learned.json", "judge", "reward-0")
 """Without these no night goes on from a run (fitting.py)."""
 
@@ -38,31 +40,39 @@ class Pruned:
     versions: list[str] = field(default_factory=list)
     """Refused versions whose weights went."""
 
+    def count(self, home: Home, run: Run, found: list[Path], size: int) -> None:
+        """What is found of a run, so many bytes."""
+        self.bytes += size
+        self.runs += [run.id] * bool(found)
+        self.versions += [path.name for path in found if path.parent == home.adapters]
+
 
 def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) -> Pruned:
     """Removes what runs before the newest `keep` left; with `dry_run` it only counts.
 
-    Raises Refused where `keep` is less than 1, Problem where something cannot be removed.
+    Raises Refused where `keep` is less than 1, Problem where something cannot be removed; the rest is then.
     """
     if keep < 1:
         raise Refused(f"keep is {keep!r} - use 1 or more.")
     every = versions.list_all(db)
     needed, warm = _needed(db, every), _warm(home, every)
-    left = (
-        (run, found)
+    ended = [
+        run
         for run in runs.list_all(db, limit=-1)
         if run.state != "running" and home.runs / run.id not in warm
-        if (found := list(_leftovers(home, run, every, needed)))
-    )
-    pruned = Pruned()
-    for number, (run, found) in enumerate(left):
-        if number < keep:
-            continue
-        pruned.bytes += sum(map(_size, found))
-        pruned.runs.append(run.id)
-        pruned.versions += [path.name for path in found if path.parent == home.adapters]
-        if not dry_run:
-            _remove(db, run, found)
+    ]
+    pruned, failed = Pruned(), ""
+    for run in [run for run in ended if any(_leftovers(home, run, every, needed))][keep:]:
+        try:
+            if dry_run:
+                found = list(_leftovers(home, run, every, needed))
+                pruned.count(home, run, found, sum(map(_size, found)))
+            else:
+                _remove(db, home, run, pruned)
+        except OSError as error:
+            failed = f"{error.filename!r} cannot be removed ({error.strerror})"
+    if failed:
+        raise Problem(f"{failed} - make it writable, and prune again.")
     return pruned
 
 
@@ -109,18 +119,20 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
 
 
-def _remove(db: Database, run: Run, found: list[Path]) -> None:
-    """Nobody takes the run up meanwhile: that would be a write."""
+def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
+    """Sets aside in one write what goes, and removes it when others can write again.
+
+    During the write nobody takes the run up, and nobody comes to need one of its versions.
+    """
+    aside = home.runs / f"{_ASIDE}{run.id}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a prune that was killed
     with db.write():
         if runs.get(db, run.id).fencing_token != run.fencing_token:
             return
-        try:
-            for path in found:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise Problem(
-                f"{error.filename!r} cannot be removed ({error.strerror}) - make it writable, prune again."
-            ) from error
+        every = versions.list_all(db)
+        found = list(_leftovers(home, run, every, _needed(db, every)))
+        for path in found:
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+    pruned.count(home, run, found, _size(aside) if found else 0)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -15,7 +15,8 @@ from trainer.prune import prune
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3600.0
-WAIT_SECONDS = 8.0
+WAIT_SECONDS = 2.0
+"""For what is under way at the end; the server waits five for its trainer."""
 KEEP_RUNS = 30
 """Runs that stay whole where nobody prunes by hand."""
 
