@@ -125,7 +125,7 @@ def account_page(person: Person, *, said: str = "", done: str = "", kept: str = 
         '<div class="row"><a class="button quiet" href="/account/keys">My API keys</a></div></div>'
         '<div class="card"><h2>My data</h2><p>Every conversation and ranking of yours, as one JSON file.</p>'
         "<p>A chat that you delete teaches no later night. Copies in the folders of earlier nights and in "
-        "backups stay until an operator deletes them.</p>"
+        "backups stay until these are removed, which happens by itself after a while.</p>"
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
         f'<div class="card" id="delete"><h2>Delete me</h2>{_said(kept)}'
