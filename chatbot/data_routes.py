@@ -49,8 +49,7 @@ def data_routes(db: Database, home: Home, throttle: Throttle) -> APIRouter:
         person = accounts.require(request, "operator")
         rows = exchange.export_rows(db, fmt)
         people.record(db, person.name, "export", {"format": fmt})
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return _download(lines, f"night-school-{fmt}.jsonl", "application/jsonl")
+        return _download(exchange.as_lines(rows), f"night-school-{fmt}.jsonl", "application/jsonl")
 
     return router
 

@@ -58,10 +58,15 @@ def _demonstrations(db: Database) -> Iterator[dict[str, Any]]:
 def write_rows(rows: Iterable[dict[str, Any]], file: IO[str]) -> int:
     """Writes rows as JSONL as they come; returns how many."""
     number = 0
-    for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for line in as_lines(rows):
+        file.write(line)
         number += 1
     return number
+
+
+def as_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Rows as lines of JSONL, as they come."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> Iterator[Any]:

@@ -203,7 +203,8 @@ def test_where_memory_runs_out_the_child_goes_first(watch_with: Callable[[str], 
 def test_a_watcher_backs_up_without_being_asked(watch_with: Callable[[str], Watcher], home: Home) -> None:
     watcher = watch_with("")
     watcher.tick(NIGHT - 3600)
-    wait_for(lambda: newest_at(home, NIGHT) == NIGHT - 3600)
+    wait_for(lambda: newest_at(home, NIGHT) is not None)
+    assert newest_at(home, NIGHT) == NIGHT - 3600
 
 
 def test_the_start_names_the_next_night_and_its_zone() -> None:
@@ -237,8 +238,10 @@ def test_a_killed_child_goes_on_once_and_no_more(watch_with: Callable[[str], Wat
     run = runs.get(db, first.id)
     assert run.reason.startswith("The training process was killed by signal 9 - the machine was probably")
     assert run.reason.endswith("a smaller --model; its last words: none.")
-    Watcher(watcher.home, db, command=watcher.command).tick(NIGHT + 60)  # nor by another watcher
+    another = Watcher(watcher.home, db, command=watcher.command)
+    another.tick(NIGHT + 60)
     assert len(runs.list_all(db)) == 1 and runs.get(db, first.id) == run
+    another.close()
 
 
 def test_a_run_whose_machine_died_goes_on_when_the_watcher_is_back(
