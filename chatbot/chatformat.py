@@ -57,7 +57,7 @@ class ChatFormat:
         roles = tuple(message["role"] for message in messages)
         return self._join(roles, [self.encode_text(m["content"]) for m in messages], add_reply_prompt)
 
-    def takes(self, messages: Messages, room: int) -> bool:
+    def fits(self, messages: Messages, room: int) -> bool:
         """Whether the template knows their roles and they have at most `room` tokens."""
         try:
             return len(self.encode(messages)) <= room

@@ -43,21 +43,6 @@ def from_flags(namespace: argparse.Namespace, cls: type[Config]) -> Config:
     return cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
 
 
-def to_flags(config: Any) -> list[str]:
-    """The arguments that say the same as `config`, for a child process; defaults are left out."""
-    arguments = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or value is None:
-            continue
-        flag = _flag(field.name)
-        if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            arguments.append(f"{flag}={value}")
-    return arguments
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

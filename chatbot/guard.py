@@ -139,7 +139,7 @@ class Guard:
         inner = path.removeprefix("/operate").removeprefix("/gradio_api")
         if inner.startswith(UNUSED):
             return _say(scope, 404, "There is no such page - go back to the start.")
-        if not all(self._owns(page, person) for page in page_sessions(scope, inner)):
+        if not all(self._may_use(page, person) for page in page_sessions(scope, inner)):
             return _say(scope, 403, "This page belongs to somebody else - reload it.")
         return None
 
@@ -150,7 +150,7 @@ class Guard:
             return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
         return origin in (f"{scope['scheme']}://{headers.get('host', '')}", *self.config.origins)
 
-    def _owns(self, page: str, person: Person) -> bool:
+    def _may_use(self, page: str, person: Person) -> bool:
         """A page session belongs to whoever used it first; Gradio itself would give it to anybody."""
         owner = self._page_sessions.setdefault(page, person.id)
         self._page_sessions.move_to_end(page)

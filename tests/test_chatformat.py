@@ -243,8 +243,8 @@ def test_roles_that_the_template_refuses_are_a_sentence() -> None:
 def test_messages_are_taken_where_the_template_knows_their_roles_and_there_is_room() -> None:
     format = ChatFormat(with_own_end_of_turn())
     tokens = len(format.encode(said("Hi.")))
-    assert [format.takes(said("Hi."), room) for room in (tokens, tokens - 1)] == [True, False]
-    assert not format.takes(said("Hi.", system="Be kind."), 10 * tokens)
+    assert [format.fits(said("Hi."), room) for room in (tokens, tokens - 1)] == [True, False]
+    assert not format.fits(said("Hi.", system="Be kind."), 10 * tokens)
 
 
 def test_the_hash_is_that_of_the_template(format: ChatFormat) -> None:

@@ -3,7 +3,7 @@
 from chatbot.basemodel import Base
 from data.demonstrations import Demonstration
 from tests.learners import END
-from trainer.examples import LONGEST, LONGEST_REPLY, split, tokenise
+from trainer.examples import LONGEST, LONGEST_REPLY, as_replies, split
 
 
 def shown(
@@ -16,7 +16,7 @@ def shown(
 
 
 def test_a_demonstration_is_the_prompt_of_the_chat_and_a_reply_that_ends(tiny_base: Base) -> None:
-    (example,) = tokenise([shown("Yes.", "One?", "Two.")], tiny_base)
+    (example,) = as_replies([shown("Yes.", "One?", "Two.")], tiny_base)
     chat = tiny_base.format
     assert example.prompt == chat.encode(shown("Yes.", "One?", "Two.").messages)
     assert (example.reply, example.finished) == (chat.encode_reply("Yes."), True)
@@ -24,19 +24,19 @@ def test_a_demonstration_is_the_prompt_of_the_chat_and_a_reply_that_ends(tiny_ba
 
 
 def test_a_long_history_loses_its_oldest_turns(tiny_base: Base) -> None:
-    (example,) = tokenise([shown("Yes.", "x" * 700, "y" * 400)], tiny_base)
+    (example,) = as_replies([shown("Yes.", "x" * 700, "y" * 400)], tiny_base)
     assert example.prompt == tiny_base.format.encode(shown().messages)
     assert len(example.ids) <= LONGEST
 
 
 def test_a_reply_beyond_the_limit_teaches_its_beginning_without_an_end(tiny_base: Base) -> None:
-    (example,) = tokenise([shown("z" * 2000)], tiny_base)
+    (example,) = as_replies([shown("z" * 2000)], tiny_base)
     assert (len(example.reply), example.finished) == (LONGEST_REPLY, False)
     assert END not in example.reply
 
 
 def test_a_question_that_does_not_fit_is_left_out(tiny_base: Base) -> None:
-    assert len(tokenise([shown(question="x" * 5000), shown()], tiny_base)) == 1
+    assert len(as_replies([shown(question="x" * 5000), shown()], tiny_base)) == 1
 
 
 def test_a_tenth_of_the_conversations_measures_and_none_is_in_both_parts() -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import pytest
 
-from chatbot.flags import add_flags, from_flags, run_cli, to_flags
+from chatbot.flags import add_flags, from_flags, run_cli
 from data.errors import Busy, Refused
+from tests.flags import to_flags
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
-from chatbot.flags import to_flags
 from data import runs
 from data.database import Database
 from data.home import Home
+from tests.flags import to_flags
 from tests.nights import rank_by_taste, tiny_night
 from trainer.team import SOLO, Team
 
@@ -41,7 +41,7 @@ def member(rank: int, size: int, port: int, folder: str) -> None:
         "share": team.share(range(5)),
         "collected": team.collect(team.share(["a", "b", "c", "d", "e"])),
         "sum": team.sum([rank, 10.0]),
-        "told": team.tell(f"by {rank}"),
+        "told": team.broadcast(f"by {rank}"),
         "gradients": [p.grad.tolist() for p in parameters if p.grad is not None],
     }
     team.wait()
@@ -83,7 +83,7 @@ def test_one_process_alone_hears_itself() -> None:
     SOLO.wait()
     assert SOLO.is_chief and parameter.grad is None
     assert SOLO.share("abc") == ["a", "b", "c"] == SOLO.collect(["a", "b", "c"])
-    assert SOLO.sum([1.5]) == [1.5] and SOLO.tell("x") == "x"
+    assert SOLO.sum([1.5]) == [1.5] and SOLO.broadcast("x") == "x"
 
 
 def a_refresh(home: Path, model: Path, config: Any, processes: int) -> Any:

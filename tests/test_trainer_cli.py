@@ -15,12 +15,13 @@ import pytest
 from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
-from chatbot.flags import run_cli, to_flags
+from chatbot.flags import run_cli
 from data import rankings, runs, schedules, versions
 from data.database import Database
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
+from tests.flags import to_flags
 from tests.nights import rank_by_taste, tiny_night
 from tests.test_watch import wait_for
 from trainer.__main__ import run

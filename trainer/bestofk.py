@@ -176,7 +176,7 @@ def _favourites(
     if file:
         fingerprint = _fingerprint(student, prompts, score_sign)
         kept = _read(file, fingerprint)
-        if student.team.tell(bool(kept)):
+        if student.team.broadcast(bool(kept)):
             return kept
     k = student.config.best_of
     replies = student.write([prompt for prompt in prompts for _ in range(k)], 1, tell)

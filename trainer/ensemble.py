@@ -184,7 +184,7 @@ def fit_one(
     team: Team = SOLO,
 ) -> None:
     """Train one reward model called `name`, normalise it and save it whole; or load it from `folder`."""
-    if team.tell((folder / name).is_dir()):
+    if team.broadcast((folder / name).is_dir()):
         policy.load(name, folder / name, with_head=True)
         return
     start = warm / name if warm else None

@@ -34,7 +34,7 @@ def split(found: Sequence[Demonstration]) -> tuple[list[Demonstration], list[Dem
     return parts
 
 
-def tokenise(found: Sequence[Demonstration], base: Base) -> list[Reply]:
+def as_replies(found: Sequence[Demonstration], base: Base) -> list[Reply]:
     """Token ids by the one chat format, without those whose last question alone is too long."""
     room = min(LONGEST, base.context)
     out = []

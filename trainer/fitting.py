@@ -146,7 +146,7 @@ def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
     """Replies of the reference to practice prompts: the zero of all scores, and how many it ends itself."""
     night.progress.enter("reference", "Sampling replies of the reference.")
     file = night.folder / _REFERENCE
-    if not night.team.tell(file.is_file()):
+    if not night.team.broadcast(file.is_file()):
         replies = sample_replies(
             merged,
             reference_prompts(night.base, night.config),
@@ -169,7 +169,7 @@ def fit_rewards(
     file = night.folder / _REPORTS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
     # The chief's to read: what a member read a moment later might differ, and then so would its steps.
-    found = night.team.tell(_lessons(night, snapshot) if night.team.is_chief else None)
+    found = night.team.broadcast(_lessons(night, snapshot) if night.team.is_chief else None)
     assert found is not None, "the chief has read the database"
     lessons, before = found
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
@@ -192,7 +192,7 @@ def fit_rewards(
             report = _examine(night, policy, name, _part(snapshot, other), seed)
             reports[name] = {**report, "warm_start": {"is_warm": lesson.is_warm, "reason": lesson.reason}}
             write_json(file, reports)
-        reports = night.team.tell(reports)
+        reports = night.team.broadcast(reports)
         figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
         night.progress.log(0, figures)
     return reports

@@ -63,14 +63,14 @@ def begin(
     torch.manual_seed(config.seed)
     limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
     check_prompts(db, base, config, limit)
-    parent = team.tell(versions.serving(db).current)
+    parent = team.broadcast(versions.serving(db).current)
     found = versions.get(db, parent)
     if parent != BASE_VERSION and found.base_sha256 != base.sha256:
         raise Refused(
             f"{parent} serves on another base model, {found.base_model!r} - refresh with that --model, or "
             'run "trainer publish base" first.'
         )
-    anchor = team.tell(versions.reference(db, base.sha256))
+    anchor = team.broadcast(versions.reference(db, base.sha256))
     for version in filter(None, (found, anchor)):
         check_files(home, version)
     return Night(

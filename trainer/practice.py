@@ -25,7 +25,7 @@ from data.files import write_json
 from data.prompts import judging_prompts, practice_prompts, read_prompts
 from data.records import Prompt
 from trainer.config import RefreshConfig
-from trainer.examples import tokenise
+from trainer.examples import as_replies
 from trainer.forward import Reply
 from trainer.probes import language_of
 
@@ -174,7 +174,7 @@ def ptx_examples(base: Base, config: RefreshConfig, shown: Sequence[Demonstratio
     if config.ptx == 0:
         return []
     if config.ptx_data is None:
-        examples = tokenise(shown, base)
+        examples = as_replies(shown, base)
         if not examples:
             raise Refused(
                 f"Every demonstration for PPO-ptx is too long for {base.name!r} - add shorter ones, or give "
@@ -242,7 +242,7 @@ def _room(base: Base) -> int:
 
 
 def _that_fit(base: Base, prompts: Iterable[Prompt], longest: int) -> list[Prompt]:
-    return [prompt for prompt in prompts if base.format.takes(prompt.messages, longest)]
+    return [prompt for prompt in prompts if base.format.fits(prompt.messages, longest)]
 
 
 def _shuffled(items: Sequence[T], seed: int) -> list[T]:

@@ -132,7 +132,7 @@ def _that_fit(prompts: Sequence[Prompt], turns: Turns) -> list[Prompt]:
     """Those that leave room for a reply in the model's context, with all that came before."""
     base = turns.engine.base
     room = base.context - turns.sampling.max_new_tokens
-    fitting = [prompt for prompt in prompts if base.format.takes(prompt.messages, room)]
+    fitting = [prompt for prompt in prompts if base.format.fits(prompt.messages, room)]
     if not fitting:
         raise Refused(f"No practice prompt fits in {room} tokens - use a model with a longer context.")
     return fitting

@@ -94,7 +94,7 @@ class ServerSampler:
         team: Team = SOLO,
         tell: Tell = lambda fraction: None,
     ) -> list[Reply]:
-        return team.tell(self._write(policy, prompts, sampling, seed, tell) if team.is_chief else [])
+        return team.broadcast(self._write(policy, prompts, sampling, seed, tell) if team.is_chief else [])
 
     def _write(
         self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell

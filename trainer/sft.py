@@ -35,7 +35,7 @@ from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
-from trainer.examples import split, tokenise
+from trainer.examples import as_replies, split
 from trainer.forward import Reply, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
 from trainer.practice import judging
@@ -113,7 +113,7 @@ def _imitate(
     policy: Policy, found: Sequence[Demonstration], config: RefreshConfig, progress: Progress
 ) -> dict[str, Any]:
     """Train the adapter `reference`, and tell what it was taught by."""
-    taught, held_out = (tokenise(part, policy.base) for part in split(found))
+    taught, held_out = (as_replies(part, policy.base) for part in split(found))
     if not taught:
         raise TooFewDemonstrations("Every demonstration is too long for this model - add shorter ones.")
     message = f"Learning from {len(taught)} demonstrations, measuring on {len(held_out)} others."

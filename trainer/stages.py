@@ -127,7 +127,7 @@ def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, u
     """Claims a new run, once all that it needs is there."""
     config, team = asked(arguments), _team()
     base = _load_base(config.model, home)
-    run = team.tell(_claim(db, config, kind) if team.is_chief else None)
+    run = team.broadcast(_claim(db, config, kind) if team.is_chief else None)
     assert run is not None, "the chief has claimed one or said why not"
     return _night(home, db, arguments, base, run, until, team)
 
@@ -140,7 +140,7 @@ def _go_on(home: Home, db: Database, arguments: argparse.Namespace, run_id: str,
     if until == "ppo" and not paused.key.startswith("reward-"):
         raise Refused(f'Run {run_id!r} is not at this stage - begin with "trainer reward" or a new refresh.')
     base = _load_base(_settings(paused.config, f"Run {run_id!r}").model, home)
-    run = team.tell(runs.resume(db, run_id) if team.is_chief else None)
+    run = team.broadcast(runs.resume(db, run_id) if team.is_chief else None)
     if run is None:
         raise Busy('Another run is under way - wait for it, or look at "trainer runs".')
     return _night(home, db, arguments, base, run, until, team)
@@ -243,7 +243,7 @@ def measure(home: Home, db: Database, arguments: argparse.Namespace) -> None:
         db,
         taste=taste,
         names=names,
-        prompts=[prompt for prompt in prompts if base.format.takes(prompt.messages, base.context)],
+        prompts=[prompt for prompt in prompts if base.format.fits(prompt.messages, base.context)],
         samples=arguments.samples,
         four_bit=arguments.four_bit,
         seed=arguments.seed,

@@ -63,7 +63,7 @@ class Team:
         parts = self._gather(list(shares))
         return [parts[i % self.size][i // self.size] for i in range(sum(len(part) for part in parts))]
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the chief's `value` is, for all; the others' own is ignored."""
         return cast(T, self._gather(value)[0]) if self.size > 1 else value
 
