@@ -208,9 +208,17 @@ class Mistakes:
 
 
 def mistakes(
-    engine: AnyEngine, references: Sequence[Reference], swaps: Sequence[Swap], answers: Sequence[Answer]
+    engine: AnyEngine,
+    references: Sequence[Reference],
+    swaps: Sequence[Swap],
+    answers: Sequence[Answer],
+    *,
+    are_compared: bool = True,
 ) -> Mistakes:
-    """Hold every answer against the reference of the version that is stamped on it."""
+    """Hold every answer against the reference of the version that is stamped on it.
+
+    Without `are_compared`, for a format that rounds by the shape of a batch, only failures count.
+    """
     made_of = {BASE_VERSION: next(i for i, one in enumerate(references) if one.adapter is None)}
     made_of |= {one.version: one.reference for one in swaps}
     found = Mistakes([], [], [])
@@ -218,7 +226,7 @@ def mistakes(
         wanted = references[made_of[answer.version]]
         if answer.finish_reason not in ("stop", "length"):
             found.failed.append(answer)
-        elif answer.token_ids != wanted.replies[answer.prompt]:
+        elif are_compared and answer.token_ids != wanted.replies[answer.prompt]:
             (found.ties if _is_tie(engine, wanted, answer) else found.wrong).append(answer)
     return found
 

@@ -135,21 +135,22 @@ class Engine(AnyEngine):
         if self.threads != torch.get_num_threads():
             torch.set_num_threads(self.threads)
         for name, version in loaded.items():
-            self._step(name, version, [request for request in let_in if request.version == name])
+            beside = sum(other.runner.under_way for other in loaded.values()) - version.runner.under_way
+            self._step(name, version, [request for request in let_in if request.version == name], beside)
         return True
 
     def _is_busy(self) -> bool:
         return not all(version.runner.is_idle for version in self._loaded.values())
 
-    def _step(self, name: str, version: _Loaded, let_in: list[Generation]) -> None:
-        """Take in who was let in, then one token for each of the version's rows."""
+    def _step(self, name: str, version: _Loaded, let_in: list[Generation], beside: int) -> None:
+        """Take in who was let in, then one token for each of its rows; so many `beside` them wait for it."""
         if not let_in and version.runner.is_idle:
             return
         theirs = [request for request in self._scheduler.running if request.version == name]
         try:
             for request in let_in:
                 version.runner.add(request, request.rank)
-            version.runner.step()
+            version.runner.step(beside)
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.
             log.exception("A step of %d replies failed.", version.runner.width)

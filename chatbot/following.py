@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from chatbot import adapters
 from chatbot.canary import nats_off, tolerance
 from chatbot.interface import AnyEngine
-from chatbot.looking import Looking
 from chatbot.manifest import MANIFEST, Manifest, hash_file
+from chatbot.repeating import Repeating
 from data import versions
 from data.database import Database
 from data.errors import Problem, Refused
@@ -43,7 +43,7 @@ class Follower:
         self._db = db
         self._home = home
         self._engine = engine
-        self._looking = Looking(self.follow_once, interval, "following")
+        self._repeating = Repeating(self.follow_once, interval, "following", is_urgent=False)
         self._failed: str | None = None
         self._retry_at = 0.0
         self.problem: str | None = None
@@ -54,10 +54,10 @@ class Follower:
         return Answering(self._engine.version, self.problem)
 
     def start(self) -> None:
-        self._looking.start()
+        self._repeating.start()
 
     def close(self) -> None:
-        self._looking.close()
+        self._repeating.close()
 
     def follow_once(self) -> bool:
         """Look, and change over if needed; True when the engine serves what the database says."""

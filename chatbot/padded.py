@@ -48,7 +48,12 @@ class PaddedRunner:
     def width(self) -> int:
         """Rows that this runner holds."""
         waiting = sum(len(job.rows) for _, job in self._waiting)
-        return waiting + sum(batch.width for batch in self._batches)
+        return waiting + self.under_way
+
+    @property
+    def under_way(self) -> int:
+        """Rows that wait for their next token."""
+        return sum(batch.width for batch in self._batches)
 
     @property
     def is_idle(self) -> bool:
@@ -58,8 +63,8 @@ class PaddedRunner:
         """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
         insort(self._waiting, (rank, job), key=lambda waiting: waiting[0])
 
-    def step(self) -> None:
-        """A token to every row of every batch, and of the one that is begun now."""
+    def step(self, beside: int = 0) -> None:
+        """A token to every row of every batch, and of the one that is begun now, whoever waits `beside`."""
         if begun := self._next():
             self._batches.append(_Batch(self._model, begun, self._end_of_turn))
         for batch in self._batches:

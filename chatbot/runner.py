@@ -40,12 +40,15 @@ class Runner(Protocol):
     @property
     def width(self) -> int: ...
     @property
+    def under_way(self) -> int: ...
+    @property
     def is_idle(self) -> bool: ...
     def add(self, job: Job, rank: int = 0) -> None:
         """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
 
-    def step(self) -> None:
-        """A token to every row under way, and to some of those that have none yet."""
+    def step(self, beside: int = 0) -> None:
+        """A token to every row under way, and to some of those that have none yet. So many rows of other
+        versions, `beside` them, wait until it is done."""
 
 
 def prepare(model: PreTrainedModel, form: Format, *, takes: bool = False) -> Llama | AnyModel:
@@ -98,6 +101,11 @@ class LlamaRunner:
         return len(self._writing) + sum(len(reading.job.rows) for reading in self._reading)
 
     @property
+    def under_way(self) -> int:
+        """Rows that wait for their next token; those whose prompt is being read are not among them."""
+        return len(self._writing)
+
+    @property
     def is_idle(self) -> bool:
         return not (self._reading or self._writing)
 
@@ -108,13 +116,13 @@ class LlamaRunner:
             self._kept.recall(job.prompt, place)
         insort(self._reading, _Reading(job, place, rank), key=lambda reading: reading.rank)
 
-    def step(self) -> None:
+    def step(self, beside: int = 0) -> None:
         """One pass: a token to every row under way, and to those whose prompt is read with it."""
         self._drop_ended()
         if self.is_idle:
             return
         self._shelves.make_room(self._writing)
-        pieces = self._next_pieces()
+        pieces = self._next_pieces(self.under_way + beside)
         places = [place for shelf in self._shelves.occupied() for place in shelf.places]
         writing = [self._writing[place] for place in places if place in self._writing]
         tokens = {w.place: w.row.token_ids[-1] for w in writing}
@@ -130,12 +138,12 @@ class LlamaRunner:
             draw(logits[at], [w.row for w in writing], [w.sampling for w in writing], self._end_of_turn)
         self._drop_ended()
 
-    def _next_pieces(self) -> list[Piece]:
-        """As much of the first prompts as one step may read."""
+    def _next_pieces(self, under_way: int) -> list[Piece]:
+        """As much of the first prompts as one step may read while so many rows wait for it."""
         left = ALONE * self._times
-        if self._writing:
+        if under_way:
             waiting = sum(len(reading.job.rows) for reading in self._reading)
-            left = PIECE * self._times * min(MOST_PIECES, max(1, waiting // len(self._writing)))
+            left = PIECE * self._times * min(MOST_PIECES, max(1, waiting // under_way))
         pieces = []
         for reading in self._reading:
             if left <= 0:

@@ -7,7 +7,7 @@ two that have cores of their own do not. By day the engine has the whole machine
 import time
 
 from chatbot.engine import Engine
-from chatbot.looking import Looking
+from chatbot.repeating import Repeating
 from data import runs
 from data.database import Database
 
@@ -22,13 +22,13 @@ class Sharing:
         self._db = db
         self._engine = engine
         self._all = threads or engine.threads
-        self._looking = Looking(self.share_once, INTERVAL_SECONDS, "sharing")
+        self._repeating = Repeating(self.share_once, INTERVAL_SECONDS, "sharing")
 
     def start(self) -> None:
-        self._looking.start()
+        self._repeating.start()
 
     def close(self) -> None:
-        self._looking.close()
+        self._repeating.close()
 
     def share_once(self) -> None:
         """Look, and tell the engine."""

@@ -70,9 +70,9 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
     """Each token takes a while, so that a long reply outlasts a test."""
     step = LlamaRunner.step
 
-    def slow(self: LlamaRunner) -> None:
+    def slow(self: LlamaRunner, beside: int) -> None:
         time.sleep(seconds)
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", slow)
 

@@ -38,9 +38,9 @@ def may_write(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Until it is set no engine writes a token, and every turn is under way."""
     gate, step = threading.Event(), LlamaRunner.step
 
-    def held(self: LlamaRunner) -> None:
+    def held(self: LlamaRunner, beside: int) -> None:
         gate.wait()
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", held)
     yield gate

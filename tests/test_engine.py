@@ -16,7 +16,7 @@ from chatbot.engine import Engine
 from chatbot.generation import Generation
 from chatbot.memory import column_bytes
 from chatbot.models import merged_model
-from chatbot.runner import LlamaRunner
+from chatbot.runner import PIECE, LlamaRunner
 from data.errors import Busy, NotFound, Refused
 from data.records import Sampling
 
@@ -46,9 +46,9 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
     """Asks for a reply that outlasts the test unless it is stopped: each of its 900 steps takes a while."""
     step = LlamaRunner.step
 
-    def slow_step(self: LlamaRunner) -> None:
+    def slow_step(self: LlamaRunner, beside: int = 0) -> None:
         time.sleep(0.01)
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", slow_step)
     return lambda engine: engine.submit(HELLO, sampling=LONG)
@@ -100,10 +100,10 @@ def test_a_request_joins_those_under_way_and_all_share_each_step(
     widths: list[int] = []
     step = LlamaRunner.step
 
-    def noted(self: LlamaRunner) -> None:
+    def noted(self: LlamaRunner, beside: int) -> None:
         widths.append(self.width)
         time.sleep(0.01)
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", noted)
     first = engine.submit(HELLO, replies=2, sampling=Sampling(temperature=0, max_new_tokens=60))
@@ -153,9 +153,9 @@ def test_who_chats_is_read_before_long_prompts_that_were_let_in_first(
 ) -> None:
     step, may_step = LlamaRunner.step, threading.Semaphore(0)
 
-    def step_when_told(self: LlamaRunner) -> None:
+    def step_when_told(self: LlamaRunner, beside: int) -> None:
         assert may_step.acquire(timeout=END_OF_WAITING)
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", step_when_told)
     long = [engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(5)]
@@ -251,7 +251,7 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+        broken.setattr(LlamaRunner, "step", lambda self, beside: 1 / 0)
         failed = done(engine.submit(HELLO, replies=2))
     assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
@@ -268,14 +268,14 @@ def test_after_an_error_that_sticks_to_the_gpu_every_reply_has_failed_and_none_i
     engine.device, asked = torch.device("cuda"), []
     monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
     with monkeypatch.context() as broken:
-        broken.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+        broken.setattr(LlamaRunner, "step", lambda self, beside: 1 / 0)
         assert done(engine.submit(HELLO)).replies[0].finish_reason == "failed"
     assert asked == [engine.device]
     running, waiting = endless(engine), endless(engine)
     until(lambda: running.replies[0].tokens)
     assert engine.is_ready and not engine.is_broken
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: 1 / 0)
-    monkeypatch.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+    monkeypatch.setattr(LlamaRunner, "step", lambda self, beside: 1 / 0)
     assert [done(one).replies[0].finish_reason for one in (running, waiting)] == ["failed", "failed"]
     until(lambda: engine.is_broken and engine.load_now == (0, 0))
     with pytest.raises(Busy, match="shutting down"):
@@ -391,6 +391,20 @@ def test_a_request_keeps_its_version_while_another_begins_to_serve(
     assert not old.is_done
     at_base = done(engine.submit(HELLO, sampling=GREEDY, version="base"))
     assert at_base.replies[0].token_ids != new.replies[0].token_ids
+    old.stop()
+
+
+def test_a_long_prompt_of_a_new_version_does_not_hold_up_who_reads_along(
+    engine: Engine, adapter: Path, endless: Endless
+) -> None:
+    engine.load("v000001", adapter)
+    old = endless(engine)
+    until(lambda: old.replies[0].tokens)
+    before = old.replies[0].tokens
+    engine.serve("v000001")
+    new = engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0])
+    until(lambda: new.replies[0].tokens)
+    assert new.version == "v000001" and old.replies[0].tokens - before >= len(LONG_PROMPT) // PIECE
     old.stop()
 
 

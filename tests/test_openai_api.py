@@ -337,7 +337,7 @@ def test_a_crowd_is_refused_before_any_of_it_is_read(api: Api, monkeypatch: pyte
 def test_a_reply_that_fails_is_told_with_and_without_a_stream(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LlamaRunner, "step", lambda self: 1 / 0)
+    monkeypatch.setattr(LlamaRunner, "step", lambda self, beside: 1 / 0)
     assert error_of(api.ask(), 500)["type"] == "server_error"
     lines = [line for line in api.ask(stream=True).text.splitlines() if line]
     assert "The model failed" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
@@ -348,7 +348,7 @@ def test_a_reply_that_fails_while_it_is_looked_at_is_told_too(
 ) -> None:
     news, may_fail = Reading.news, threading.Event()
 
-    def fail(runner: LlamaRunner) -> None:
+    def fail(runner: LlamaRunner, beside: int) -> None:
         assert may_fail.wait(60)
         raise ZeroDivisionError
 

@@ -212,15 +212,27 @@ def test_a_crowd_that_has_just_come_is_read_faster(
     assert read == [4, PIECE, 3 * PIECE, MOST_PIECES * PIECE]
 
 
+def test_a_prompt_is_read_in_pieces_where_rows_of_another_version_wait_beside_it(
+    model: PreTrainedModel,
+) -> None:
+    runner = LlamaRunner(Llama(model, "float32"), END)
+    runner.add(a_job([1 + i % 250 for i in range(500)], [0], GREEDY))
+    assert [len(piece.token_ids) for piece in runner._next_pieces(under_way=1)] == [PIECE]
+    runner.step(beside=1)
+    assert [reading.place.length for reading in runner._reading] == [PIECE] and runner.under_way == 0
+    runner.step()
+    assert runner.under_way == 1  # alone the rest is read at once, and its row has its first token
+
+
 def test_a_gpu_reads_longer_pieces(model: PreTrainedModel) -> None:
     llama = Llama(model, "float32")
     llama.context, llama.device = 9000, torch.device("meta")  # no memory, and nothing is computed
     runner = LlamaRunner(llama, END)
     runner.add(a_job([1] * 5000, [0], GREEDY))
-    assert [len(piece.token_ids) for piece in runner._next_pieces()] == [ON_GPU * ALONE]
+    assert [len(piece.token_ids) for piece in runner._next_pieces(0)] == [ON_GPU * ALONE]
     runner._begin(runner._reading[0])
     runner.add(a_job([1] * 5000, [0], GREEDY))
-    assert [len(piece.token_ids) for piece in runner._next_pieces()] == [ON_GPU * PIECE]
+    assert [len(piece.token_ids) for piece in runner._next_pieces(1)] == [ON_GPU * PIECE]
 
 
 def test_an_urgent_prompt_overtakes_those_that_came_first_and_they_go_on_where_they_were(

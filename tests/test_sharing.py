@@ -42,9 +42,9 @@ def test_the_engine_s_thread_computes_with_as_many_as_it_is_told(
     seen: list[int] = []
     step = LlamaRunner.step
 
-    def noted(self: LlamaRunner) -> None:
+    def noted(self: LlamaRunner, beside: int) -> None:
         seen.append(torch.get_num_threads())
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", noted)
     ours = torch.get_num_threads()

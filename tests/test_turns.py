@@ -41,9 +41,9 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of decoding takes a while."""
     step = LlamaRunner.step
 
-    def slow_step(self: LlamaRunner) -> None:
+    def slow_step(self: LlamaRunner, beside: int) -> None:
         time.sleep(0.01)
-        step(self)
+        step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", slow_step)
 
