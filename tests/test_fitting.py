@@ -38,7 +38,7 @@ class Told(Team):
 
     words: list[Any] = field(default_factory=list)
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         if not self.is_chief:
             return cast(T, self.words.pop(0))
         self.words.append(value)
