@@ -213,11 +213,11 @@ def mistakes(
     swaps: Sequence[Swap],
     answers: Sequence[Answer],
     *,
-    are_compared: bool = True,
+    is_exact: bool = True,
 ) -> Mistakes:
     """Hold every answer against the reference of the version that is stamped on it.
 
-    Without `are_compared`, for a format that rounds by the shape of a batch, only failures count.
+    Where the format is not exact, but rounds by the shape of a batch, only failures count.
     """
     made_of = {BASE_VERSION: next(i for i, one in enumerate(references) if one.adapter is None)}
     made_of |= {one.version: one.reference for one in swaps}
@@ -226,7 +226,7 @@ def mistakes(
         wanted = references[made_of[answer.version]]
         if answer.finish_reason not in ("stop", "length"):
             found.failed.append(answer)
-        elif are_compared and answer.token_ids != wanted.replies[answer.prompt]:
+        elif is_exact and answer.token_ids != wanted.replies[answer.prompt]:
             (found.ties if _is_tie(engine, wanted, answer) else found.wrong).append(answer)
     return found
 

@@ -70,7 +70,7 @@ def main() -> None:
         busy = stream(engine, prompts, sampling, streams=arguments.streams, until=swapping.done)
         swaps = swapping.result()
         is_exact = arguments.precision == "float32"
-        found = mistakes(engine, references, swaps, busy, are_compared=is_exact)
+        found = mistakes(engine, references, swaps, busy, is_exact=is_exact)
         engine.close()
     report = summary(swaps, quiet, busy, found, is_exact=is_exact)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
     """Asks for a reply that outlasts the test unless it is stopped: each of its 900 steps takes a while."""
     step = LlamaRunner.step
 
-    def slow_step(self: LlamaRunner, beside: int = 0) -> None:
+    def slow_step(self: LlamaRunner, beside: int) -> None:
         time.sleep(0.01)
         step(self, beside)
 
@@ -379,13 +379,19 @@ def test_an_engine_of_fewer_bits_says_nearly_the_same(
     fewer.close()
 
 
-def test_a_request_keeps_its_version_while_another_begins_to_serve(
-    engine: Engine, adapter: Path, endless: Endless
-) -> None:
+def superseded(engine: Engine, adapter: Path, endless: Endless) -> Generation:
+    """A reply of the base that goes on while v000001 serves."""
     engine.load("v000001", adapter)
     old = endless(engine)
     until(lambda: old.replies[0].tokens)
     engine.serve("v000001")
+    return old
+
+
+def test_a_request_keeps_its_version_while_another_begins_to_serve(
+    engine: Engine, adapter: Path, endless: Endless
+) -> None:
+    old = superseded(engine, adapter, endless)
     new = done(engine.submit(HELLO, sampling=GREEDY))
     assert (old.version, new.version, engine.version) == ("base", "v000001", "v000001")
     assert not old.is_done
@@ -397,11 +403,8 @@ def test_a_request_keeps_its_version_while_another_begins_to_serve(
 def test_a_long_prompt_of_a_new_version_does_not_hold_up_who_reads_along(
     engine: Engine, adapter: Path, endless: Endless
 ) -> None:
-    engine.load("v000001", adapter)
-    old = endless(engine)
-    until(lambda: old.replies[0].tokens)
+    old = superseded(engine, adapter, endless)
     before = old.replies[0].tokens
-    engine.serve("v000001")
     new = engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0])
     until(lambda: new.replies[0].tokens)
     assert new.version == "v000001" and old.replies[0].tokens - before >= len(LONG_PROMPT) // PIECE
