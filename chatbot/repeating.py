@@ -9,8 +9,8 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _NICENESS = 19
-"""The lowest priority. A version that is built beside eight streams takes two thirds longer, and what that
-adds to the gaps between their tokens is about halved (benchmarks/RESULTS.md)."""
+"""The lowest priority. A version that is built beside eight streams takes a third longer, and adds a third
+less to the gaps between their tokens (benchmarks/RESULTS.md)."""
 
 
 def lower_priority() -> None:
