@@ -19,7 +19,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, column_bytes, give_back
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, give_back, give_back_soon
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -108,7 +108,7 @@ class Engine(AnyEngine):
 
     def _drop(self, name: str) -> None:
         del self._loaded[name]
-        give_back(self.device)
+        give_back_soon(self.device)
 
     def _wake(self) -> None:
         with self._lock:

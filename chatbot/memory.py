@@ -6,7 +6,10 @@ half way through a reply. The prefixes that versions keep (prefixes.py) have a l
 """
 
 import contextlib
+import ctypes
 import math
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from chatbot.repeating import lower_priority
 from chatbot.shelves import WORTH_SHARING, room_for
 
 _SHARE = 1 / 3
@@ -32,6 +36,8 @@ _KEPT_OF_FREE = 1 / 16
 """Of the memory that is free before a model is loaded."""
 _GROUP = Path("/sys/fs/cgroup")
 """Where a container finds its own limits."""
+_SOON_SECONDS = 2.0
+"""Longer than a round of the engine."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,27 @@ def bytes_to_keep(device: torch.device, context_bytes: int) -> int:
 
 
 def give_back(device: torch.device) -> None:
-    """What PyTorch holds on a GPU and does not use: the trainer may learn on the same one."""
+    """What PyTorch holds on a GPU, and the C library in this process, and neither uses.
+
+    The trainer may need it: after thirty versions, one after the other, glibc alone holds as much as all that
+    is in use (benchmarks/RESULTS.md). Other C libraries than glibc have no such call.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def give_back_soon(device: torch.device) -> None:
+    """The same in a moment, when nothing refers any more to what was let go of, and in nobody's way."""
+
+    def work() -> None:
+        lower_priority()
+        give_back(device)
+
+    timer = threading.Timer(_SOON_SECONDS, work)
+    timer.daemon = True
+    timer.start()
 
 
 def column_bytes(config: Any, dtype: torch.dtype) -> int:

@@ -295,8 +295,7 @@ def test_an_engine_that_cannot_let_go_of_a_version_is_broken_too(
     engine.serve("v000001")
     last = endless(engine)
     engine.serve("v000002")
-    engine.device = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: 1 / 0)
+    monkeypatch.setattr(engine, "_drop", lambda name: 1 / 0)
     last.stop()
     assert done(running).replies[0].finish_reason == "failed"
     until(lambda: engine.is_broken and not engine.is_ready)
@@ -455,9 +454,11 @@ def test_memory_of_a_gpu_that_versions_leave_is_given_back(
 ) -> None:
     given_back: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append("all"))
+    monkeypatch.setattr("chatbot.memory._SOON_SECONDS", 0.01)
     engine.load("v000001", adapter)
     engine.device = torch.device("cuda")
     engine.unload("v000001")
+    until(lambda: given_back)
     assert given_back == ["all"] and engine.known_versions == ["base"]
 
 

@@ -1,8 +1,10 @@
 """Memory of keys and values: no request ever takes more columns than it was counted for."""
 
+import platform
 import random
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from chatbot import memory
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back
 from chatbot.models import merged_model
 from chatbot.runner import prepare
 from chatbot.shelves import Place, Shelves
@@ -83,6 +85,15 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, 
         assert free_bytes(CPU) == left
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) > 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of most Linux systems")
+def test_what_is_free_between_what_is_used_is_given_back() -> None:
+    process, kept = psutil.Process(), [torch.ones(2**14) for _ in range(1000)]  # 64 MB, in small pieces
+    del kept[:-1]  # the last one lies above them all
+    held = process.memory_info().rss
+    give_back(CPU)
+    assert held - process.memory_info().rss > 2**25
 
 
 def test_a_third_of_what_is_free_is_shared_out(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
