@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,19 @@ def sides_of(arguments: argparse.Namespace, known: Iterable[str]) -> list[str]:
     return sides
 
 
-def measured(cache: Path, name: str, command: Sequence[str]) -> Result:
+def measured(cache: Path, name: str, command: Sequence[str], settings: Mapping[str, str]) -> Result:
     """What `command` prints, or what it printed when `name` was measured before.
 
-    A process of ours imports this checkout, one of a peer only what its own environment holds. With the
-    result go the machine's load when it began, so that a figure from a busy machine is known as one, and the
-    number of threads.
+    A process of ours imports this checkout, one of a peer only what its own environment holds. `settings` are
+    environment variables besides, for each side those of its own commands. With the result go the machine's
+    load when it began, so that a figure from a busy machine is known as one, and the number of threads.
     """
     if (found := read(cache)).get(name):
         return dict(found[name])
     load, started = os.getloadavg()[0], time.monotonic()
     print(f"Measuring {name} (load {load:.1f}).", file=sys.stderr, flush=True)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {**settings, **os.environ}
+    environment.pop("PYTHONPATH", None)
     if command[0] == sys.executable:
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)

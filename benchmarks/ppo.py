@@ -25,6 +25,7 @@ from pathlib import Path
 from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
+from chatbot.flags import ENVIRONMENT
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.home import open_home
@@ -98,7 +99,8 @@ def run_side(
         command += ["--precision", precision, "--prompts", str(prompts), "--value", side.removeprefix("trl-")]
         command += f"--replies {REPLIES} --minibatch {MINIBATCH} --epochs {EPOCHS} --tokens {TOKENS}".split()
         command += ["--temperature", str(TEMPERATURE)]
-    return measured(arguments.out, f"{side}, {precision}, {updates} updates", command)
+    settings = ENVIRONMENT if side.startswith("ours") else {}
+    return measured(arguments.out, f"{side}, {precision}, {updates} updates", command, settings)
 
 
 def run_ours(base: Base, prompts: list[list[int]], arguments: argparse.Namespace) -> Result:

@@ -35,6 +35,7 @@ from pathlib import Path
 from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
+from chatbot.flags import ENVIRONMENT
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
@@ -281,7 +282,8 @@ def run_sides(base: Base, job: Job, precision: str, arguments: argparse.Namespac
     for side in arguments.sides:
         name = f"{side}, {job.name}, {precision}"
         name += ", checkpointing" if side == "trl" and arguments.checkpointing else ""
-        sides[side] = measured(arguments.out, name, commands[side])
+        settings = {} if side == "trl" else ENVIRONMENT
+        sides[side] = measured(arguments.out, name, commands[side], settings)
     return sides
 
 

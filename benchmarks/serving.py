@@ -30,6 +30,7 @@ from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone,
 
 from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
+from chatbot.flags import ENVIRONMENT
 from data.home import open_home
 from data.records import Sampling
 
@@ -66,7 +67,9 @@ def main() -> None:
             name += ", eager" if side == "vllm" and arguments.vllm_eager else ""
             command = [*command_of(side, precision, arguments)]
             command += ["--model", str(base.directory), "--work", str(work)]
-            found.setdefault((side, precision), []).append(measured(arguments.out, name, command))
+            settings = ENVIRONMENT if side == "ours" else {}
+            result = measured(arguments.out, name, command, settings)
+            found.setdefault((side, precision), []).append(result)
     print_tables({key: merged(results) for key, results in found.items()})
 
 

@@ -44,13 +44,14 @@ from data.prompts import practice_prompts, read_prompts
 from data.records import Prompt, Sampling
 from trainer import ppo
 from trainer.bestofk import train_best_of_k
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.forward import Reply, logprobs_of, sample_replies
 from trainer.guards import Guards
 from trainer.measure import compare
-from trainer.ppo import PPOResult, train_ppo
+from trainer.ppo import train_ppo
 from trainer.reward import winners_direction
 from trainer.sampler import MergedSampler
 from trainer.sft import train_sft

@@ -27,6 +27,18 @@ from data.errors import Problem
 
 Config = TypeVar("Config")
 
+ENVIRONMENT = {
+    # Server and trainer share the cores. OpenMP threads that spin for long while they wait slow both tenfold;
+    # threads that sleep at once need twice the time for the short steps of decoding. These spin some 20 us,
+    # or half of that (which needs ACTIVE) where several threads of a process compute in parallel.
+    "OMP_WAIT_POLICY": "ACTIVE",
+    "GOMP_SPINCOUNT": "2000",
+    # Two caches of oneDNN keep up to a megabyte for each of 1,024 shapes; a night and a server know few.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",
+}
+"""What PyTorch's libraries read when they are loaded, where nobody has set it already."""
+
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     """Adds one flag per field of the dataclass `cls`: `max_new_tokens` becomes `--max-new-tokens`."""
@@ -80,14 +92,8 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Server and trainer share the cores. OpenMP threads that spin for long while they wait slow both tenfold;
-    # threads that sleep at once need twice the time for the short steps of decoding. These spin some 20 us,
-    # or half of that (which needs ACTIVE) where several threads of a process compute in parallel.
-    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # Two caches of oneDNN keep up to a megabyte for each of 1,024 shapes; a night and a server know few.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         code = run(arguments) or 0
         sys.stdout.flush()

@@ -1,12 +1,14 @@
 """What a benchmark does before and after its hours: it says what is missing, and draws what there is."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.curves import as_svg
-from benchmarks.peers import sides_of
+from benchmarks.peers import measured, sides_of
+from chatbot.flags import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +21,19 @@ def test_a_missing_peer_is_told_before_anything_is_measured() -> None:
         sides_of(Namespace(sides="ours,trl", peer=None), known)
     with pytest.raises(SystemExit, match="no side 'vllm' - use ours, trl"):
         sides_of(Namespace(sides="vllm", peer=None), known)
+
+
+def test_a_side_is_measured_once_with_the_settings_of_its_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "9")  # what somebody has set wins
+    told = "{name: os.environ.get(name) for name in ('GOMP_SPINCOUNT', 'LRU_CACHE_CAPACITY')}"
+    command = [sys.executable, "-c", f"import json, os; print(json.dumps({told}))"]
+    ours = measured(tmp_path / "cache.json", "ours", command, ENVIRONMENT)
+    assert (ours["GOMP_SPINCOUNT"], ours["LRU_CACHE_CAPACITY"]) == (ENVIRONMENT["GOMP_SPINCOUNT"], "9")
+    assert measured(tmp_path / "cache.json", "ours", ["false"], {}) == ours
+    assert measured(tmp_path / "cache.json", "theirs", command, {})["GOMP_SPINCOUNT"] is None
 
 
 def test_too_few_rankings_to_time_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

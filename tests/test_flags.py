@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from chatbot.flags import add_flags, from_flags, run_cli
+from chatbot.flags import ENVIRONMENT, add_flags, from_flags, run_cli
 from data.errors import Busy, Refused
 from tests.flags import to_flags
 
@@ -106,3 +107,9 @@ def test_ctrl_c_ends_with_130_and_a_bug_keeps_its_traceback() -> None:
 def test_the_exit_code_of_the_command_is_passed_on() -> None:
     assert run_cli(lambda argv: None, []) == 0
     assert run_cli(lambda argv: len(argv), ["a", "b", "c"]) == 3
+
+
+def test_a_command_tells_the_libraries_how_to_wait_where_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert run_cli(lambda arguments: 0, []) == 0
+    assert os.environ == {**ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
