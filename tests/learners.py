@@ -11,9 +11,10 @@ from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.records import RankingKind, Sampling
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.ppo import PPOResult, train_ppo
+from trainer.ppo import train_ppo
 from trainer.rollout import Reply
 from trainer.sampler import MergedSampler
 

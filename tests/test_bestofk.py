@@ -16,9 +16,9 @@ from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
 from trainer import bestofk, ensemble, sampler
 from trainer.bestofk import kl_bound, train_best_of_k
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, sample_replies
-from trainer.ppo import PPOResult
 from trainer.sampler import MergedSampler
 
 SAMPLING = Sampling(0.8, 1.0, 4)

@@ -15,6 +15,7 @@ from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run, some_replies
 from trainer import checkpoint
 from trainer.checkpoint import PPOResult
+from trainer.endings import Endings
 
 CONFIG = a_config(updates=5, ppo_lr=5e-4, inner_epochs=2, minibatch=2, target_kl=0.5, ema=0.9, ptx=0.5)
 
@@ -35,6 +36,7 @@ def a_night(base: Base, folder: Path | None, *, cut_at: int | None = None, **cha
         policy,
         a_config(**{**CONFIG.__dict__, **changes}),
         starts_at_reference=False,
+        endings=Endings(0.4, 64, difference=0.5, weight=8.0),
         ptx=some_replies(),
         checkpoints=folder,
         tell=tell,

@@ -15,9 +15,9 @@ from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.forward import sample_replies
-from trainer.ppo import PPOResult
 from trainer.reward import normalise
 from trainer.rollout import Reply
 

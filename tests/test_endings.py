@@ -1,4 +1,4 @@
-"""How the reference's replies end, and what being cut is worth."""
+"""How replies end, and what being cut is worth."""
 
 import pytest
 
@@ -10,16 +10,40 @@ def replies(ended: int, cut: int) -> list[Reply]:
     return [Reply([1], [5, 2], True)] * ended + [Reply([1], [5, 6], False)] * cut
 
 
+def batch(ended: int, cut: int, difference: float) -> tuple[list[bool], list[float]]:
+    return [True] * ended + [False] * cut, [0.0] * ended + [difference] * cut
+
+
 def test_the_gain_is_what_cut_replies_score_above_those_that_ended() -> None:
     scores = [-1.0, 0.0] * 6 + [0.5, 1.5] * 4
-    assert endings_of(replies(12, 8), scores) == Endings(0.6, cut_gain=pytest.approx(1.5), replies=20)
+    found = endings_of(replies(12, 8), scores)
+    assert (found.rate, found.replies, found.cut_gain) == (0.6, 20, pytest.approx(1.5))
 
 
 def test_who_loses_by_being_cut_gains_nothing() -> None:
-    assert endings_of(replies(10, 10), [1.0] * 10 + [-1.0] * 10) == Endings(0.5, 0.0, 20)
+    assert endings_of(replies(10, 10), [1.0] * 10 + [-1.0] * 10).cut_gain == 0.0
 
 
-@pytest.mark.parametrize("ended, cut", [(30, 7), (7, 30), (0, 12), (12, 0)])
-def test_a_few_replies_of_a_kind_say_nothing(ended: int, cut: int) -> None:
+@pytest.mark.parametrize(
+    "ended, cut, part", [(8, 8, 1.0), (30, 7, 1.0), (30, 2, 0.47), (0, 12, 0.0), (12, 0, 0.0)]
+)
+def test_of_a_few_replies_of_a_kind_a_part_is_believed(ended: int, cut: int, part: float) -> None:
     found = endings_of(replies(ended, cut), [0.0] * ended + [2.0] * cut)
-    assert found == Endings(ended / (ended + cut), 0.0, ended + cut)
+    assert found.cut_gain == pytest.approx(2.0 * part, abs=0.01)
+
+
+def test_the_gain_follows_the_policy() -> None:
+    endings, gains = endings_of(replies(26, 38), [0.0] * 64), []
+    for _ in range(6):
+        endings = endings.after(*batch(8, 8, 2.0))
+        gains.append(endings.cut_gain)
+    assert gains == sorted(gains) and gains[0] == pytest.approx(0.6, abs=0.1) and gains[-1] > 1.8
+    assert (endings.rate, endings.replies) == (26 / 64, 64)  # of the reference still
+
+
+def test_a_batch_counts_by_how_many_it_has_of_both_kinds() -> None:
+    known = endings_of(replies(8, 8), [0.0] * 8 + [1.0] * 8)
+    assert known.after(*batch(16, 0, 0.0)).difference == known.difference
+    few, many = (known.after(*batch(n, 16 - n, -2.0)).difference for n in (15, 8))
+    assert many < -0.5 < 0 < few < known.difference
+    assert Endings().after(*batch(16, 0, 0.0)) == Endings()

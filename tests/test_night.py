@@ -17,8 +17,8 @@ from data.records import Run, Sampling
 from tests.adapter_files import make_version
 from tests.learners import ranked
 from tests.nights import tiny_night
+from trainer.checkpoint import PPOResult
 from trainer.night import Night, begin, peak_memory, tonight, write_report
-from trainer.ppo import PPOResult
 from trainer.progress import Progress
 from trainer.team import SOLO
 

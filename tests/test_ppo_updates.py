@@ -340,6 +340,27 @@ def test_the_eos_rule_knows_the_template_s_end_of_turn_and_who_pays_when(
     assert any(f"one that ends gets {gets:.2f} more" in note for note in result.notes) == (finish_rate < 0.8)
 
 
+def test_what_is_paid_for_ending_follows_the_policys_own_replies(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[bool], list[float], Endings]] = []
+
+    def noted(score: torch.Tensor, finished: torch.Tensor, endings: Endings) -> torch.Tensor:
+        seen.append((finished.tolist(), score.tolist(), endings))
+        return apply_eos_rule(score, finished, endings)
+
+    monkeypatch.setattr(trainer.ppo, "apply_eos_rule", noted)
+    known = Endings(0.4, 64, difference=0.5, weight=8.0)
+    config = a_config(prompts_per_update=32, updates=2, seed=3)
+    result = a_run(a_learner(tiny_base), config, tokens=24, endings=known)
+    for finished, scores, endings in seen:
+        assert len(set(finished)) == 2
+        known = known.after(finished, scores)
+        assert endings == known
+    gains = [metrics["cut_gain"] for metrics in result.history[:2]]
+    assert gains == [endings.cut_gain for _, _, endings in seen] and gains[0] != gains[1]
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_policy_made_worse_on_purpose_is_paid_the_opposite(tiny_base: Base, sign: float) -> None:
     result = a_run(a_learner(tiny_base), a_config(updates=3, beta=0.0), score_sign=sign)

@@ -61,6 +61,8 @@ class RunState:
     beta: float
     best: dict[str, Tensor]
     """The adapter of the best checkpoint so far."""
+    endings: Endings
+    """What ending is paid for, as the last batches say."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """The moving average of the policy after each update; empty where none is wanted or made yet.
 
@@ -105,6 +107,7 @@ class RunState:
             "beta": self.beta,
             "best_judge": self.best_judge,
             "guards": self.guards.remember(),
+            "endings": asdict(self.endings),
             "result": asdict(self.result),
             "random": _random_facts(),
         }
@@ -125,6 +128,7 @@ class RunState:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         self.beta, self.best_judge = facts["beta"], facts["best_judge"]
         self.guards.recall(facts["guards"])
+        self.endings = Endings(**facts["endings"])
         samples = {int(update): found for update, found in facts["result"]["samples"].items()}
         self.result = PPOResult(**{**facts["result"], "samples": samples})
         _restore_random(parts["random"], facts["random"])
@@ -207,14 +211,16 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
     return digest.hexdigest()
 
 
-def notes_on(result: PPOResult, endings: Endings) -> list[str]:
+def notes_on(state: RunState) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
-    notes = []
+    notes, result, endings = [], state.result, state.endings
     if not endings.is_usual:
-        gained = f", {endings.cut_gain:.2f} of it to offset what being cut gains" if endings.cut_gain else ""
+        gained = (
+            f", and in the end {endings.cut_gain:.2f} for what being cut gains" if endings.cut_gain else ""
+        )
         notes.append(
             f"The reference ends {endings.rate:.0%} of its replies within the limit: "
-            f"one that ends gets {endings.rate + endings.cut_gain:.2f} more{gained}."
+            f"one that ends gets {endings.rate:.2f} more{gained}."
         )
     far = result.history[result.best_update]["kl"]
     if far > 30:

@@ -18,10 +18,11 @@ from data import runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
+from trainer.checkpoint import PPOResult
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.night import Night, tonight
-from trainer.ppo import PPOResult, train_ppo
+from trainer.ppo import train_ppo
 from trainer.practice import Exercises, choose, may_judge, may_practise, read_exercises, write_exercises
 from trainer.reward import winners_direction
 from trainer.rollout import Reply

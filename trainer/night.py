@@ -18,10 +18,10 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
 from trainer.gate import Verdict
-from trainer.ppo import PPOResult
 from trainer.practice import check_prompts
 from trainer.progress import Progress
 from trainer.publish import check_files

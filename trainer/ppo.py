@@ -22,8 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from chatbot.policy import Policy
 from data.records import Sampling
-from trainer.checkpoint import Checkpoints, RunState, fingerprint_of, notes_on
-from trainer.checkpoint import PPOResult as PPOResult
+from trainer.checkpoint import Checkpoints, PPOResult, RunState, fingerprint_of, notes_on
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import (
@@ -41,6 +40,8 @@ from trainer.ptx import add_ptx, pick_examples, sum_up
 from trainer.rollout import Batch, Roles, Task, roll_out, rollout_metrics, some_samples, value_metrics
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
+
+_SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio_mean")
 
 # The equations
 
@@ -160,7 +161,7 @@ def train_ppo(
     prompts: token ids, used in order, over and over.
     reference: the adapter that anchors the KL; None is the bare base.
     starts_at_reference: the adapter `policy` says what `reference` says.
-    endings: how the replies of the reference end within the limit.
+    endings: how the replies of the reference end within the limit, and what being cut gains.
     winners_direction: how much winning goes with length in the rankings.
     ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
     checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
@@ -183,7 +184,7 @@ def train_ppo(
     policy.bring_back("policy", state.best)
     for name in filter(None, ("value", roles.start)):
         policy.drop(name)
-    state.result.notes += notes_on(state.result, endings)
+    state.result.notes += notes_on(state)
     return state.result
 
 
@@ -196,7 +197,7 @@ def begin(policy: Policy, task: Task, winners_direction: float) -> RunState:
     moved = [parameter for name in ("policy", "value") for parameter in policy.parameters(name)]
     optimiser = torch.optim.AdamW(moved, lr=task.config.ppo_lr, eps=1e-5, weight_decay=0.0)
     guards = Guards(task.config, winners_direction, None if task.roles.start else task.endings)
-    return RunState(policy, optimiser, guards, task.config.beta, policy.keep("policy"))
+    return RunState(policy, optimiser, guards, task.config.beta, policy.keep("policy"), task.endings)
 
 
 def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
@@ -222,10 +223,12 @@ def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
         return metrics
 
     # 3) Rewards, advantages, returns.
-    score = apply_eos_rule(task.score_sign * score, rollout.finished, task.endings)
+    score = task.score_sign * score
+    state.endings = state.endings.after(rollout.finished.tolist(), score.tolist())
+    score = apply_eos_rule(score, rollout.finished, state.endings)
     rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, state.beta)
     advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
-    metrics |= value_metrics(rewards, advantages, returns, rollout)
+    metrics |= value_metrics(rewards, advantages, returns, rollout) | {"cut_gain": state.endings.cut_gain}
 
     # 4) Several passes over the batch in minibatches.
     metrics |= improve(state, task, Batch(rollout, whiten(advantages, rollout.mask), returns), update)
@@ -236,9 +239,6 @@ def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
     result.stopped = state.guards.check_update(metrics)
     state.beta = adapt_beta(state.beta, metrics["kl"], config.target_kl)
     return metrics
-
-
-_SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio_mean")
 
 
 def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str, float]:

@@ -28,13 +28,13 @@ from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, prompts_to_judge, wear_reference
 from trainer.night import HISTORY, Night, begin, tonight, write_report
-from trainer.ppo import PPOResult
 from trainer.practice import judging
 from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, end_of, reason_of
