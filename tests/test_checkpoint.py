@@ -139,6 +139,14 @@ def test_other_reward_models_make_another_run(tiny_base: Base, tmp_path: Path) -
     assert "is of a run with another beginning" in result.notes[0]
 
 
+def test_a_checkpoint_of_another_format_is_left_out(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_a_night(tiny_base, tmp_path)
+    monkeypatch.setattr(checkpoint, "_FORMAT", checkpoint._FORMAT + 1)
+    assert "is of a run with another beginning" in a_night(tiny_base, tmp_path).notes[0]
+
+
 def test_every_random_generator_goes_on_where_it_was(tiny_base: Base, tmp_path: Path) -> None:
     def seed(number: int) -> None:
         random.seed(number)

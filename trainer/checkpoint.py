@@ -33,6 +33,8 @@ from trainer.team import SOLO, Team
 
 KEPT = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_FORMAT = 2
+"""Of what is written down. A run that was killed before an upgrade begins stage 3 again where it differs."""
 
 
 @dataclass
@@ -195,6 +197,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def fingerprint_of(policy: Policy, task: Task) -> str:
     """A hash of what a run begins with: everything `policy` can wear, and what it is asked to do."""
     facts = [
+        _FORMAT,
         asdict(task.config),
         asdict(task.sampling),
         asdict(task.roles),
