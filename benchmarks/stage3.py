@@ -298,14 +298,15 @@ def as_table(lines: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        low, high = line["interval"] or (math.nan, math.nan)
-        rate = math.nan if line["decisive_win_rate"] is None else line["decisive_win_rate"]
+        wins = "-"  # where nothing was kept, all are ties
+        if line["interval"]:
+            low, high = line["interval"]
+            wins = f"{line['decisive_win_rate']:.1%} [{low:.0%}, {high:.0%}]"
         taste = f"{line['taste_mean']:.1f} ({line['base_taste_mean']:.1f})"
         taste += f" | {line['kl']:.1f} | {line['tokens']:.0f}"
-        wins = f"{rate:.1%} [{low:.0%}, {high:.0%}] | {line['ties']:.0%}"
         kept = f"{line['best_update']} of {line['updates']}" if "updates" in line else "all"
         spent = f"{line['seconds'] / 60:.1f} | {line['more']:.1f}x | {kept}"
-        table.append(f"| {line['row']} | {spent} | {wins} | {taste} |")
+        table.append(f"| {line['row']} | {spent} | {wins} | {line['ties']:.0%} | {taste} |")
     return table
 
 
