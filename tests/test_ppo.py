@@ -162,16 +162,9 @@ def test_a_cut_reply_keeps_its_score_where_the_reference_never_ends() -> None:
 
 def test_ending_is_paid_with_what_being_cut_gains_and_more_where_it_is_usual() -> None:
     score, finished = torch.tensor([2.0, 2.0, -0.5]), torch.tensor([True, False, False])
-    assert apply_eos_rule(score, finished, endings=Endings(0.5, 8, 0.75, weight=4.0)).tolist() == [
-        3.25,
-        2.0,
-        -0.5,
-    ]
-    assert apply_eos_rule(score, finished, endings=Endings(0.9, 8, 0.75, weight=4.0)).tolist() == [
-        2.0,
-        -1.0,
-        -1.5,
-    ]
+    seldom, usual = (Endings(rate, 8, difference=0.75, weight=4.0) for rate in (0.5, 0.9))
+    assert apply_eos_rule(score, finished, seldom).tolist() == [3.25, 2.0, -0.5]
+    assert apply_eos_rule(score, finished, usual).tolist() == [2.0, -1.0, -1.5]
 
 
 def test_beta_rises_where_the_kl_is_too_large_and_never_by_more_than_a_fifth() -> None:

@@ -358,7 +358,8 @@ def test_what_is_paid_for_ending_follows_the_policys_own_replies(
         known = known.after(finished, scores)
         assert endings == known
     gains = [metrics["cut_gain"] for metrics in result.history[:2]]
-    assert gains == [endings.cut_gain for _, _, endings in seen] and gains[0] != gains[1]
+    assert gains == [endings.cut_gain for _, _, endings in seen] and gains[0] != gains[1] > 0
+    assert f"gets 0.40 more, in the end {gains[1]:.2f} besides" in result.notes[0]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

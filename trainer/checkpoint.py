@@ -218,9 +218,8 @@ def notes_on(state: RunState) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
     notes, result, endings = [], state.result, state.endings
     if not endings.is_usual:
-        gained = (
-            f", and in the end {endings.cut_gain:.2f} for what being cut gains" if endings.cut_gain else ""
-        )
+        gain = endings.cut_gain
+        gained = f", in the end {gain:.2f} besides for what being cut gains" if gain else ""
         notes.append(
             f"The reference ends {endings.rate:.0%} of its replies within the limit: "
             f"one that ends gets {endings.rate:.2f} more{gained}."
