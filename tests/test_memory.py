@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from chatbot import memory
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
 from chatbot.models import merged_model
 from chatbot.runner import prepare
 from chatbot.shelves import Place, Shelves
+from tests.api import until
 from tests.test_shelves import decode, put, shelves
 
 CPU = torch.device("cpu")
@@ -94,6 +95,16 @@ def test_what_is_free_between_what_is_used_is_given_back() -> None:
     held = process.memory_info().rss
     give_back(CPU)
     assert held - process.memory_info().rss > 2**25
+
+
+def test_memory_goes_back_later_and_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(memory, "_SOON_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "lower_priority", lambda: done.append("at the lowest priority"))
+    monkeypatch.setattr(memory, "give_back", lambda device: done.append(device.type))
+    give_back_soon(CPU)
+    until(lambda: len(done) == 2)
+    assert done == ["at the lowest priority", "cpu"]
 
 
 def test_a_third_of_what_is_free_is_shared_out(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
