@@ -25,8 +25,8 @@ SAMPLING = Sampling(0.8, 1.0, 4)
 
 
 def config_of(**changes: Any) -> RefreshConfig:
-    """Two prompts of four replies each, and one pass over the favourites."""
-    few = {"updates": 2, "best_of": 4, "sft_epochs": 1, "sft_lr": 5e-3}
+    """Two prompts of four replies each, and four passes over the favourites."""
+    few = {"updates": 2, "best_of": 4, "sft_lr": 2e-3}
     return a_config(**(few | changes))
 
 
@@ -50,7 +50,7 @@ def reward_of(policy: Policy, replies: list[Reply], config: RefreshConfig) -> li
 
 
 def test_the_mean_score_of_fresh_samples_rises(tiny_base: Base) -> None:
-    config = config_of(updates=16, prompts_per_update=64, minibatch=8, best_of=8, sft_epochs=3)
+    config = config_of(updates=16, prompts_per_update=64, minibatch=8, best_of=8)
     policy = a_learner(tiny_base)
     before = fresh_score(policy, config)
     result = a_run(policy, config)
@@ -119,6 +119,27 @@ def test_the_budget_of_replies_is_that_of_ppo(tiny_base: Base, monkeypatch: pyte
     assert len(sampled[1]) == config.updates * config.prompts_per_update
 
 
+@pytest.mark.parametrize(("best_of", "inner_epochs"), [(4, 1), (8, 2)])
+def test_the_optimiser_steps_are_as_many_as_those_of_ppo(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, best_of: int, inner_epochs: int
+) -> None:
+    steps: list[int] = []
+    really = bestofk.train_sft
+
+    def listening(*rest: Any, tell: Any, **more: Any) -> Any:
+        def counting(step: int, *seen: Any) -> None:
+            steps.append(step)
+            tell(step, *seen)
+
+        return really(*rest, tell=counting, **more)
+
+    monkeypatch.setattr(bestofk, "train_sft", listening)
+    config = config_of(updates=8, best_of=best_of, inner_epochs=inner_epochs)
+    a_run(a_learner(tiny_base), config)
+    of_ppo = config.updates * config.inner_epochs * config.prompts_per_update // config.minibatch
+    assert steps == list(range(1, of_ppo + 1))
+
+
 def test_demonstrations_are_imitated_beside_the_favourites_at_their_weight(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +158,7 @@ def test_a_policy_that_the_judge_likes_less_is_put_back(tiny_base: Base) -> None
     with torch.no_grad():  # a judge that wants the opposite of what the ensemble does
         policy.heads["judge"].weight.neg_()
     start = policy.keep("policy")
-    config = config_of(updates=16, prompts_per_update=64, minibatch=8, best_of=8, sft_epochs=3)
+    config = config_of(updates=16, prompts_per_update=64, minibatch=8, best_of=8)
     result = a_run(policy, config)
     assert result.history[1]["score"] > result.history[0]["score"]
     assert result.history[1]["judge"] < result.history[0]["judge"]
@@ -148,7 +169,7 @@ def test_a_policy_that_the_judge_likes_less_is_put_back(tiny_base: Base) -> None
 def test_a_policy_that_went_too_far_is_put_back_and_says_so(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     start = policy.keep("policy")
-    result = a_run(policy, config_of(sft_lr=0.1, sft_epochs=4, max_kl=0.5))
+    result = a_run(policy, config_of(sft_lr=0.1, max_kl=0.5))
     assert result.best_update == 0
     assert result.stopped is not None and "from where it started, more than 0.5." in result.stopped
     assert all(torch.equal(tensor, start[key]) for key, tensor in policy.state("policy").items())

@@ -83,7 +83,7 @@ class RefreshConfig:
         Literal["ppo", "bestofk"], "How the policy learns from the reward; bestofk is the simple control."
     ] = "ppo"
     best_of: Annotated[
-        int, "With bestofk: replies sampled for each prompt, of which the favourite is kept."
+        int, "With bestofk: replies sampled for each prompt, of which the favourite is imitated."
     ] = 8
     engine: Annotated[
         str, "vLLM servers that write the replies to learn from, e.g. http://gpu1:8000,http://gpu2:8000."
