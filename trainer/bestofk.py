@@ -213,7 +213,7 @@ def _decide(
     before, after = result.history
     result.notes.append(
         f"The favourites of {config.best_of} replies were imitated. Favourites at large lie at most "
-        f"{after['kl_bound']:.2f} nats a reply from the start; this policy lies {after['start_kl']:.2f} from it."
+        f"{after['kl_bound']:.2f} nats a reply from the start, this policy lies {after['start_kl']:.2f} away."
     )
     if after["start_kl"] > config.max_kl:
         far, limit = after["start_kl"], config.max_kl
