@@ -28,8 +28,8 @@ from chatbot.basemodel import Base
 from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
 from chatbot.manifest import MANIFEST, Canary, read_manifest
 from chatbot.null_adapter import null_adapter
-from chatbot.vllm import Gone, Server
-from data.errors import Busy, Problem, Refused
+from chatbot.vllm import Failed, Gone, Server
+from data.errors import Problem, Refused, Unavailable
 from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ REFUSED_SECONDS = 10.0
 """The same for one that is there but does not fit."""
 FAILURES = 3
 """Requests that a server may fail at one after the other, though it says that it is well."""
+SILENT_SECONDS = 120.0
+"""A server with replies to write that writes nothing of any is stuck: long prompts do not take so long."""
 LAST_SECONDS = 10.0
 """For this long after such a failure it is asked only where no other is up: as it writes nothing, it would
 otherwise always be the one with the fewest replies."""
@@ -84,6 +86,24 @@ class Replica:
     """When it is asked like the others again, on the clock of the event loop."""
     problem: str | None = None
     """Why it is not up, as a sentence."""
+    heard_at: float = 0.0
+    """When it last wrote something of a reply, or was given one with no other under way."""
+
+    def begin_row(self) -> None:
+        """One reply more is written there."""
+        if self.rows == 0:
+            self.heard()
+        self.rows += 1
+
+    def heard(self) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+
+    async def check(self) -> None:
+        """Returns where it is well, and writes at what it has to write. Raises Problem."""
+        await self.server.check()
+        silent = asyncio.get_running_loop().time() - self.heard_at
+        if self.rows > 0 and silent > SILENT_SECONDS:
+            raise Gone(f"{self.server.url} says that it is well and has written nothing for {silent:.0f} s.")
 
 
 class Replicas:
@@ -173,7 +193,7 @@ class Replicas:
                 self._editions[version] = edition
                 return
             await self._discard(edition)
-        raise refusals[0] if refusals else Busy("No engine answers - try again in a moment.")
+        raise refusals[0] if refusals else Unavailable("No engine answers - try again in a moment.")
 
     async def unload(self, version: str) -> None:
         """Let a version go everywhere; nobody may be using it."""
@@ -188,7 +208,7 @@ class Replicas:
                 return await replica.server.mean_logprob(self.tag_of(version), ids, reply_start)
             except Gone as error:
                 self.take_out(replica, error)
-        raise Busy("No engine answers - try again in a moment.")
+        raise Unavailable("No engine answers - try again in a moment.")
 
     def take_out(self, replica: Replica, error: Exception) -> None:
         """Ask it no more until it has shown again what it holds. Said once in the log."""
@@ -201,6 +221,8 @@ class Replicas:
     def note_failure(self, replica: Replica, request: object, error: Exception) -> None:
         """Ask it last for a while; take a server out that fails at everything, whatever it says of itself."""
         replica.last_until = asyncio.get_running_loop().time() + LAST_SECONDS
+        if isinstance(error, Refused) and not isinstance(error, Failed):
+            return  # that may well be the request's fault, at which it must not lose the others
         replica.failed_at.add(request)
         if len(replica.failed_at) >= FAILURES:
             replica.failed_at.clear()
@@ -209,7 +231,7 @@ class Replicas:
     async def _look_after(self, replica: Replica) -> bool:
         """Check one that is up, take in one that is back; True where it answers but does not fit."""
         try:
-            await (replica.server.check() if replica.is_up else self._take_in(replica))
+            await (replica.check() if replica.is_up else self._take_in(replica))
         except Problem as error:
             self.take_out(replica, error)
             return not isinstance(error, Gone)

@@ -165,16 +165,18 @@ class Server:
             "stream": True,
             **_PLAIN,
         }
-        # No limit on the silence between two tokens: it may queue there, and `check` finds a hung server.
+        # No limit on the silence between two tokens: it may queue there, and who asks looks after that.
         timeout = httpx.Timeout(None, connect=SECONDS_TO_CONNECT)
         try:
             async with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:
                 if not response.is_success:
                     await response.aread()
                     raise await self._failure(response.status_code, response.text)
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        yield await self._piece(json.loads(line.removeprefix("data: ")))
+                async for line in _lines(response):
+                    if line.startswith(b"data: {"):
+                        chunk = json.loads(line.removeprefix(b"data: "))
+                        if chunk.get("choices") != []:  # the last one may tell of usage alone
+                            yield await self._piece(chunk)
         except httpx.HTTPError as error:
             raise self._gone(error) from error
 
@@ -182,7 +184,7 @@ class Server:
         if error := chunk.get("error"):
             raise await self._failure(int(error.get("code") or 500), json.dumps(chunk))
         choice = chunk["choices"][0]
-        if "token_ids" not in choice:
+        if not isinstance(choice.get("token_ids"), list):
             raise Refused(f"{self.url} sends text without its token ids - use vLLM 0.11 or newer.")
         match choice.get("finish_reason"):
             case None | "stop" | "length" as finish_reason:
@@ -223,6 +225,15 @@ class Server:
         if status == 404 or status >= 500:
             return Gone(f"{self.url} cannot answer ({reason}).")
         return Refused(f"{self.url} refused a request ({reason}) - see its log.")
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """As the server ends them. `aiter_lines` would also break where a text holds U+2028 and its like."""
+    rest = b""
+    async for read in response.aiter_bytes():
+        *lines, rest = (rest + read).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _reason_in(text: str) -> str | None:

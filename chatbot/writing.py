@@ -3,8 +3,8 @@
 All replies to a prompt go to one server, so that they share its prefill; each is a request of its own there,
 with its own seed, and can be ended by itself. A reply whose server is taken out is continued by another
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
-would have given. Where no other is up, it waits a while for one. Where a healthy server fails at a reply,
-that one alone is tried elsewhere; a server that fails at request after request is taken out for that.
+would have given. Where no other is up, it waits a while for one. Where a healthy server refuses a reply or
+fails at it, that one alone is tried elsewhere; a server that fails at request after request is taken out.
 
 Runs in the event loop of remote.py.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from chatbot.generation import Generation
 from chatbot.replicas import Replica, Replicas
 from chatbot.sampling import Row
-from chatbot.vllm import Failed, Gone
+from chatbot.vllm import Gone
 from data.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Writing:
         replica = self._replicas.pick()
         assert replica is not None, "nothing is let in while no server is up"
         for row in request.rows:
-            replica.rows += 1  # at once: the next request is to see it
+            replica.begin_row()  # at once: the next request is to see it
             task = asyncio.create_task(self._write(request, row, replica))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -86,20 +86,17 @@ class Writing:
                 if (other := await self._another(row, failed_at)) is None:
                     break
                 replica = other
-                replica.rows += 1
+                replica.begin_row()
             try:
                 await self._read(request, row, replica)
                 replica.failed_at.clear()
                 break
             except Gone as error:
                 self._replicas.take_out(replica, error)
-            except Failed as error:
-                log.error("A reply failed: %s", error)
-                failed_at.append(replica)
-                self._replicas.note_failure(replica, request, error)
             except Exception as error:  # what one request brings about must not end the others
                 log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
-                break
+                failed_at.append(replica)
+                self._replicas.note_failure(replica, request, error)
             finally:
                 replica.rows -= 1
         request.finish(row, "failed")  # where it has not ended otherwise
@@ -132,6 +129,7 @@ class Writing:
                 self._readings.add(reading)
                 try:
                     async for piece in pieces:
+                        replica.heard()
                         if row.finish_reason is not None:  # stopped from outside during this step
                             return
                         row.logprobs += piece.logprobs

@@ -27,6 +27,8 @@ from data.records import Sampling
 from tests.jobs import a_job
 
 NAME = "the-base"
+_TEXT = "one\u2028two\u2029three\x85"
+"""What each piece says in words, which nobody reads: JSON leaves these characters as they are."""
 _MODEL = threading.Lock()
 """Transformers cannot load two models at once."""
 _LOADED: dict[tuple[Path, Path | None], Llama] = {}
@@ -72,6 +74,8 @@ class FakeVllm:
         """The status of every request for a reply, and of every question how likely one is."""
         self.fails_after: int | None = None
         """Send an error after so many tokens of a reply, and end it in good order."""
+        self.sends: object = None
+        """In the place of every piece of a reply."""
         self.is_ill = False
         """Answer, and say that the engine is not well."""
         self.writing = 0
@@ -226,9 +230,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self._chunk(f"data: {json.dumps(_error(500, 'that is how it is'))}\n\n")
                     break
                 logprobs = {"token_logprobs": row.logprobs[-1:]}
-                choice = {"token_ids": row.token_ids[-1:], "logprobs": logprobs}
+                choice = {"token_ids": row.token_ids[-1:], "logprobs": logprobs, "text": _TEXT}
                 choice["finish_reason"] = row.finish_reason
-                self._chunk(f"data: {json.dumps({'choices': [choice]})}\n\n")
+                piece = {"choices": [choice]} if owner.sends is None else owner.sends
+                self._chunk(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
+            self._chunk(f"data: {json.dumps({'choices': [], 'usage': {}})}\n\n")
             self._chunk("data: [DONE]\n\n")
             self._chunk("")
         finally:
@@ -246,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.owner
 
     def _chunk(self, text: str) -> None:
-        self.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(text.encode()), text.encode()))
         self.wfile.flush()
 
     def _refuse(self, status: int, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -95,11 +96,62 @@ def test_a_request_that_every_server_refuses_fails_alone(
 ) -> None:
     for server in servers:
         server.fails_with = 400
-    assert done(remote.submit(HELLO)).replies[0].finish_reason == "failed"
-    assert len(servers[0].asked + servers[1].asked) == 1
+    for number in range(1, FAILURES + 1):
+        assert done(remote.submit(HELLO)).replies[0].finish_reason == "failed"
+        assert [len(server.asked) for server in servers] == [number, number]
+    assert all(replica.is_up for replica in remote._replicas.all)
     for server in servers:
         server.fails_with = None
     assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"fails_with": 401},
+        {"fails_with": 429},
+        {"sends": {"choices": []}},
+        {"sends": {"choices": [{"token_ids": None}]}},
+        {"sends": {"choices": "none"}},
+        {"sends": {"error": "no object"}},
+    ],
+)
+def test_a_server_that_refuses_all_or_answers_nonsense_fails_nobody_beside_a_healthy_one(
+    remote: RemoteEngine, servers: list[FakeVllm], fault: dict[str, Any]
+) -> None:
+    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    until(lambda: remote.load_now == (0, 0))
+    for name, value in fault.items():
+        setattr(servers[0], name, value)
+    for _ in range(FAILURES + 1):
+        reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+        assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+        assert reply.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
+        until(lambda: remote.load_now == (0, 0))
+
+
+def test_a_server_that_says_it_is_well_and_writes_nothing_loses_its_replies_to_another(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    until(lambda: remote.load_now == (0, 0))
+    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
+    servers[0].pause = 600.0
+    stuck = remote.submit(HELLO, sampling=GREEDY)
+    reply = done(stuck).replies[0]
+    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+    assert [len(server.asked) for server in servers] == [2, 1]
+
+
+def test_a_server_that_writes_at_one_of_its_replies_is_not_stuck(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.replicas.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
+    slowed(servers, 0.1)
+    asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 30)) for _ in range(4)]
+    assert {done(one).replies[0].finish_reason for one in asked} == {"length"}
+    assert [len(server.asked) for server in servers] == [2, 2]
 
 
 @pytest.mark.parametrize("place", ["fails_with", "fails_after"])
