@@ -16,7 +16,7 @@ from chatbot.basemodel import Base
 from chatbot.chatformat import FittedPrompt, Messages
 from chatbot.generation import Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
-from data.errors import Busy, NotFound
+from data.errors import NotFound, Unavailable
 from data.records import BASE_VERSION, FinishReason, Sampling
 
 log = logging.getLogger(__name__)
@@ -254,9 +254,9 @@ class AnyEngine(ABC):
     # For the engines, with the lock held
 
     def _check_open(self) -> None:
-        """Raises Busy where no request can be taken."""
+        """Raises Unavailable where no request can be taken."""
         if self._closing:
-            raise Busy("The server is shutting down - try again in a moment.")
+            raise Unavailable("The server is shutting down - try again in a moment.")
 
     def _check_known(self, name: str) -> None:
         if name not in self._users:

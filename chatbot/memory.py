@@ -58,11 +58,6 @@ class Memory:
         columns = int(_SHARE * free_bytes(device) / (_SLACK * column_bytes(config, dtype)))
         return Memory(columns, context, is_shared)
 
-    @property
-    def most(self) -> int:
-        """Columns that one request may need that runs alone: at worst it takes all that was free."""
-        return int(self.columns / _SHARE)
-
     def needed(self, prompt: int, replies: int, new: int) -> int:
         """Columns that a prompt of so many tokens and its replies, of up to `new` each, take at most."""
         alone = room_for(prompt + new, self.context)

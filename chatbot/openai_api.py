@@ -77,7 +77,7 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
                 # Reading and tokenising take their time, and others wait for this loop.
                 asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
         except Problem as problem:
-            return problem_answer(problem, is_draining=site.is_draining)
+            return problem_answer(problem)
         completion = Completion(generation, build_of(turns))
         decode = turns.engine.base.format.decode
         readings = [Reading(reply, asked.stop, decode) for reply in generation.replies]

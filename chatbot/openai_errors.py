@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from data.errors import Busy, NotFound, Problem, Refused
+from data.errors import Busy, NotFound, Problem, Refused, Unavailable
 
 RETRY_SECONDS = 2
 _TYPES = {
@@ -54,7 +54,7 @@ def error_answer(
     return JSONResponse(error_object(status, sentence, param=param, code=code), status, headers)
 
 
-def problem_answer(problem: Problem, *, is_draining: bool = False) -> JSONResponse:
+def problem_answer(problem: Problem) -> JSONResponse:
     """What a program reads of something that a person can mend."""
     if isinstance(problem, Invalid):
         return error_answer(400, str(problem), param=problem.param, code=problem.code)
@@ -62,6 +62,6 @@ def problem_answer(problem: Problem, *, is_draining: bool = False) -> JSONRespon
         return error_answer(404, str(problem), param="model", code="model_not_found")
     if isinstance(problem, Refused):
         return error_answer(400, str(problem))
-    if isinstance(problem, Busy) and not is_draining:
+    if isinstance(problem, Busy) and not isinstance(problem, Unavailable):
         return error_answer(429, str(problem), code="rate_limit_exceeded")
     return error_answer(503, str(problem))

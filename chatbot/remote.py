@@ -20,7 +20,7 @@ from chatbot.basemodel import Base
 from chatbot.interface import AnyEngine
 from chatbot.replicas import Replicas
 from chatbot.writing import Writing
-from data.errors import Busy
+from data.errors import Unavailable
 from data.records import BASE_VERSION
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class RemoteEngine(AnyEngine):
     def _check_open(self) -> None:
         super()._check_open()
         if not self._replicas.up:
-            raise Busy("No engine answers at the moment - try again in a moment.")
+            raise Unavailable("No engine answers at the moment - try again in a moment.")
 
     # Between the threads
 
@@ -125,7 +125,7 @@ class RemoteEngine(AnyEngine):
                 pass
             if future.done() and not future.cancelled():
                 return future.result()
-        raise Busy("The server is shutting down - try again in a moment.")
+        raise Unavailable("The server is shutting down - try again in a moment.")
 
     # The loop
 

@@ -4,7 +4,7 @@ People who chat come before API calls, those before rollouts. Within a kind the 
 under way is next, then whoever came first: a burst of one person waits for itself. Nobody may hold more than
 half of the queue, and all programs together no more than three quarters. A request waits for rows and for all
 the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is overtaken for
-needing much: if need be they run alone. Only programs are refused for needing more than all memory there is.
+needing much: if need be they run alone. Only programs are refused for needing more memory than is theirs.
 
 Decides, and knows no tensor, no thread and no version.
 """
@@ -56,10 +56,11 @@ class Scheduler:
         """Queue it; raises Busy where the queue, or its person's half of it, is full, and Refused where a
         program asks for what can never fit."""
         columns = self._columns(request)
-        if request.kind == "api" and self.memory is not None and columns > self.memory.most:
+        most = _for_programs(self.memory.columns) if self.memory else columns
+        if request.kind == "api" and columns > most:
             raise Refused(
                 f"The prompt and its replies may come to need memory for {columns:,} tokens, more than the "
-                f"{self.memory.most:,} there is - ask for fewer or shorter replies, or shorten the messages."
+                f"{most:,} for programs - ask for fewer or shorter replies, or shorten the messages."
             )
         kept = self.max_waiting // 4 if request.kind == "api" else 0
         if self.waiting >= self.max_waiting - kept:
@@ -71,7 +72,7 @@ class Scheduler:
 
     def longest_that_fits(self, prompt: int, replies: int, most: int) -> int:
         """Tokens that each reply to a prompt of so many may have: `most`, halved until all of it fits into
-        what programs may use. Not below LEAST_TOKENS: what is still too much then waits to run alone."""
+        what programs may use. Not below LEAST_TOKENS: what is still too much then is refused."""
         while self.memory is not None and most > LEAST_TOKENS:
             if self.memory.needed(prompt, replies, most) <= _for_programs(self.memory.columns):
                 break

@@ -218,7 +218,7 @@ def _answer(request: Request, status: int, sentence: str, headers: dict[str, str
 def _say_problem(request: Request, error: Exception) -> Response:
     if is_api(request.scope["path"]):
         assert isinstance(error, Problem), "registered for nothing else"
-        return problem_answer(error, is_draining=request.app.state.site.is_draining)
+        return problem_answer(error)
     kinds: tuple[tuple[type[Problem], int], ...] = (
         (accounts.SignedOut, 401),
         (NotFound, 404),

@@ -28,3 +28,7 @@ class Refused(Problem):
 
 class Busy(Problem):
     """It may be done, but not now: the queue is full or another process holds the lease."""
+
+
+class Unavailable(Busy):
+    """It may be done, but nothing is there to do it: a fault that somebody should look at, not a crowd."""

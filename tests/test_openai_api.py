@@ -19,7 +19,7 @@ from chatbot.openai_reply import Reading, Token
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
-from data.errors import Problem
+from data.errors import Problem, Unavailable
 from data.home import Home
 from tests.api import HELLO, Api, running_api, slow_steps, until
 from tests.stories import somebody
@@ -157,9 +157,10 @@ def test_without_a_limit_little_memory_makes_a_reply_shorter_but_refuses_none(
 
 
 def test_a_request_that_can_never_fit_in_memory_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.engine._scheduler, "memory", Memory(100, api.engine.base.context, is_shared=True))
+    memory = Memory(1000, api.engine.base.context, is_shared=True)
+    monkeypatch.setattr(api.engine._scheduler, "memory", memory)
     error = error_of(api.ask(n=9, max_tokens=400), 400)
-    assert "more than the 300 there is - ask for fewer or shorter replies" in error["message"]
+    assert "more than the 750 for programs - ask for fewer or shorter replies" in error["message"]
     assert api.engine.load_now == (0, 0) and api.ask().status_code == 200
 
 
@@ -257,6 +258,15 @@ def test_the_last_use_of_a_key_is_known_and_a_full_disk_silences_nobody(
 
     monkeypatch.setattr(api_keys, "note_use", disk_is_full)
     assert api.ask().status_code == 200
+
+
+def test_an_outage_is_not_called_a_crowd(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_is_there() -> None:
+        raise Unavailable("No engine answers at the moment - try again in a moment.")
+
+    monkeypatch.setattr(api.engine, "_check_open", nobody_is_there)
+    answer = api.ask()
+    assert (error_of(answer, 503)["type"], answer.headers["retry-after"]) == ("server_error", "2")
 
 
 def test_nothing_of_a_request_is_stored(api: Api, db: Database) -> None:

@@ -1,6 +1,8 @@
 """Who is next: chat before rollouts, people in turns, rows kept for chat, a queue with an end."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
 
 import pytest
 
@@ -164,7 +166,7 @@ def test_long_requests_wait_until_memory_is_free_and_chat_does_not_wait_behind_t
 
 def test_a_request_that_needs_more_memory_than_its_share_runs_alone_and_is_not_passed_by(ask: Ask) -> None:
     scheduler = with_memory(1000)
-    first, long, short = (ask(kind="api", prompt=length) for length in (10, 2000, 10))
+    first, long, short = (ask("ada", prompt=length) for length in (10, 2000, 10))
     for request in (first, long, short):
         scheduler.add(request)
     for alone in (first, long, short):
@@ -173,14 +175,31 @@ def test_a_request_that_needs_more_memory_than_its_share_runs_alone_and_is_not_p
         scheduler.let_go()
 
 
-def test_a_program_that_asks_for_more_than_all_memory_is_refused_and_a_person_is_not(ask: Ask) -> None:
-    scheduler = with_memory(1000)
-    with pytest.raises(Refused, match="memory for 8,192 tokens, more than the 3,000 there is - ask for"):
+def test_a_program_that_asks_for_more_than_programs_have_is_refused_and_a_person_is_not(ask: Ask) -> None:
+    scheduler = with_memory(10_000)
+    with pytest.raises(Refused, match="memory for 8,192 tokens, more than the 7,500 for programs - ask for"):
         scheduler.add(ask(kind="api", prompt=8000))
     assert scheduler.requests == []
+    scheduler = with_memory(1000)
     person = ask("ada", prompt=8000)
     scheduler.add(person)
     assert let_in(scheduler) == [person]
+
+
+def test_no_program_that_is_taken_keeps_a_short_chat_waiting(ask: Ask) -> None:
+    scheduler, taken = with_memory(20_000), 0
+    for replies, new in product((1, 3, 9), (100, 1000, 8000)):
+        program = ask("ada", "api", replies=replies, prompt=50, new=new)
+        with suppress(Refused):
+            scheduler.add(program)
+            taken += 1
+            chat = ask("ben", prompt=50)
+            scheduler.add(chat)
+            assert let_in(scheduler) == [chat, program]
+        for request in scheduler.requests:
+            request.stop()
+        scheduler.let_go()
+    assert 3 < taken < 9
 
 
 def test_a_program_that_names_no_length_leaves_room_for_others_but_has_a_few_words(ask: Ask) -> None:
