@@ -21,6 +21,7 @@ from chatbot.padded import AnyModel, PaddedRunner
 from chatbot.prefixes import Prefixes
 from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import Place
+from data.errors import Refused
 from data.records import Sampling
 
 PIECE = 64
@@ -53,8 +54,12 @@ class Runner(Protocol):
 
 def prepare(model: PreTrainedModel, form: Format, *, takes: bool = False) -> Llama | AnyModel:
     """The weights of a merged model in the fastest way there is to decode it; with `takes` the model is used
-    up."""
-    return Llama(model, form, takes=takes) if can_run(model) else AnyModel(model)
+    up. Raises Refused where there is no such way in this format."""
+    if can_run(model):
+        return Llama(model, form, takes=takes)
+    if form == "int8":
+        raise Refused("This model is decoded by transformers, which has no int8 here - use bfloat16.")
+    return AnyModel(model)
 
 
 def runner_for(weights: Llama | AnyModel, end_of_turn: int, *, keep: Prefixes | None = None) -> Runner:

@@ -78,10 +78,9 @@ def sample(logits: Tensor, sampling: Sequence[Sampling], uniforms: Tensor) -> li
     # The type is named: while another thread loads a model, transformers sets what is usual for the process.
     divisors = torch.tensor(temperatures, dtype=torch.float32, device=logits.device)
     probabilities = torch.softmax(logits / divisors.clamp(min=1e-6)[:, None], dim=-1)
-    limits = [s.top_p for s in sampling]
-    if min(limits) < 1:
-        top_p = torch.tensor(limits, dtype=torch.float32, device=logits.device)
-        probabilities = _nucleus(probabilities, top_p)
+    if cut := [row for row, s in enumerate(sampling) if s.top_p < 1]:  # alone: sorting costs more than a pass
+        top_p = torch.tensor([sampling[row].top_p for row in cut], dtype=torch.float32, device=logits.device)
+        probabilities[cut] = _nucleus(probabilities[cut], top_p)
     cumulative = probabilities.double().cumsum(-1)
     tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
     chosen = torch.where(divisors > 0, tokens.clamp(max=logits.shape[-1] - 1), greedy)
@@ -92,7 +91,5 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """Zero all but the smallest set of tokens that reaches `top_p` (Holtzman et al. 2019)."""
     ordered, index = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
-    # A sum of rounded numbers may pass 1 early: a row that asks for everything keeps everything.
-    is_cut = (before >= top_p[:, None]) & (top_p[:, None] < 1)
-    ordered = ordered.masked_fill(is_cut, 0.0)
+    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
     return torch.zeros_like(probabilities).scatter(-1, index, ordered)

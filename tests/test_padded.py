@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, PreTra
 
 from chatbot.padded import AnyModel, PaddedRunner
 from chatbot.runner import prepare
+from data.errors import Refused
 from data.records import Sampling
 from tests.jobs import a_job
 
@@ -38,6 +39,11 @@ def test_greedy_in_a_mixed_batch_is_transformers_generate(kind: str) -> None:
         ids = torch.tensor([job.prompt])
         out = model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0)
         assert [row.token_ids for row in job.rows] == [out[0, len(job.prompt) :].tolist()] * 2
+
+
+def test_a_model_that_transformers_decodes_is_not_said_to_be_int8() -> None:
+    with pytest.raises(Refused, match="decoded by transformers, which has no int8 here - use bfloat16"):
+        prepare(AutoModelForCausalLM.from_config(KINDS["qwen 3"]), "int8")
 
 
 def test_jobs_that_come_later_are_a_batch_of_their_own_and_all_take_turns() -> None:

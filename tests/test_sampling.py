@@ -1,5 +1,7 @@
 """Drawing a token: it follows the distribution, temperature and nucleus; what cannot occur never does."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -48,6 +50,25 @@ def test_a_row_that_asks_for_all_tokens_keeps_the_rarest_beside_a_nucleus() -> N
     uniforms = torch.tensor([1 - 1e-12, 1 - 1e-12], dtype=torch.float64)
     drawn = sample(logits, [Sampling(temperature=1), Sampling(temperature=1, top_p=0.5)], uniforms)
     assert drawn[0] == 49_999 != drawn[1]
+
+
+@pytest.mark.parametrize("nuclei", [[1.0, 1.0, 1.0], [1.0, 0.9, 1.0], [0.5, 1.0, 0.2], [0.7, 0.7, 0.7]])
+def test_only_rows_that_ask_for_a_nucleus_are_sorted(
+    monkeypatch: pytest.MonkeyPatch, nuclei: list[float]
+) -> None:
+    sorted_rows, really = [0], torch.Tensor.sort
+
+    def counting(tensor: torch.Tensor, *how: Any, **more: Any) -> Any:
+        sorted_rows.append(len(tensor))
+        return really(tensor, *how, **more)
+
+    monkeypatch.setattr(torch.Tensor, "sort", counting)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 3)
+    uniforms = torch.full((3,), 0.001, dtype=torch.float64)
+    drawn = sample(logits, [Sampling(temperature=1, top_p=p) for p in nuclei], uniforms)
+    assert sum(sorted_rows) == sum(p < 1 for p in nuclei)
+    alone = [sample(logits[:1], [Sampling(temperature=1, top_p=p)], uniforms[:1])[0] for p in nuclei]
+    assert drawn == alone and drawn == [0 if p == 1 else {0.9: 1, 0.5: 3, 0.2: 3, 0.7: 2}[p] for p in nuclei]
 
 
 def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
