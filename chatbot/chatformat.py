@@ -13,6 +13,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cache, lru_cache, partial
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ _MARKS = re.compile(r"NightSchoolContent(\d+)End")
 MAX_CHARACTERS = 32_000
 """The longest text of one message, checked before anything is tokenised."""
 _SHORT = 64
-"""Up to this many messages, a rendered template is kept for other conversations with the same roles."""
+"""Up to this many messages, a rendered template is kept for other conversations with the same roles that day:
+some templates say what date it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class ChatFormat:
         self._lock = threading.Lock()
         self._template_ids = lru_cache(maxsize=512)(partial(self._ids, is_plain=False))
         self._short_pieces = lru_cache(maxsize=512)(self._pieces)
+        self._rendered_on = date.today()
         self.sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
         self._control = self._find_control_tokens()
         self.end_of_turn = self._find_end_of_turn()
@@ -128,6 +131,9 @@ class ChatFormat:
         self, roles: tuple[str, ...], contents: Sequence[list[int]], add_reply_prompt: bool
     ) -> list[int]:
         ids: list[int] = []
+        if self._rendered_on != (today := date.today()):
+            self._short_pieces.cache_clear()
+            self._rendered_on = today
         pieces = self._short_pieces if len(roles) <= _SHORT else self._pieces
         for piece in pieces(roles, add_reply_prompt):
             ids += contents[piece] if isinstance(piece, int) else piece

@@ -24,7 +24,9 @@ from data.records import BASE_VERSION
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
-"""A version that could not be loaded is tried again after this: memory or a disk may have been short."""
+"""A version that could not be loaded is tried again after this: memory or a disk may have been short. Then
+after twice as long each time, as building it takes memory and time from the others."""
+MOST_RETRY_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Follower:
         self._repeating = Repeating(self.follow_once, interval, "following", is_urgent=False)
         self._failed: str | None = None
         self._retry_at = 0.0
+        self._retry_after = RETRY_SECONDS
         self.problem: str | None = None
         """Why the version that should serve does not, as a sentence; None when it does."""
 
@@ -85,8 +88,10 @@ class Follower:
         problem = f"{wanted} does not serve: {reason.rstrip('.')}. {self._engine.version} goes on answering."
         if problem != self.problem:
             log.error(problem, exc_info=None if isinstance(error, Problem) else error)
+        is_again = wanted == self._failed
+        self._retry_after = min(2 * self._retry_after, MOST_RETRY_SECONDS) if is_again else RETRY_SECONDS
         self.problem, self._failed = problem, wanted
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._retry_after
 
 
 def load_verified(db: Database, home: Home, engine: AnyEngine, name: str) -> None:

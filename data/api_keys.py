@@ -5,11 +5,12 @@ a row, so that the list still tells what it was for and when it was last used; k
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from data import people
 from data.database import Database, Row, clean, new_id
-from data.errors import NotFound, Refused
+from data.errors import Busy, NotFound, Refused
 from data.records import Person
 
 MOST_KEYS = 20
@@ -89,10 +90,10 @@ def find(db: Database, key_hash: str) -> tuple[ApiKey, Person] | None:
 
 
 def note_use(db: Database, key: ApiKey) -> None:
-    """Writes down that the key is used now, where that was not noted a moment ago."""
+    """Writes down that the key is used now, where that was not noted a moment ago and nobody else writes."""
     now = time.time()
     if key.last_used_at is None or now - key.last_used_at >= USE_NOTED_EVERY:
-        with db.write() as conn:
+        with suppress(Busy), db.write(patience=0.0) as conn:
             conn.execute("UPDATE api_keys SET last_used_at = ? WHERE id = ?", (now, key.id))
 
 

@@ -102,13 +102,13 @@ class Database:
             self._writer.execute("PRAGMA journal_mode = WAL")
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, patience: float | None = None) -> Iterator[Connection]:
         """A transaction that is on the disk when the block ends, and never happened if it raises.
 
         A write inside a write of the same thread joins it, and is undone alone if it raises. Raises Busy
-        where the writers of this process and of others together leave it no turn within `BUSY_SECONDS`.
+        where all other writers together leave it no turn within `patience` seconds, or `BUSY_SECONDS`.
         """
-        with self._holding_writer(), as_sentences(self.path):
+        with self._holding_writer(patience), as_sentences(self.path):
             if self._writing_thread is not None:
                 with _savepoint(self._writer):
                     yield self._writer
@@ -124,13 +124,13 @@ class Database:
                     self._writer.execute("ROLLBACK")
 
     @contextmanager
-    def _holding_writer(self) -> Iterator[None]:
+    def _holding_writer(self, patience: float | None = None) -> Iterator[None]:
         """The writer is this thread's alone. Time spent queueing for it is taken off SQLite's own timeout."""
-        asked_at = time.monotonic()
-        if not self._lock.acquire(timeout=BUSY_SECONDS):
+        patience, asked_at = BUSY_SECONDS if patience is None else patience, time.monotonic()
+        if not self._lock.acquire(timeout=patience):
             raise Busy(_QUEUED)
         try:
-            left = max(0.0, BUSY_SECONDS - (time.monotonic() - asked_at))
+            left = max(0.0, patience - (time.monotonic() - asked_at))
             self._writer.execute(f"PRAGMA busy_timeout = {round(1000 * left)}")
             yield
         finally:

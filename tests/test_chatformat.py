@@ -4,6 +4,7 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -238,6 +239,29 @@ def test_an_earlier_reply_of_any_length_does_not_end_the_conversation(format: Ch
 def test_roles_that_the_template_refuses_are_a_sentence() -> None:
     with pytest.raises(Refused, match=r"refuses these roles, system, user: No system role\."):
         ChatFormat(with_own_end_of_turn()).encode(said("Hi.", system="Be kind."))
+
+
+def test_a_template_that_says_what_day_it_is_says_so_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_tokenizer("<|endoftext|>")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + str(tokenizer.chat_template)
+    format, seen = ChatFormat(tokenizer), []
+    for day in (1, 1, 2):
+
+        class Clock(datetime):
+            today_is = day
+
+            @classmethod
+            def now(cls, tz: Any = None) -> "Clock":
+                return cls(2026, 1, cls.today_is)
+
+            @classmethod
+            def today(cls) -> "Clock":
+                return cls.now()
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+        monkeypatch.setattr("chatbot.chatformat.date", Clock)
+        seen.append(format.decode(format.encode(said("Hi.")))[:11])
+    assert seen == ["01 Jan 2026", "01 Jan 2026", "02 Jan 2026"]
 
 
 def test_messages_are_taken_where_the_template_knows_their_roles_and_there_is_room() -> None:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from data import api_keys, people
-from data.database import Database
+from data import api_keys, database, people
+from data.database import Database, connect
 from data.errors import NotFound, Refused
 from data.forgetting import forget
 from data.home import Home
@@ -66,6 +66,20 @@ def test_a_use_is_noted_at_most_once_a_minute(db: Database, monkeypatch: pytest.
         api_keys.note_use(db, key)
         key = api_keys.get(db, key.id)
         assert key.last_used_at == noted
+
+
+def test_a_use_is_not_noted_while_another_process_writes_and_nobody_waits_for_that(db: Database) -> None:
+    key = a_key(db, somebody(db))
+    other = connect(db.path)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    api_keys.note_use(db, key)
+    assert time.monotonic() - started < database.BUSY_SECONDS / 2
+    assert api_keys.get(db, key.id).last_used_at is None
+    other.execute("ROLLBACK")
+    other.close()
+    api_keys.note_use(db, key)
+    assert api_keys.get(db, key.id).last_used_at is not None
 
 
 def test_a_person_has_so_many_keys_and_no_more_until_one_is_revoked(db: Database) -> None:

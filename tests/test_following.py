@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from chatbot import adapters, following
+from chatbot import adapters
 from chatbot.basemodel import Base, load_base
 from chatbot.canary import CANARY_TOLERANCE
 from chatbot.engine import Engine
@@ -143,7 +144,6 @@ def test_a_failure_is_logged_once_and_tried_again_later(
     home: Home,
     tiny_base: Base,
     follower: Follower,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     version = make_version(db, home, tiny_base)
@@ -151,11 +151,28 @@ def test_a_failure_is_logged_once_and_tried_again_later(
     directory.rename(directory.with_name("away"))
     publish(db, version.name)
     assert [follower.follow_once() for _ in range(3)] == [False] * 3
-    monkeypatch.setattr(following, "RETRY_SECONDS", 0.0)
     follower._retry_at = 0.0
     assert not follower.follow_once() and len(caplog.records) == 1
     directory.with_name("away").rename(directory)
+    follower._retry_at = 0.0
     assert follower.follow_once() and follower.follow_once() and follower.problem is None
+
+
+def test_the_pause_after_each_failure_doubles_until_another_version_is_to_serve(
+    db: Database, home: Home, tiny_base: Base, follower: Follower
+) -> None:
+    first, second = (make_version(db, home, tiny_base, seed=seed) for seed in (1, 2))
+    for version in (first, second):
+        shutil.rmtree(home.adapters / version.path)
+    pauses = []
+    for name, times in ((first.name, 8), (second.name, 1)):
+        publish(db, name)
+        for _ in range(times):
+            follower._retry_at = 0.0
+            before = time.monotonic()
+            assert not follower.follow_once()
+            pauses.append(round(follower._retry_at - before))
+    assert pauses == [30, 60, 120, 240, 480, 960, 1800, 1800, 30]
 
 
 def test_a_version_of_another_base_does_not_serve(
