@@ -20,10 +20,13 @@ _DAY = 86400.0
 
 
 def backup_files(home: Home) -> list[Path]:
-    """The backups of this home, newest first; after them what restores put aside, which may be damaged."""
+    """The backups of this home, newest first; after them what restores put aside, which may be damaged.
+
+    One that somebody named otherwise is as old as its file says.
+    """
     return sorted(
         home.backups.glob("*.db"),
-        key=lambda path: (not path.stem.endswith(f"-{REPLACED}"), path.name),
+        key=lambda path: (not path.stem.endswith(f"-{REPLACED}"), _dated(path), path.name),
         reverse=True,
     )
 
@@ -40,6 +43,11 @@ def made_at(path: Path) -> float | None:
         return float(timegm(time.strptime(path.stem[:16], _STAMP)))
     except ValueError:
         return None
+
+
+def _dated(path: Path) -> float:
+    made = made_at(path)
+    return path.lstat().st_mtime if made is None else made
 
 
 def newest_at(home: Home, now: float) -> float | None:

@@ -249,6 +249,21 @@ def test_rotation_keeps_hours_days_weeks_and_what_has_a_label(home: Home) -> Non
     assert backup_path(home, 1_700_000_000 + 1439 * 3600) in left
 
 
+def test_a_backup_under_a_name_of_somebodys_own_is_as_old_as_its_file(home: Home) -> None:
+    now = 1_700_000_000
+    stamped = [backup_path(home, now - 86400), backup_path(home, now, "before-migration")]
+    named = {home.backups / "keep-before-upgrade.db": now - 60 * 86400, home.backups / "a copy.db": now + 60}
+    for path in (*stamped, *named):
+        path.touch()
+    for path, changed in named.items():
+        os.utime(path, (changed, changed))
+    gone = home.backups / "link.db"
+    gone.symlink_to(home.root / "nowhere")
+    os.utime(gone, (now - 1, now - 1), follow_symlinks=False)
+    names = ["a copy.db", stamped[1].name, "link.db", stamped[0].name, "keep-before-upgrade.db"]
+    assert [path.name for path in backup_files(home)] == names
+
+
 def test_daily_backups_are_kept_for_a_week_and_then_weekly(home: Home) -> None:
     for day in range(60):
         backup_path(home, 1_700_000_000 + day * 86400).touch()
