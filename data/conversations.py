@@ -192,7 +192,10 @@ def finish_reply(
 
 
 def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Message:
-    """A person's better wording of a reply: its finished sibling, which names the reply it replaces."""
+    """A person's better wording of a reply: its finished sibling, which names the reply it replaces.
+
+    Their latest wording once more is that same row, as when a Save is repeated whose answer was lost.
+    """
     text = clean(content)
     if not text.strip():
         raise Refused("The edited reply is empty - write what the assistant should have said.")
@@ -200,7 +203,12 @@ def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Messa
         reply = message(db, reply_id)
         if reply.role != "assistant" or not reply.is_finished or reply.parent_id is None:
             raise Refused("Only a finished reply can be edited - wait until it is written.")
-        if any(sibling.content.strip() == text.strip() for sibling in replies(db, reply.parent_id)):
+        others = replies(db, reply.parent_id)
+        theirs = [one for one in others if one.replaces_id == reply_id and one.author_id == author_id]
+        same = [one for one in others if one.content.strip() == text.strip()]
+        if theirs and theirs[-1] in same:
+            return theirs[-1]
+        if any(one.author_id is None or one.id == reply_id for one in same):
             raise Refused("This is word for word what a reply says - change it, or rank that reply best.")
         id = insert(
             conn,

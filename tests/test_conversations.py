@@ -146,6 +146,19 @@ def test_an_edit_that_says_nothing_new_is_refused(db: Database) -> None:
         conversations.add_edit(db, str(replies[1].parent_id), "x", ada.id)
 
 
+def test_a_corrected_rewording_can_be_taken_back(db: Database) -> None:
+    ada, eve = somebody(db), somebody(db, "eve")
+    reply = a_turn(db, ada)[0]
+    said = ("Two hours.", "Three hours.", "Two hours.")
+    edits = [conversations.add_edit(db, reply.id, text, ada.id) for text in said]
+    assert len({edit.id for edit in edits}) == 3 and edits[-1].content == "Two hours."
+    assert conversations.add_edit(db, reply.id, "Two hours. ", ada.id) == edits[-1], "a Save, repeated"
+    hers = conversations.add_edit(db, reply.id, "Two hours.", eve.id)
+    assert (hers.author_id, hers.id != edits[-1].id) == (eve.id, True)
+    with pytest.raises(Refused, match="word for word"):
+        conversations.add_edit(db, hers.id, "Two hours.", ada.id)
+
+
 def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> None:
     ada = somebody(db)
     chat = conversations.create(db, ada.id)
