@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection
 
 from data.database import Database, to_json
+from data.errors import NotFound
 from data.messages import prompt_of
 from data.records import Prompt
 
@@ -29,7 +30,10 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
         if len(found) >= limit:
             break
         if _is_kept_for_judging(row["conversation_id"]) == for_judging:
-            chat = prompt_of(db, row["id"])
+            try:
+                chat = prompt_of(db, row["id"])
+            except NotFound:  # deleted meanwhile
+                continue
             found.setdefault(json.dumps(chat), Prompt(chat, row["id"], "people"))
     return list(found.values())
 

@@ -10,13 +10,14 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from data.database import Database, Row
-from data.errors import Refused
+from data.errors import NotFound, Refused
 from data.messages import DEMONSTRATED, WRITTEN, prompt_of
 from data.rankings import TEACHING
 from data.records import Prompt as Prompt
@@ -176,13 +177,17 @@ def largest_total(totals: Sequence[float]) -> float:
 
 
 def stream_turns(db: Database) -> Iterator[RankedTurn]:
-    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time."""
+    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time.
+
+    Without what is deleted before its turn comes.
+    """
     for row in in_batches(
         db,
         "SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id"
         f" FROM {TEACHING} AND r.id > ? ORDER BY r.id LIMIT ?",
     ):
-        yield from _ranked_turn(db, row)
+        with suppress(NotFound):
+            yield from _ranked_turn(db, row)
     for row in in_batches(
         db,
         "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
@@ -190,7 +195,8 @@ def stream_turns(db: Database) -> Iterator[RankedTurn]:
         f" FROM messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
         " AND e.id > ? ORDER BY e.id LIMIT ?",
     ):
-        yield _edited_turn(db, row)
+        with suppress(NotFound):
+            yield _edited_turn(db, row)
 
 
 def in_batches(db: Database, sql: str) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data.comparisons import in_batches
 from data.database import Database
+from data.errors import NotFound
 from data.messages import DEMONSTRATED, prompt_of
 from data.records import Source
 
@@ -53,7 +54,10 @@ def stream(db: Database) -> Iterator[Demonstration]:
         " (SELECT 1 FROM messages better JOIN people q ON q.id = better.author_id AND NOT q.is_disabled"
         " WHERE better.replaces_id = e.id) AND e.id > ? ORDER BY e.id LIMIT ?",
     ):
-        messages, reply = prompt_of(db, row["parent_id"]), row["content"]
+        try:
+            messages, reply = prompt_of(db, row["parent_id"]), row["content"]
+        except NotFound:  # deleted meanwhile
+            continue
         digest = hashlib.sha256(json.dumps([messages, reply]).encode()).digest()
         if digest not in seen:
             seen.add(digest)

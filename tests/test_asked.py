@@ -1,5 +1,7 @@
 """asked.py: what people let us learn from, and the share of it that only judges."""
 
+import pytest
+
 from data import asked, conversations, people
 from data.database import Database
 from data.records import Prompt
@@ -39,6 +41,25 @@ def test_one_conversation_in_five_is_kept_for_judging_whole(db: Database) -> Non
     assert 20 <= len(kept) <= 150  # 80, give or take six times what chance gives
     for share in (practised, kept):
         assert {f"{word}, again" for word in share if word.isdigit()} <= share
+
+
+def test_what_is_deleted_while_prompts_are_read_is_left_out(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = somebody(db)
+    replies = [a_turn(db, ada, question=str(number))[0] for number in range(9)]
+    chats = {str(reply.parent_id): reply.conversation_id for reply in replies}
+    monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
+    [newest, *_] = asked.user_prompts(db, 1, for_judging=False)
+    read = asked.prompt_of
+
+    def read_after_a_deletion(db: Database, id: str) -> tuple[dict[str, str], ...]:
+        if id != newest.turn_id:
+            conversations.delete(db, chats[id])
+        return read(db, id)
+
+    monkeypatch.setattr(asked, "prompt_of", read_after_a_deletion)
+    assert asked.user_prompts(db, 9, for_judging=False) == [newest]
 
 
 def test_a_turn_that_was_taken_back_may_teach_no_longer(db: Database) -> None:

@@ -149,6 +149,22 @@ def test_an_edit_beats_what_it_replaced(db: Database) -> None:
     assert take_snapshot(db).turns == ()
 
 
+def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
+    ada = somebody(db)
+    chats = [a_turn(db, ada) for _ in range(6)]
+    for replies in chats[:3]:
+        rank(db, ada, replies, [1, 2, 3])
+    for replies in chats[3:]:
+        conversations.add_edit(db, replies[0].id, "better", ada.id)
+    turns = comparisons.stream_turns(db)
+    found = [next(turns)]
+    conversations.delete(db, chats[1][0].conversation_id)  # its row has been read with the first one's
+    found += [next(turns), next(turns)]
+    conversations.delete(db, chats[4][0].conversation_id)
+    found += turns
+    assert [turn.turn_id for turn in found] == [chats[at][0].parent_id for at in (0, 2, 3, 5)]
+
+
 def test_a_snapshot_is_its_file(db: Database, tmp_path: Path) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada, ["één\u2028", "zwei\n", "三"]), [1, 2, 2])

@@ -8,7 +8,7 @@ import pytest
 from data import conversations, people, runs, versions
 from data.comparisons import take_snapshot
 from data.database import Database
-from data.demonstrations import collect, write_down
+from data.demonstrations import collect, stream, write_down
 from data.exchange import export_rows, import_rows
 from data.forgetting import forget
 from data.home import Home
@@ -93,6 +93,15 @@ def test_what_is_exported_is_what_is_learned_from(db: Database) -> None:
     conversations.add_edit(db, a_turn(db, eve, ["one"])[0].id, "three", eve.id)
     assert [row["messages"][-1]["content"] for row in export_rows(db, "sft")] == ["three"]
     assert [demonstration.reply for demonstration in collect(db)] == ["three"]
+
+
+def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
+    import_rows(db, [sft_row(f"Question {number}", "Yes.") for number in range(3)], "sft")
+    first, second, third = collect(db)
+    found = stream(db)
+    assert next(found) == first
+    conversations.delete(db, second.conversation_id)
+    assert list(found) == [third]
 
 
 def test_they_come_oldest_first_and_the_same_words_once(db: Database) -> None:
