@@ -28,9 +28,9 @@ from data.records import Person, PersonRole
 
 BODY_LIMIT = 1_000_000
 PUBLIC = frozenset(
-    {"/login", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
+    {"/login", "/logout", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
 )
-"""Open to everybody; /metrics looks at the caller itself."""
+"""Open to everybody; /metrics looks at the caller itself, and whoever is signed out may sign out again."""
 UNUSED = (
     "/vibe-", "/undo-vibe-edit", "/proxy=", "/dev/reload", "/run-history", "/token", "/monitoring",
     "/call/", "/deep_link", "/upload",
@@ -131,6 +131,8 @@ class Guard:
         person = scope["person"]
         if person is None:
             if is_page(scope):
+                if scope["method"] not in SAFE_METHODS:
+                    return RedirectResponse("/login", 303)
                 query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
                 return RedirectResponse(f"/login?next={quote(path + query)}", 303)
             return _say(scope, 401, "You are not signed in - sign in first.")
@@ -207,10 +209,8 @@ def page_sessions(scope: Scope, inner: str) -> list[str]:
 
 
 def is_page(scope: Scope) -> bool:
-    """Whether a person at a browser asks to see a page, rather than a script for data."""
-    if is_api(scope["path"]):
-        return False
-    return scope["method"] in ("GET", "HEAD") and "text/html" in Headers(scope=scope).get("accept", "")
+    """Whether a person at a browser asks for a page or sends a form, rather than a script for data."""
+    return not is_api(scope["path"]) and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 def is_local(scope: Scope) -> bool:

@@ -107,6 +107,19 @@ def test_a_browser_without_a_session_goes_to_sign_in_and_comes_back() -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/operate/%3Fa%3Db%26c%3Dd")
 
 
+def test_a_form_without_a_session_goes_to_sign_in_and_not_back_to_where_it_was_sent() -> None:
+    answer = client().post("/account/password?a=b", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    assert client().post("/account/password", headers={"accept": "*/*"}).status_code == 401
+
+
+def test_a_form_of_another_site_is_refused_as_a_page() -> None:
+    for path in ("/account/password", "/logout"):
+        answer = client("u", accept="text/html", origin="https://evil.example").post(path)
+        assert (answer.status_code, "Open Night School itself." in answer.text) == (403, True)
+        assert answer.headers["content-type"].startswith("text/html")
+
+
 @pytest.mark.parametrize(
     "path", ["/operate", "/operate/", "/operate/config", "/%6fperate/gradio_api/queue/join"]
 )

@@ -190,6 +190,23 @@ def test_signing_out_ends_the_session(browser: TestClient, ada: Person) -> None:
     assert browser.get("/account/").status_code == 401
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_is_signed_out_already_may_sign_out_again(browser: TestClient, method: str) -> None:
+    answer = browser.request(method, "/logout", headers=PAGE)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+
+
+def test_a_form_that_is_refused_is_answered_with_a_page(browser: TestClient, ada: Person) -> None:
+    sign_in(browser)
+    gone = browser.post("/account/keys/gone/revoke", headers=PAGE)
+    empty = browser.post("/account/password", headers=PAGE)
+    assert [(answer.status_code, "<h1>" in answer.text) for answer in (gone, empty)] == [
+        (404, True),
+        (422, True),
+    ]
+    assert browser.post("/account/keys/gone/revoke").json()["error"]
+
+
 def test_a_link_on_another_site_signs_nobody_out(browser: TestClient, ada: Person) -> None:
     sign_in(browser)
     browser.get("/logout", headers={"sec-fetch-site": "cross-site"})
