@@ -185,16 +185,27 @@ def disable(db: Database, person: Person, actor: str) -> None:
 
 
 def check_still_operated(db: Database, before: Person) -> None:
-    """Raises Refused where a person was the last who could operate; within the write that changes them."""
-    if may(before, "operator") and not has_operator(db):
-        raise Refused(f"{before.name} is the only operator - make somebody else one first.")
+    """Raises Refused where a person was the last who could operate; within the write that changes them.
+
+    Whoever never set a password cannot, and their link may be lost or too old.
+    """
+    is_operated = any(people.password_hash(db, person.id) for person in _operators(db))
+    if may(before, "operator") and not is_operated:
+        raise Refused(
+            f"Without {before.name} there is no operator with a password - make somebody else one, who sets "
+            "a password, first."
+        )
 
 
 # One-time links
 
 
 def has_operator(db: Database) -> bool:
-    return any(may(person, "operator") and person.kind == "human" for person in people.list_all(db))
+    return bool(_operators(db))
+
+
+def _operators(db: Database) -> list[Person]:
+    return [person for person in people.list_all(db) if may(person, "operator") and person.kind == "human"]
 
 
 def operator_link(db: Database) -> str | None:

@@ -187,12 +187,15 @@ def test_a_changed_password_ends_the_links_that_were_made_before(db: Database, a
 
 def test_the_last_operator_who_can_sign_in_stays_one(db: Database, ada: Person) -> None:
     boss = people.add(db, "Boss", role="operator")
-    people.set_disabled(db, people.add(db, "Away", role="operator").id, True)
-    with pytest.raises(Refused, match="Boss is the only operator - make somebody else one first"):
+    people.set_password(db, boss.id, "hash")
+    people.set_disabled(db, people.add(db, "Away", role="operator", password_hash="hash").id, True)
+    people.add(db, "Never came", role="operator")
+    with pytest.raises(Refused, match="Without Boss there is no operator with a password - make somebody"):
         accounts.change_role(db, boss, "rater", "command line")
-    with pytest.raises(Refused, match="Boss is the only operator - make somebody else one first"):
+    with pytest.raises(Refused, match="Without Boss there is no operator with a password - make somebody"):
         accounts.disable(db, boss, "command line")
     assert people.get(db, boss.id) == boss and people.audit_log(db) == []
+    assert accounts.operator_link(db) is None, "whoever never came has a link already"
     accounts.change_role(db, boss, "operator", "command line")
     accounts.change_role(db, ada, "operator", "command line")
     accounts.change_role(db, boss, "user", "command line")
