@@ -8,11 +8,12 @@ the conversation is theirs; whether a reply may be ranked is checked in rankings
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
-from data.database import Database, Row, clean, new_id, to_json
-from data.errors import NotFound, Refused
+from data.database import Database, Row, as_sentences, clean, connect, new_id, to_json
+from data.errors import NotFound, Problem, Refused
 from data.messages import branches as branches
 from data.messages import by_request_key as by_request_key
 from data.messages import insert
@@ -27,6 +28,8 @@ from data.records import Conversation, FinishReason, Message, Sampling
 NEW_TITLE = "New chat"
 TITLE_LENGTH = 60
 """A title made from a first message is cut here; one given by a person at 200."""
+LOG_SECONDS = 0.2
+"""How long a deletion waits for those who read, to empty the database's log."""
 
 
 def _conversation(row: Row) -> Conversation:
@@ -91,10 +94,15 @@ def set_may_train(db: Database, id: str, may_train: bool) -> Conversation:
 
 
 def delete(db: Database, id: str) -> None:
-    """Removes the conversation with its messages and every ranking of them."""
+    """Removes the conversation with its messages and every ranking of them.
+
+    The database's log is emptied of it too, unless somebody reads for longer than `LOG_SECONDS`.
+    """
     with db.write() as conn:
         get(db, id)
         conn.execute("DELETE FROM conversations WHERE id = ?", (id,))
+    with suppress(Problem), as_sentences(db.path), closing(connect(db.path, LOG_SECONDS)) as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _update(db: Database, id: str, column: str, value: str | int) -> Conversation:

@@ -40,6 +40,25 @@ def test_another_persons_conversation_is_refused_and_a_deleted_one_not_found(db:
         conversations.get(db, chat.id)
 
 
+def files_that_hold(db: Database, words: bytes) -> list[str]:
+    """The database's own files in which these bytes stand."""
+    return [path.name for path in db.path.parent.glob(f"{db.path.name}*") if words in path.read_bytes()]
+
+
+def test_what_a_deleted_chat_said_is_in_none_of_the_files(db: Database) -> None:
+    chats = [conversations.message(db, ask(db, f"Canary {at}. " * 500)).conversation_id for at in range(3)]
+    assert files_that_hold(db, b"Canary 0.") == ["nightschool.db-wal"]
+    conversations.delete(db, chats[0])
+    assert files_that_hold(db, b"Canary 0.") == [] != files_that_hold(db, b"Canary 1.")
+    with db.read():
+        assert db.query("SELECT 1 FROM conversations")
+        conversations.delete(db, chats[1])
+    with pytest.raises(NotFound):
+        conversations.get(db, chats[1])
+    conversations.delete(db, chats[2])
+    assert files_that_hold(db, b"Canary") == []
+
+
 def test_the_list_has_the_latest_used_first_and_only_ones_own(db: Database) -> None:
     ada = somebody(db)
     first = conversations.create(db, ada.id, "first")
