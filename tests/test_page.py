@@ -426,6 +426,26 @@ def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, d
     assert [chat.title for chat in conversations.list_for(db, somebody(db, "keeper").id)] == ["About pears"]
 
 
+def test_back_leads_past_a_chat_that_was_deleted(arrive: ARRIVAL, db: Database) -> None:
+    person = somebody(db, "walker")
+    chats = {name: a_turn(db, person, question=name)[0].conversation_id for name in ("One", "Two", "Three")}
+    page = arrive(name="walker", path=f"/?c={chats['One']}").page
+    said = page.locator(".said .bubble")
+    for name in ("Two", "Three"):
+        page.locator(".chat-title", has_text=name).click()
+        expect(said).to_have_text([name], timeout=SLOW)
+    conversations.delete(db, chats["Two"])
+    page.go_back()
+    expect(said).to_have_count(0, timeout=SLOW)
+    expect(page).to_have_url(re.compile("/$"))
+    page.go_back()
+    expect(said).to_have_text(["One"], timeout=SLOW)
+    page.go_forward()
+    expect(said).to_have_count(0, timeout=SLOW)
+    page.go_forward()
+    expect(said).to_have_text(["Three"], timeout=SLOW)
+
+
 def test_escape_closes_the_menu_of_a_chat_and_does_nothing_else(arrive: ARRIVAL, db: Database) -> None:
     a_turn(db, somebody(db, "esc"), question="About apples")
     page = arrive(name="esc").page

@@ -82,6 +82,7 @@ const answered = (turn) => {
 
 const draw = () => {
   if (night.isStale(props.value)) return;
+  const isLed = night.address() !== (value?.conversation_id || ''); // by Back or a link, perhaps to a chat that is gone
   value = props.value;
   title.textContent = value.title || t('new_chat');
   document.title = value.title ? `${value.title} · ${t('app')}` : t('app');
@@ -91,7 +92,7 @@ const draw = () => {
   log.replaceChildren(...value.turns.flatMap((turn) => [said(turn), turn.reply ? answered(turn) : null]).filter(Boolean));
   const url = new URL(location);
   if (value.conversation_id) url.searchParams.set('c', value.conversation_id); else url.searchParams.delete('c');
-  if (url.href !== location.href) history.pushState(null, '', url);
+  if (url.href !== location.href) history[isLed ? 'replaceState' : 'pushState'](null, '', url);
   const button = enteredFork();
   entered = null;
   button?.focus({ preventScroll: true });
