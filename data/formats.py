@@ -1,7 +1,8 @@
 """The formats other trainers read, as pure functions: a ranked turn to rows, a row to a judged prompt.
 
 Published files have traps: empty and identical replies, dialogues that part before the last reply, one
-speaker twice in a row (joined here). What cannot be used is Refused with a clause that says why.
+speaker twice in a row (joined here). What cannot be used is Refused with a clause that says why. An empty
+reply costs its pair, but no whole ranking: there a model may have chosen to say nothing.
 """
 
 import re
@@ -47,8 +48,8 @@ class Judged:
     comment: str = ""
 
     def __post_init__(self) -> None:
-        if any(not reply.strip() for reply in self.replies):
-            raise Refused("a reply is empty")
+        if not self.replies:
+            raise Refused("there are no replies")
         if len(self.replies) > 1 and len(set(self.replies)) == 1 and self.kind != "all_bad":
             raise Refused("the replies are identical")
         if self.prompt[-1]["role"] != "user" or any(not entry["content"].strip() for entry in self.prompt):
@@ -177,7 +178,7 @@ def _pair(chosen: Messages, rejected: Messages) -> Judged:
         raise Refused("the two dialogues part before the last reply")
     if len(chosen) < 2:
         raise Refused("there is no prompt before the replies")
-    return Judged(_joined(chosen[:-1]), (chosen[-1]["content"], rejected[-1]["content"]), (1, 2))
+    return Judged(_joined(chosen[:-1]), _words(chosen[-1], rejected[-1]), (1, 2))
 
 
 def _tiers(row: Row) -> Judged:
@@ -200,7 +201,13 @@ def _sft(row: Row) -> Judged:
     messages = _joined(chat_messages(row.get("messages")))
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise Refused("the messages do not end with a reply to somebody")
-    return Judged(messages[:-1], (messages[-1]["content"],), ())
+    return Judged(messages[:-1], _words(messages[-1]), ())
+
+
+def _words(*replies: dict[str, str]) -> tuple[str, ...]:
+    if any(not reply["content"].strip() for reply in replies):
+        raise Refused("a reply is empty")
+    return tuple(reply["content"] for reply in replies)
 
 
 def _texts(value: object) -> tuple[str, ...]:

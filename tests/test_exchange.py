@@ -93,6 +93,17 @@ def test_replies_that_say_the_same_are_no_pair_but_keep_their_tiers(db: Database
     assert rows(other, "tiers") == rows(db, "tiers")
 
 
+@pytest.mark.parametrize("fmt", ["tiers", "normalised", "kto"])
+def test_a_ranking_with_a_reply_that_says_nothing_comes_back_whole(
+    db: Database, other: Database, fmt: str
+) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada, ["yes", "", "no"]), [1, 3, 2])
+    assert import_rows(other, export_rows(db, fmt), fmt).skipped == []
+    assert rows(other, fmt) == rows(db, fmt) and '""' in "".join(rows(other, fmt))
+    assert [len(turn.replies) for turn in take_snapshot(other).turns] == [2 if fmt == "kto" else 3]
+
+
 def test_hh_comes_back_but_for_space_at_the_ends(filled: Database, other: Database) -> None:
     assert import_rows(other, export_rows(filled, "hh"), "hh").skipped == []
     assert [row.replace("\\n\\n\\n\\nAss", "\\n\\nAss") for row in rows(filled, "hh")] == rows(other, "hh")
@@ -237,8 +248,13 @@ BAD: list[tuple[str, Any, str]] = [
         {"prompt": TURN, "completions": ["a", "b"], "tiers": [[0, 1]], "kind": "best"},
         "One reply is best",
     ),
+    ("tiers", {"prompt": TURN, "completions": [], "tiers": []}, "there are no replies"),
+    ("normalised", {"prompt": TURN, "replies": [], "ranking": []}, "there are no replies"),
+    ("normalised", {"prompt": TURN, "replies": ["", ""], "ranking": [0, 1]}, "the replies are identical"),
     ("normalised", {"prompt": TURN, "replies": ["a"], "ranking": [0]}, "nothing to compare"),
     ("normalised", {"prompt": TURN, "replies": ["a", "b"], "ranking": 0}, "not a list"),
+    ("hh", {"chosen": HELLO, "rejected": HELLO + "a"}, "a reply is empty"),
+    ("sft", {"messages": [*TURN, {"role": "assistant", "content": " "}]}, "a reply is empty"),
     ("sft", {"messages": TURN}, "do not end with a reply"),
     ("sft", {"messages": [{"role": "tool", "content": "x"}]}, "has the role 'tool'"),
     ("kto", {"prompt": TURN, "completion": "a", "label": "yes"}, "neither true nor false"),
