@@ -39,7 +39,7 @@ class Forgotten:
     conversations: int
     rankings: int
     versions: list[str]
-    """They learned from these rankings, or descend from one that did."""
+    """They learned from this person, or descend from one that did."""
     serving: str | None
     """The one of them that serves still; None where another serves."""
     untainted: str
@@ -125,7 +125,7 @@ def _delete_rows(db: Database, conn: Connection, person: Person, gone: list[str]
 
 
 def _what_goes(db: Database, person: Person) -> list[str]:
-    """The ids a run may have learned from: rankings by them, in their chats or of their words; and edits."""
+    """What a run may have learned from: rankings by them, in their chats or of their words; edits; turns."""
     rows = db.query(
         "SELECT r.id FROM rankings r JOIN messages t ON t.id = r.turn_id"
         " JOIN conversations c ON c.id = t.conversation_id"
@@ -133,7 +133,10 @@ def _what_goes(db: Database, person: Person) -> list[str]:
         " (SELECT ranking_id FROM placements JOIN messages m ON m.id = message_id WHERE m.author_id = :id)"
         " UNION SELECT m.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
         " WHERE m.replaces_id IS NOT NULL AND (m.author_id = :id OR c.person_id = :id)"
-        " UNION SELECT ranking_id FROM run_rankings WHERE person_id = :id",
+        " UNION SELECT m.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
+        " WHERE m.role = 'user' AND c.person_id = :id"
+        " UNION SELECT ranking_id FROM run_rankings WHERE person_id = :id"
+        " UNION SELECT lesson_id FROM run_lessons WHERE person_id = :id",
         {"id": person.id},
     )
     return [row["id"] for row in rows]

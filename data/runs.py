@@ -8,7 +8,7 @@ metrics stay, whatever became of it.
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.comparisons import Snapshot
@@ -140,6 +140,17 @@ def set_snapshot(db: Database, run_id: str, snapshot: Snapshot, newest: float | 
             "INSERT INTO run_rankings (run_id, ranking_id, person_id)"
             " VALUES (?, ?, (SELECT id FROM people WHERE id = ?))",
             [(run_id, turn.ranking_id, turn.person_id) for turn in snapshot.turns],
+        )
+
+
+def note_lessons(db: Database, run_id: str, ids: Sequence[str]) -> None:
+    """Writes down what else the run learns from: messages, by their id, or rankings of earlier nights."""
+    with db.write() as conn:
+        conn.execute(
+            "INSERT OR IGNORE INTO run_lessons (run_id, lesson_id, person_id) SELECT ?, value,"
+            " (SELECT coalesce(m.author_id, c.person_id) FROM messages m"
+            " JOIN conversations c ON c.id = m.conversation_id WHERE m.id = value) FROM json_each(?)",
+            (run_id, to_json(list(ids))),
         )
 
 

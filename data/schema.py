@@ -1,8 +1,8 @@
 """The schema's history: migrations m001, m002, ... in order. Nothing here is ever edited, only appended.
 
 Tables are STRICT, times are REAL seconds since the epoch, lists and objects are JSON text. The tree of a
-conversation is `messages.parent_id`; alternatives are siblings. What a run learned from (`run_rankings`)
-keeps a ranking's id after the ranking is gone, so that a deletion can name the versions it reaches.
+conversation is `messages.parent_id`; alternatives are siblings. What a run learned from (`run_rankings`,
+`run_lessons`) keeps an id after what it names is gone, so that a deletion can name the versions it reaches.
 """
 
 from typing import Any
@@ -263,5 +263,24 @@ def m007_api_keys(tables: Tables) -> None:
             revoked_at REAL
         ) STRICT;
         CREATE INDEX api_keys_person ON api_keys (person_id)
+        """,
+    )
+
+
+@MIGRATIONS()
+def m008_lessons(tables: Tables) -> None:
+    """What a run learned from beside its own rankings: turns it practised on, demonstrations, and the
+    rankings of earlier nights that its reward models went on from."""
+    _run(
+        tables,
+        """
+        CREATE TABLE run_lessons (
+            run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+            lesson_id TEXT NOT NULL,
+            person_id TEXT REFERENCES people (id) ON DELETE SET NULL,
+            PRIMARY KEY (run_id, lesson_id)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX run_lessons_person ON run_lessons (person_id);
+        CREATE INDEX run_lessons_lesson ON run_lessons (lesson_id)
         """,
     )

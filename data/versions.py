@@ -211,12 +211,13 @@ def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:
         raise Refused(f"This run is over ({row['state']}), its lease was lost - start a new refresh.")
 
 
-def learned_from(db: Database, ranking_ids: list[str]) -> list[str]:
-    """The versions that learned from any of these rankings or demonstrations, and those that descend from
-    them: by birth, or because one of them was their reference."""
+def learned_from(db: Database, ids: list[str]) -> list[str]:
+    """The versions that learned from any of these rankings, demonstrations or turns, and those that descend
+    from them: by birth, or because one of them was their reference."""
     rows = db.query(
-        "SELECT DISTINCT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(?))",
-        (to_json(ranking_ids),),
+        "SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(:ids))"
+        " UNION SELECT run_id FROM run_lessons WHERE lesson_id IN (SELECT value FROM json_each(:ids))",
+        {"ids": to_json(ids)},
     )
     runs = {row["run_id"] for row in rows}
     reached: set[str] = set()

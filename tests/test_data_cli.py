@@ -258,6 +258,22 @@ def test_of_runs_that_may_have_read_a_forgotten_persons_words_only_the_log_stays
     assert [entry.report["ppo"]["samples"] for entry in versions.list_all(db)] == [{"1": ["eve"]}, {}]
 
 
+def test_a_version_that_practised_on_what_a_forgotten_person_asked_is_named(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = somebody(db, CANARY)
+    turns = [a_turn(db, person, question=question) for question in ("One?", "Two?")]
+    for name, turn in zip(("v000001", "v000002"), turns, strict=True):
+        run = a_run(db, home, name, "words")
+        runs.note_lessons(db, run.id, [str(turn[0].parent_id)])
+        a_version(db, run, {}, name)
+    versions.publish(db, "v000002", actor="eve", reason="A test.")
+    conversations.delete(db, turns[0][0].conversation_id)  # what is known of it is only whose it was
+    assert main(["forget", CANARY, "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "learned from them: v000001, v000002." in said and "v000002 serves and keeps what" in said
+
+
 def test_a_run_that_was_open_when_the_person_came_is_emptied_too(db: Database, home: Home) -> None:
     run = a_run(db, home, "tonight", "words")
     person = somebody(db)

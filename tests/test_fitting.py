@@ -10,11 +10,14 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from chatbot.basemodel import Base
+from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data import conversations, rankings, runs
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
 from data.database import Database
+from data.forgetting import forget
 from data.home import Home
+from tests.adapter_files import make_version
 from tests.learners import fair_share, foretold, shares
 from tests.nights import a_run, known_conversations, tiny_night
 from tests.operating import add_version
@@ -28,6 +31,7 @@ from trainer.team import SOLO, Team
 
 T = TypeVar("T")
 
+MODELS = ("reward-0", "reward-1", "judge")
 NO_POLICY = cast(Policy, SimpleNamespace(heads={}))
 """Where nothing is trained."""
 
@@ -85,10 +89,11 @@ def a_night_before(db: Database, home: Home, base: Base) -> Path:
     """The folder of an accepted version that learned from all there is, with what a warm start needs."""
     run = a_run(db)
     folder, snapshot = home.runs / run.id, take_snapshot(db)
-    for name in ("judge", "reward-0", "reward-1"):
+    for name in MODELS:
         (folder / name).mkdir(parents=True)
-    (folder / "judge" / "adapter_config.json").write_text('{"r": 8}')
+        (folder / name / "adapter_config.json").write_text('{"r": 8}')
     write_snapshot(snapshot, folder / "snapshot.jsonl")
+    runs.set_snapshot(db, run.id, snapshot)
     learned = {
         part: ensemble.warm_start(
             None, Snapshot(tuple(t for t in snapshot.turns if t.part == part), ""), tiny_night(home), 0
@@ -96,9 +101,14 @@ def a_night_before(db: Database, home: Home, base: Base) -> Path:
         for part in "AB"
     }
     (folder / "learned.json").write_text(json.dumps(learned))
+    make_version(db, home, base, run=run, rewards=[_record(folder, name) for name in MODELS])
     runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
-    add_version(db, "v000001", run_id=run.id, base_sha256=base.sha256, serve=False)
     return folder
+
+
+def _record(folder: Path, name: str) -> RewardRecord:
+    files = {path.name: hash_file(path) for path in (folder / name).iterdir()}
+    return RewardRecord(name=name, files=files, mean=0.0, std=1.0, usual_length=0.0, length=0.0)
 
 
 def put_one_into_the_other_part(learned: Path) -> str:
@@ -173,6 +183,78 @@ def test_nobody_has_more_than_their_share_of_what_warm_models_learn(
     for training in trained:
         assert training.warm == before and len(training.turns) < 32
         assert max(shares(training.turns).values()) <= fair_share(training.turns) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("snapshot.jsonl", '{"cut'),
+        ("learned.json", ""),
+        ("learned.json", None),
+        ("judge/adapter_config.json", None),
+        ("judge/adapter_config.json", '{"r": 4}'),
+        ("reward-1/adapter_config.json", "{}"),
+    ],
+)
+def test_damaged_reward_models_of_an_earlier_night_are_passed_over(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training], file: str, content: str | None
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    path = a_night_before(db, home, tiny_base) / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    for warm_start in (True, False):
+        night = begun(db, home, tiny_base, warm_start=warm_start)
+        fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+        runs.finish(db, night.run.id, night.run.fencing_token, state="refused", reason="A test.")
+    assert [training.warm for training in trained] == [None] * 4
+
+
+def test_who_taught_the_models_that_a_night_goes_on_from_taught_its_version_too(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training]
+) -> None:
+    many_rankings(db, ["ada"])
+    many_rankings(db, [f"p{i}" for i in range(30)], first=1)
+    a_night_before(db, home, tiny_base)
+    night = begun(db, home, tiny_base, max_rankings=16)  # the newest: ada's is none of them
+    snapshot = freeze_snapshot(night)
+    assert somebody(db, "ada").id not in {turn.person_id for turn in snapshot.turns}
+    fit_rewards(night, NO_POLICY, snapshot, [])
+    assert trained[0].warm is not None
+    make_version(db, home, tiny_base, seed=1, run=night.run)
+    runs.finish(db, night.run.id, night.run.fencing_token, state="published", reason="A test.")
+    assert forget(db, home, somebody(db, "ada")).versions == ["v000001", "v000002"]
+
+
+@pytest.mark.parametrize(("here", "imported"), [(60, False), (16, True)])
+def test_what_was_ranked_here_examines_before_what_was_imported(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    trained: list[Training],
+    monkeypatch: pytest.MonkeyPatch,
+    here: int,
+    imported: bool,
+) -> None:
+    asked: list[RankedTurn] = []
+
+    def examine(*given: Any, most: int, **_: object) -> Any:
+        asked.extend(given[2][-most:])
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(fitting, "examine", examine)
+    many_rankings(db, ["ada"] * here)
+    many_rankings(db, ["imported"] * 550, first=here)  # later than all that people ranked, and more than 200
+    with db.write() as conn:
+        person = somebody(db, "imported").id
+        conn.execute("UPDATE rankings SET source = 'imported' WHERE person_id = ?", (person,))
+    night = begun(db, home, tiny_base)
+    fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    sources = [turn.source for turn in asked]
+    assert len(sources) - sources.count("imported") == here
+    assert len(sources) == (400 if imported else here)
 
 
 def test_prompts_that_taught_a_model_do_not_examine_it(

@@ -20,6 +20,7 @@ EXPECTED: dict[str, set[str]] = {
     "m005_versions": {"versions", "serving", "schedule"},
     "m006_reference": set(),
     "m007_api_keys": {"api_keys"},
+    "m008_lessons": {"run_lessons"},
 }
 
 

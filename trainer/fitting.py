@@ -9,6 +9,7 @@ Each step leaves its result in the run's folder; a run that is taken up again fi
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from chatbot.manifest import read_manifest
 from chatbot.policy import Policy
 from data import runs, versions
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, weigh, write_snapshot
@@ -33,6 +35,9 @@ from trainer.practice import reference_prompts
 from trainer.reliability import relied_on
 from trainer.reward import can_teach
 from trainer.rollout import Reply, hash_seed
+from trainer.scoring import check_unchanged
+
+log = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot.jsonl"
 _REFERENCE = "reference.json"
@@ -42,6 +47,9 @@ _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
 _EXAMINED = 200
 """Held-out rankings that a model is examined on, the newest. All of them may take longer than the lesson."""
+_ENOUGH_HERE = 20
+"""Of so many held-out rankings that were made here, no imported one is examined: a model that knows strangers
+and not the people here must not pass for one that does, nor one that knows them fail for the strangers."""
 _TRAINING = 0.9
 """The part of a stage's time that is training; the rest is the examination."""
 
@@ -60,6 +68,8 @@ class Before:
     snapshot: Snapshot
     learned: Mapping[str, Mapping[str, str]]
     """By part: ranking -> hash of its content, of all nights up to that one."""
+    rank: int
+    """Of their adapters."""
 
 
 def freeze_snapshot(night: Night) -> Snapshot:
@@ -204,7 +214,8 @@ def _seed(night: Night, part: str) -> int:
 
 def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesson], Path | None]:
     """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
-    before, everything = newest_accepted(night), take_snapshot(night.db)
+    before = newest_accepted(night) if night.config.warm_start else None
+    everything = take_snapshot(night.db)
     lessons = {
         part: ensemble.warm_start(
             _part(before.snapshot, part) if before else None,
@@ -213,26 +224,33 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesso
             _seed(night, part),
             everything=_part(everything, part),
             learned=before.learned[part] if before else None,
-            saved_rank=ensemble.rank_of(before.folder / "judge") if before else None,
+            saved_rank=before.rank if before else None,
         )
         for part in "AB"
     }
     # Before anything learns: a run taken up again must know what it may have to forget.
     write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
+    runs.note_lessons(night.db, night.run.id, [r for lesson in lessons.values() for r in lesson.learned])
     return lessons, before.folder if before else None
 
 
 def newest_accepted(night: Night) -> Before | None:
     """The reward models of the newest accepted version on this base, where all that a warm start needs is
-    still there."""
-    wanted = [SNAPSHOT, _LEARNED, "judge", *(f"reward-{i}" for i in range(night.config.members))]
+    still there. Damaged ones are passed over: a night must not fail for what it can do without."""
+    wanted = [SNAPSHOT, _LEARNED, ensemble.JUDGE, *(f"reward-{i}" for i in range(night.config.members))]
     for version in reversed(versions.list_all(night.db)):
         if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
             continue
         folder = night.home.runs / version.run_id
         if all((folder / name).exists() for name in wanted):
-            learned = json.loads((folder / _LEARNED).read_text())
-            return Before(folder, read_snapshot(folder / SNAPSHOT), learned)
+            try:
+                manifest = read_manifest(night.home.adapters / version.path)
+                check_unchanged(night.home, version, manifest.rewards)
+                learned = json.loads((folder / _LEARNED).read_text())
+                rank = ensemble.rank_of(folder / ensemble.JUDGE)
+                return Before(folder, read_snapshot(folder / SNAPSHOT), learned, rank)
+            except (Problem, OSError, ValueError) as error:
+                log.warning("The reward models of %s are passed over: %s", version.name, error)
     return None
 
 
@@ -260,12 +278,14 @@ def _teller(night: Night, message: str) -> Callable[[str, int, float, dict[str, 
 
 
 def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: int) -> dict[str, Any]:
-    """The report of examine() on the newest of `held_out`; the last tenth of the stage."""
+    """The report of examine() on the newest of `held_out`, those made here first; the stage's last tenth."""
     message = f"Examining {_who(night, name)} on rankings of the other part."
+    here = [turn for turn in held_out.turns if turn.source != "imported" and turn.pairs()]
+    imports_first = sorted(held_out.turns, key=lambda turn: turn.source != "imported")
     return examine(
         policy,
         members_of(policy) if name == "reward" else [ensemble.JUDGE],
-        held_out.turns,
+        here if len(here) >= _ENOUGH_HERE else imports_first,
         most=_EXAMINED,
         seed=seed,
         paraphrases=paraphrases(),

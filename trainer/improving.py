@@ -150,7 +150,11 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
         config = tonight(night, snapshot)
         write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
-    return read_exercises(file)
+    exercises = read_exercises(file)
+    if night.team.is_chief:
+        turns = [prompt.turn_id for prompt in exercises.practice if prompt.turn_id]
+        runs.note_lessons(night.db, night.run.id, [*turns, *exercises.demonstrations])
+    return exercises
 
 
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}

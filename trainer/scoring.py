@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.manifest import hash_file, read_manifest
+from chatbot.manifest import RewardRecord, hash_file, read_manifest
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
@@ -162,13 +162,19 @@ def reward_folders(home: Home, version: Version, base: Base) -> list[Path]:
             f"Version {version.name!r} has no reward models - name one that a night made, by "
             '"trainer versions".'
         )
-    for row, folder in zip(rewards, folders, strict=False):
+    check_unchanged(home, version, [row for row in rewards if row["name"] != JUDGE])
+    return folders
+
+
+def check_unchanged(home: Home, version: Version, rewards: Sequence[RewardRecord]) -> None:
+    """Refused where the files of one of these reward models are not those the manifest of `version` names."""
+    for row in rewards:
+        folder = home.runs / str(version.run_id) / row["name"]
         if {path.name: hash_file(path) for path in sorted(folder.iterdir())} != row["files"]:
             raise Refused(
                 f"{row['name']!r} of version {version.name!r} is not what it was when the version was made - "
                 "score by another version, or train again."
             )
-    return folders
 
 
 def read_parts(
