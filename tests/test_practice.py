@@ -261,6 +261,16 @@ def test_what_would_end_the_night_later_is_said_at_once(
         check_prompts(db, tiny_base, tiny_night(home, **change), 24)
 
 
+def test_a_single_prompt_to_practise_on_is_too_few_at_once(
+    db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    one = write_prompts(tmp_path / "one.jsonl", short_prompts("Why is that so?")[:1])
+    with pytest.raises(
+        Refused, match="There is one prompt to practise on - give at least two with --practice"
+    ):
+        check_prompts(db, tiny_base, tiny_night(home, practice=one), 24)
+
+
 def test_replies_leave_half_of_the_context_to_the_prompt(db: Database, home: Home, tiny_base: Base) -> None:
     check_prompts(db, tiny_base, tiny_night(home), 512)
     with pytest.raises(Refused, match="sees - use --max-new-tokens 512 or less"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from data import runs
-from data.database import Database
+from data.database import Database, connect
 from data.records import Run
 from trainer import progress
 from trainer.progress import STAGES, Cancelled, Progress
@@ -105,6 +105,21 @@ def test_the_seconds_of_a_stage_count_while_it_runs(told: Progress, monkeypatch:
         told.enter(stage, stage)
     monkeypatch.setattr(time, "monotonic", lambda: began + 40)
     assert (told.seconds["ppo"], told.seconds["gate"]) == (30, 10)
+
+
+def test_a_locked_database_costs_a_line_of_progress_and_not_the_night(
+    db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.05)
+    other = connect(db.path)
+    other.execute("BEGIN IMMEDIATE")
+    told.enter("ppo", "Improving the policy.")
+    told.log(1, {"loss": 0.5})
+    assert "not written: Another process is writing to the database" in caplog.text
+    other.execute("ROLLBACK")
+    other.close()
+    told.tell(1.0, "Done.")
+    assert (runs.get(db, run.id).stage, runs.get(db, run.id).message) == ("ppo", "Done.")
 
 
 def test_metrics_are_rows_of_the_stage(db: Database, run: Run, told: Progress) -> None:

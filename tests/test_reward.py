@@ -467,3 +467,10 @@ def test_the_winners_direction_is_the_rankings_own_taste_for_length() -> None:
     assert winners_direction([ranked(["a", "bbb", "cc"], (3, 1, 2))]) == 1
     assert winners_direction([ranked(["a", "bb"], (1, 2)), ranked(["a", "bb"], (2, 1))]) == 0
     assert winners_direction([ranked(["aa", "bb"], (1, 2)), ranked(["a", "bb"], (1, 1))]) == 0
+
+
+def test_a_long_ranking_has_one_voice_on_length_and_a_light_one_less() -> None:
+    short_wins = [ranked(["a", "bb"], (1, 2)) for _ in range(9)]
+    long = ranked(["a" * n for n in range(1, 33)], range(32, 0, -1))  # 496 pairs, in all of them the longer
+    assert winners_direction([*short_wins, long]) == pytest.approx(-0.8)
+    assert winners_direction([*short_wins, replace(long, weight=0.1)]) == pytest.approx(-8.9 / 9.1)

@@ -176,6 +176,18 @@ def test_the_child_gets_the_run_low_priority_and_half_of_the_cores(
     assert words == [f"{run.id} 10 {half} True {home.root}", "Out of luck - try again."]
 
 
+def test_a_watcher_of_still_lower_priority_gives_its_own_to_the_child(
+    watch_with: Callable[[str], Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 15)
+    monkeypatch.setattr(os, "setpriority", lambda which, who, priority: given.append(priority))
+    watcher = watch_with("pass")
+    watcher.tick(NIGHT)
+    wait_for(lambda: ended(watcher))
+    assert given == [15]  # a lower one is a higher priority, which only root may give
+
+
 def test_the_child_gets_half_of_the_cores_that_the_watcher_may_use(
     watch_with: Callable[[str], Watcher], db: Database, home: Home
 ) -> None:

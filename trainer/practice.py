@@ -104,7 +104,8 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
         )
     judging(base, config)
     _unjudged(base, config)
-    reference_prompts(base, config)
+    if len(reference_prompts(base, config)) < 2:
+        raise Refused("There is one prompt to practise on - give at least two with --practice.")
     ptx_examples(base, config, to_imitate(db, config))
 
 

@@ -8,7 +8,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -149,7 +150,10 @@ class Progress:
             return
         self._told = now
         done, eta = self._foretell(fraction)
-        runs.report(self._db, self._run, stage=self._stage, progress=done, eta_seconds=eta, message=message)
+        with _unless_locked():
+            runs.report(
+                self._db, self._run, stage=self._stage, progress=done, eta_seconds=eta, message=message
+            )
         self._bar.set_postfix_str(message + _left(eta), refresh=False)
         self._bar.update(done - self._bar.n)
         row = runs.get(self._db, self._run.id)
@@ -161,7 +165,8 @@ class Progress:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step of the present stage."""
         if not self._silent:
-            runs.log(self._db, self._run, self._stage, step, dict(metrics))
+            with _unless_locked():
+                runs.log(self._db, self._run, self._stage, step, dict(metrics))
 
     def _renew(self) -> None:
         while not self._ended.wait(_HEARTBEAT_SECONDS):
@@ -172,6 +177,15 @@ class Progress:
                 continue
             if not is_ours:  # `tell` finds that out by itself
                 return
+
+
+@contextmanager
+def _unless_locked() -> Iterator[None]:
+    """What is told of a run is not worth the run: a locked or full disk may pass."""
+    try:
+        yield
+    except Problem as problem:
+        log.warning("The progress was not written: %s", problem)
 
 
 def _left(seconds: float | None) -> str:

@@ -285,11 +285,14 @@ def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team 
 
 
 def winners_direction(turns: Sequence[RankedTurn]) -> float:
-    """From -1 (the shorter reply always wins) to 1 (the longer one): the rankings' own taste for length."""
-    signs = [
-        math.copysign(1.0, len(turn.replies[i]) - len(turn.replies[j])) * (1 if q == 1.0 else -1)
-        for turn in turns
-        for i, j, q in turn.pairs()
-        if q != 0.5 and len(turn.replies[i]) != len(turn.replies[j])
-    ]
-    return sum(signs) / len(signs) if signs else 0.0
+    """From -1 (the shorter reply always wins) to 1 (the longer one): the rankings' own taste for length.
+
+    Each ranking counts with its weight, however many pairs it has, as in the loss.
+    """
+    told = weights = 0.0
+    for turn in turns:
+        sizes = [(len(turn.replies[i]), len(turn.replies[j])) for i, j, q in turn.pairs() if q != 0.5]
+        if signs := [math.copysign(1.0, winner - loser) for winner, loser in sizes if winner != loser]:
+            told += turn.weight * statistics.fmean(signs)
+            weights += turn.weight
+    return told / weights if weights else 0.0

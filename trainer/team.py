@@ -4,8 +4,8 @@
 
 Every process goes through the same steps with the same numbers; each takes its share of a batch, and what is
 summed is the same for all, so that two processes take the step that one would have taken with the whole
-batch. The chief alone touches the database and the versions. Without a launcher a team has one member, and
-nothing is sent.
+batch. All run on one machine, which SQLite asks for; the chief alone writes to the database and makes
+versions. Without a launcher a team has one member, and nothing is sent.
 """
 
 from collections.abc import Sequence

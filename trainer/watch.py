@@ -182,7 +182,7 @@ class Watcher:
                 stderr=output,
                 start_new_session=True,  # so that one signal reaches all of it
             )
-        os.setpriority(os.PRIO_PROCESS, child.pid, 10)
+        os.setpriority(os.PRIO_PROCESS, child.pid, max(10, os.getpriority(os.PRIO_PROCESS, child.pid)))
         with suppress(OSError):  # no Linux
             Path(f"/proc/{child.pid}/oom_score_adj").write_text(_OOM_SCORE)
         log.info("Refresh %s has started.", run.key)
