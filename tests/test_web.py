@@ -2,6 +2,13 @@
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -358,6 +365,28 @@ def test_while_the_model_loads_the_server_is_well_but_not_ready(browser: TestCli
     assert browser.get("/gradio_api/info").json() == {
         "error": "The model is loading - try again in a moment."
     }
+
+
+def test_the_containers_health_check_asks_no_proxy() -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    text = (Path(__file__).parent.parent / "Dockerfile").read_text()
+    [check] = re.findall(r"HEALTHCHECK .*\\\n +CMD (\[.*\])", text)
+    environment = os.environ | dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        python, *rest = json.loads(check.replace("7860", str(server.server_port)))
+        asked = subprocess.run(
+            [sys.executable, *rest], env=environment | {"no_proxy": "", "NO_PROXY": ""}, capture_output=True
+        )
+        server.shutdown()
+    assert (python, asked.returncode) == ("python", 0), asked.stderr
 
 
 def test_a_draining_or_closed_server_is_not_ready(site: Site, browser: TestClient) -> None:
