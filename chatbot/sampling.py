@@ -17,6 +17,9 @@ from data.records import FinishReason, Sampling
 _SEEDS = 2**63 - 1
 """A seed counts by its lowest 63 bits, as at vLLM: Python's generator would take -1 for 1."""
 
+_LIKELIEST = 512
+"""Tokens among which a nucleus is looked for first: to sort a whole vocabulary takes longer than a pass."""
+
 
 @dataclass(eq=False)
 class Row:
@@ -78,7 +81,7 @@ def sample(logits: Tensor, sampling: Sequence[Sampling], uniforms: Tensor) -> li
     # The type is named: while another thread loads a model, transformers sets what is usual for the process.
     divisors = torch.tensor(temperatures, dtype=torch.float32, device=logits.device)
     probabilities = torch.softmax(logits / divisors.clamp(min=1e-6)[:, None], dim=-1)
-    if cut := [row for row, s in enumerate(sampling) if s.top_p < 1]:  # alone: sorting costs more than a pass
+    if cut := [row for row, s in enumerate(sampling) if s.top_p < 1]:
         top_p = torch.tensor([sampling[row].top_p for row in cut], dtype=torch.float32, device=logits.device)
         probabilities[cut] = _nucleus(probabilities[cut], top_p)
     cumulative = probabilities.double().cumsum(-1)
@@ -89,7 +92,14 @@ def sample(logits: Tensor, sampling: Sequence[Sampling], uniforms: Tensor) -> li
 
 def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """Zero all but the smallest set of tokens that reaches `top_p` (Holtzman et al. 2019)."""
-    ordered, index = probabilities.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
-    return torch.zeros_like(probabilities).scatter(-1, index, ordered)
+    kept = torch.zeros_like(probabilities)
+    likeliest, index = probabilities.topk(min(_LIKELIEST, probabilities.shape[-1]))
+    is_enough = likeliest.sum(-1) >= top_p
+    for rows, ordered, places in (
+        (is_enough, likeliest[is_enough], index[is_enough]),
+        (~is_enough, *probabilities[~is_enough].sort(-1, descending=True)),
+    ):
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p[rows, None], 0.0)
+        kept[rows] = kept[rows].scatter(-1, places, ordered)
+    return kept

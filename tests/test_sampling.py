@@ -1,11 +1,9 @@
 """Drawing a token: it follows the distribution, temperature and nucleus; what cannot occur never does."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from chatbot.sampling import Row, draw, sample
+from chatbot.sampling import Row, _nucleus, draw, sample
 from data.records import Sampling
 
 
@@ -52,23 +50,29 @@ def test_a_row_that_asks_for_all_tokens_keeps_the_rarest_beside_a_nucleus() -> N
     assert drawn[0] == 49_999 != drawn[1]
 
 
-@pytest.mark.parametrize("nuclei", [[1.0, 1.0, 1.0], [1.0, 0.9, 1.0], [0.5, 1.0, 0.2], [0.7, 0.7, 0.7]])
-def test_only_rows_that_ask_for_a_nucleus_are_sorted(
-    monkeypatch: pytest.MonkeyPatch, nuclei: list[float]
-) -> None:
-    sorted_rows, really = [0], torch.Tensor.sort
+@pytest.mark.parametrize("spreads", [(9.0,), (0.5,), (9.0, 0.5, 2.0, 9.0)])
+def test_a_nucleus_is_that_of_the_whole_vocabulary_however_wide_it_is(spreads: tuple[float, ...]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(len(spreads), 20_000) * torch.tensor(spreads)[:, None]
+    top_p, probabilities = torch.full((len(spreads),), 0.9), torch.softmax(logits, -1)
+    kept = _nucleus(probabilities, top_p)
+    for row, (mine, all_of_it) in enumerate(zip(kept, probabilities, strict=True)):
+        chosen = mine > 0
+        assert torch.equal(mine[chosen], all_of_it[chosen])
+        assert float(mine.double().sum()) >= 0.9 - 1e-5
+        assert float(mine.double().sum() - mine[chosen].min()) < 0.9 + 1e-5, (
+            "without the last it is not reached"
+        )
+        assert all_of_it[~chosen].max() <= mine[chosen].min()
+        assert torch.equal(_nucleus(probabilities[row : row + 1], top_p[:1])[0], mine), "whoever is beside it"
 
-    def counting(tensor: torch.Tensor, *how: Any, **more: Any) -> Any:
-        sorted_rows.append(len(tensor))
-        return really(tensor, *how, **more)
 
-    monkeypatch.setattr(torch.Tensor, "sort", counting)
+@pytest.mark.parametrize("nuclei", [[1.0, 1.0, 1.0], [1.0, 0.9, 1.0], [0.5, 1.0, 0.2]])
+def test_a_row_without_a_nucleus_is_drawn_as_it_would_be_alone(nuclei: list[float]) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 3)
     uniforms = torch.full((3,), 0.001, dtype=torch.float64)
     drawn = sample(logits, [Sampling(temperature=1, top_p=p) for p in nuclei], uniforms)
-    assert sum(sorted_rows) == sum(p < 1 for p in nuclei)
-    alone = [sample(logits[:1], [Sampling(temperature=1, top_p=p)], uniforms[:1])[0] for p in nuclei]
-    assert drawn == alone and drawn == [0 if p == 1 else {0.9: 1, 0.5: 3, 0.2: 3, 0.7: 2}[p] for p in nuclei]
+    assert drawn == [{1.0: 0, 0.9: 1, 0.5: 3, 0.2: 3}[p] for p in nuclei]
 
 
 def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
