@@ -19,7 +19,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, column_bytes, give_back, give_back_soon
+from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
@@ -28,6 +28,9 @@ from data.errors import Refused
 from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
+
+_BUILDING = 1.25
+"""Of the weights of a version, what must be free to build it: layers are converted one after the other."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Engine(AnyEngine):
         """CPU threads of a step, from the next one on."""
         self._to_keep = bytes_to_keep(device, base.context * column_bytes(base.config, dtype))
         self._loaded: dict[str, _Loaded] = {}
+        self._weight_bytes = 0
+        """Of the base, merged, before it is converted."""
 
     def start(self) -> None:
         """Load the base and begin to serve it."""
@@ -89,6 +94,7 @@ class Engine(AnyEngine):
             return float(weights.logprobs(ids, reply_start).mean())
 
     def _build(self, name: str, adapter: Path | None) -> None:
+        self._check_room(name)
         try:
             weights = self._weights(adapter)
         except Exception as error:
@@ -104,7 +110,18 @@ class Engine(AnyEngine):
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
+            if adapter is None:
+                self._weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
             return prepare(model, self._format, takes=True)
+
+    def _check_room(self, name: str) -> None:
+        """Raises Refused where there is too little memory to build it: the system would end the process."""
+        needed, free = int(_BUILDING * self._weight_bytes), free_bytes(self.device)
+        if needed > free:
+            raise Refused(
+                f"{name!r} needs {needed / 2**30:.2g} GiB of memory beside what serves, and "
+                f"{free / 2**30:.2g} are free - end other programs, or use a smaller base or --four-bit."
+            )
 
     def _drop(self, name: str) -> None:
         del self._loaded[name]

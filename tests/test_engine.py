@@ -480,6 +480,22 @@ def test_what_a_version_that_cannot_be_built_took_is_given_back(
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
 
 
+def test_a_version_for_which_memory_is_too_short_is_refused_before_the_system_ends_the_server(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = merged_model(engine.base, None, device=torch.device("cpu"), dtype=torch.float32)
+    free = int(1.25 * sum(4 * parameter.numel() for parameter in model.parameters()))
+    monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free - 1)
+    with pytest.raises(
+        Refused, match=r"'v1' needs .* GiB of memory beside what serves, and .* are free - end"
+    ):
+        engine.load("v1", adapter)
+    assert engine.known_versions == ["base"] and done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens
+    monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free)
+    engine.load("v1", adapter)
+    assert engine.known_versions == ["base", "v1"]
+
+
 def test_the_model_that_a_version_is_built_from_goes_layer_by_layer(
     engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
