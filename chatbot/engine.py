@@ -30,7 +30,9 @@ from data.records import BASE_VERSION
 log = logging.getLogger(__name__)
 
 _BUILDING = 1.25
-"""Of the weights of a version, what must be free to build it: layers are converted one after the other."""
+"""Of the weights of a version, what must be free to build it: layers are converted one after the other,"""
+_CONVERTING = 6
+"""and the embedding beside them, in so many copies in float32 at worst (int8, benchmarks/RESULTS.md)."""
 
 
 @dataclass
@@ -72,8 +74,8 @@ class Engine(AnyEngine):
         """CPU threads of a step, from the next one on."""
         self._to_keep = bytes_to_keep(device, base.context * column_bytes(base.config, dtype))
         self._loaded: dict[str, _Loaded] = {}
-        self._weight_bytes = 0
-        """Of the base, merged, before it is converted."""
+        self._to_build = 0
+        """Bytes that building a version may take for a while."""
 
     def start(self) -> None:
         """Load the base and begin to serve it."""
@@ -111,15 +113,18 @@ class Engine(AnyEngine):
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
             if adapter is None:
-                self._weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+                sizes = [weight.numel() for weight in model.parameters()]
+                weights = self.dtype.itemsize * sum(sizes)
+                self._to_build = int(_BUILDING * weights + _CONVERTING * 4 * max(sizes))
             return prepare(model, self._format, takes=True)
 
     def _check_room(self, name: str) -> None:
-        """Raises Refused where there is too little memory to build it: the system would end the process."""
-        needed, free = int(_BUILDING * self._weight_bytes), free_bytes(self.device)
-        if needed > free:
+        """Raises Refused where memory is too short to build it. A GPU says so by itself; a CPU's system would
+        end the process."""
+        needed, free = self._to_build, free_bytes(self.device)
+        if self.device.type == "cpu" and needed > free:
             raise Refused(
-                f"{name!r} needs {needed / 2**30:.2g} GiB of memory beside what serves, and "
+                f"Building {name!r} may take {needed / 2**30:.2g} GiB of memory beside what serves, and "
                 f"{free / 2**30:.2g} are free - end other programs, or use a smaller base or --four-bit."
             )
 

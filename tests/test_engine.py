@@ -483,12 +483,11 @@ def test_what_a_version_that_cannot_be_built_took_is_given_back(
 def test_a_version_for_which_memory_is_too_short_is_refused_before_the_system_ends_the_server(
     engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = merged_model(engine.base, None, device=torch.device("cpu"), dtype=torch.float32)
-    free = int(1.25 * sum(4 * parameter.numel() for parameter in model.parameters()))
+    free = engine._to_build
+    model = merged_model(engine.base, None, device=engine.device, dtype=torch.float32)
+    assert free > sum(4 * weight.numel() for weight in model.parameters())
     monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free - 1)
-    with pytest.raises(
-        Refused, match=r"'v1' needs .* GiB of memory beside what serves, and .* are free - end"
-    ):
+    with pytest.raises(Refused, match=r"Building 'v1' may take .* GiB of memory .*, and .* are free - end"):
         engine.load("v1", adapter)
     assert engine.known_versions == ["base"] and done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens
     monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free)
