@@ -16,6 +16,7 @@ from data import conversations, runs, versions
 from data.comparisons import read_snapshot
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
+from data.forgetting import forget
 from data.home import Home
 from data.records import Run
 from tests.adapter_files import make_version
@@ -411,12 +412,13 @@ def test_what_people_asked_is_practised_on_and_written_into_no_version(
 ) -> None:
     with known_conversations(PRACTISED):
         for number in range(16):
-            a_turn(ranked, somebody(ranked), question=f"sky {number}")
+            a_turn(ranked, somebody(ranked, "asks"), question=f"sky {number}")
     run = a_night(ranked, home, tiny_base, **SHORT)
     assert "sky" in (home.runs / run.id / "exercises.json").read_text()
     report = versions.get(ranked, str(run.version)).report
     shown = [row["prompt"] for rows in report["ppo"]["samples"].values() for row in rows]
     assert shown and "sky" not in json.dumps(report)
+    assert forget(ranked, home, somebody(ranked, "asks")).versions == [run.version], "who ranked nothing too"
 
 
 def test_a_run_under_which_what_serves_has_changed_begins_anew(
