@@ -9,7 +9,7 @@ prompts, and as many optimiser steps, which are inner_epochs x K passes over the
 other prompts are answered before and after, with the same seeds, to see what it did.
 
 Favourites are imitated at the temperature they were sampled at, as everywhere in PPO: at temperature 1 the
-policy would be sharpened twice. Their loss alone would ask for fewer passes; what the judge likes does not
+policy would be sharpened twice. A held-out loss would ask for fewer passes; what people prefer does not
 (InstructGPT, arXiv 2203.02155, section 3.5, imitates for 16). Left out on purpose: a second round from the
 improved policy.
 """
