@@ -487,12 +487,36 @@ def test_a_version_for_which_memory_is_too_short_is_refused_before_the_system_en
     model = merged_model(engine.base, None, device=engine.device, dtype=torch.float32)
     assert free > sum(4 * weight.numel() for weight in model.parameters())
     monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free - 1)
-    with pytest.raises(Refused, match=r"Building 'v1' may take .* GiB of memory .*, and .* are free - end"):
+    with pytest.raises(
+        Refused, match=r"Building 'v1' may take \d\.\d GiB of memory .*, and \d\.\d are free - "
+    ):
         engine.load("v1", adapter)
     assert engine.known_versions == ["base"] and done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens
     monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free)
     engine.load("v1", adapter)
     assert engine.known_versions == ["base", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_llama", "copies"),
+    [
+        ("bfloat16", True, 2),
+        ("float32", True, 5),
+        ("int8", True, 6),
+        ("bfloat16", False, 0),
+        ("float32", False, 0),
+    ],
+)
+def test_what_building_takes_counts_the_embedding_as_often_as_its_format_converts_it(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, precision: str, is_llama: bool, copies: int
+) -> None:
+    monkeypatch.setattr("chatbot.runner.can_run", lambda model: is_llama)
+    engine = Engine(tiny_base, precision=precision)
+    engine.load("base", None)
+    model = merged_model(tiny_base, None, device=engine.device, dtype=engine.dtype)
+    weights = engine.dtype.itemsize * sum(weight.numel() for weight in model.parameters())
+    embedding = 4 * model.get_input_embeddings().weight.numel()
+    assert engine._to_build - copies * embedding == pytest.approx(1.25 * weights, abs=1)
 
 
 def test_the_model_that_a_version_is_built_from_goes_layer_by_layer(
