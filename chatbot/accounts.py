@@ -172,7 +172,7 @@ def change_role(db: Database, person: Person, role: PersonRole, actor: str) -> N
     """Let a person do more, or less. Raises Refused where nobody would be left to operate."""
     with db.write():
         people.set_role(db, person.id, role)
-        check_still_operated(db, person)
+        check_still_operated(db, person, people.password_hash(db, person.id))
         people.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
 
 
@@ -180,17 +180,19 @@ def disable(db: Database, person: Person, actor: str) -> None:
     """Shut a person out; their sessions end. Raises Refused where nobody would be left to operate."""
     with db.write():
         people.set_disabled(db, person.id, True)
-        check_still_operated(db, person)
+        check_still_operated(db, person, people.password_hash(db, person.id))
         people.record(db, actor, "person disable", {"name": person.name})
 
 
-def check_still_operated(db: Database, before: Person) -> None:
-    """Raises Refused where a person was the last who could operate; within the write that changes them.
+def check_still_operated(db: Database, before: Person, stored: str | None) -> None:
+    """Raises Refused where a person was the last operator, or the last one with a password, of which `stored`
+    was the hash; within the write that changes them.
 
-    Whoever never set a password cannot, and their link may be lost or too old.
+    Whoever never set a password cannot operate, and their link may be lost or too old.
     """
-    is_operated = any(people.password_hash(db, person.id) for person in _operators(db))
-    if may(before, "operator") and not is_operated:
+    left = _operators(db)
+    is_operated = any(people.password_hash(db, person.id) for person in left)
+    if may(before, "operator") and (not left or (stored and not is_operated)):
         raise Refused(
             f"Without {before.name} there is no operator with a password - make somebody else one, who sets "
             "a password, first."

@@ -36,8 +36,13 @@ def data_routes(db: Database, home: Home, throttle: Throttle) -> APIRouter:
         person = accounts.require(request)
         try:
             accounts.confirm_password(db, throttle, person, password, address_of(request))
+            stored = people.password_hash(db, person.id)  # it is gone when `check` is called
             done = forget(
-                db, home, person, actor=NOBODY, check=lambda: accounts.check_still_operated(db, person)
+                db,
+                home,
+                person,
+                actor=NOBODY,
+                check=lambda: accounts.check_still_operated(db, person, stored),
             )
         except Problem as problem:
             return html_answer(pages.account_page(person, kept=str(problem)), problem)

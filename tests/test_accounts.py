@@ -202,6 +202,15 @@ def test_the_last_operator_who_can_sign_in_stays_one(db: Database, ada: Person) 
     assert people.get(db, boss.id).role == "user"
 
 
+def test_an_operator_without_a_password_is_missed_only_where_no_other_operator_is_left(db: Database) -> None:
+    one, other, third = (people.add(db, name, role="operator") for name in ("One", "Other", "Third"))
+    accounts.change_role(db, one, "rater", "command line")
+    accounts.disable(db, other, "command line")
+    with pytest.raises(Refused, match="Without Third there is no operator"):
+        accounts.disable(db, third, "command line")
+    assert [person for person in people.list_all(db) if accounts.may(person, "operator")] == [third]
+
+
 def test_a_password_link_fits_no_other_person_and_makes_no_operator(db: Database, ada: Person) -> None:
     boss = people.add(db, "Boss", role="operator")
     secret = accounts.password_link(db, ada).partition(".")[2]
