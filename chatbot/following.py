@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
 """A version that could not be loaded is tried again after this: memory or a disk may have been short. Then
-after twice as long each time, as building it takes memory and time from the others."""
+after twice as long each time, as building it takes memory and time from the others. A new publication is
+tried at once, also one of the same version."""
 MOST_RETRY_SECONDS = 1800.0
 
 
@@ -35,7 +36,7 @@ class Answering:
 
     version: str
     problem: str | None = None
-    """Why the version that should serve does not, as a sentence; None when it does, or is being loaded."""
+    """Why the version that should serve does not, as a sentence; None when it does, or was not tried yet."""
 
 
 class Follower:
@@ -46,11 +47,12 @@ class Follower:
         self._home = home
         self._engine = engine
         self._repeating = Repeating(self.follow_once, interval, "following", is_urgent=False)
-        self._failed: str | None = None
+        self._tried: tuple[str, float] | None = None
+        """The publication that was tried last, a version and when it was chosen; None when it serves."""
         self._retry_at = 0.0
         self._retry_after = RETRY_SECONDS
         self.problem: str | None = None
-        """Why the version that should serve does not, as a sentence; None when it does."""
+        """As in Answering."""
 
     def answering(self) -> Answering:
         """Which version answers, and what keeps another from it."""
@@ -64,11 +66,14 @@ class Follower:
 
     def follow_once(self) -> bool:
         """Look, and change over if needed; True when the engine serves what the database says."""
-        wanted = versions.serving(self._db).current
+        serving = versions.serving(self._db)
+        wanted, publication = serving.current, (serving.current, serving.changed_at)
         if wanted == self._engine.version:
-            self.problem, self._failed = None, None
+            self.problem, self._tried = None, None
             return True
-        if wanted == self._failed and time.monotonic() < self._retry_at:
+        if publication != self._tried:
+            self.problem, self._tried, self._retry_after = None, publication, RETRY_SECONDS
+        elif time.monotonic() < self._retry_at:
             return False
         try:
             self._change_to(wanted)
@@ -85,13 +90,15 @@ class Follower:
 
     def _keep_what_serves(self, wanted: str, error: Exception) -> None:
         reason = str(error) or type(error).__name__
-        problem = f"{wanted} does not serve: {reason.rstrip('.')}. {self._engine.version} goes on answering."
+        problem = (
+            f"{wanted} does not serve. When it was last tried: {reason.rstrip('.')}. "
+            f"{self._engine.version} goes on answering, and {wanted} is tried again."
+        )
         if problem != self.problem:
             log.error(problem, exc_info=None if isinstance(error, Problem) else error)
-        is_again = wanted == self._failed
-        self._retry_after = min(2 * self._retry_after, MOST_RETRY_SECONDS) if is_again else RETRY_SECONDS
-        self.problem, self._failed = problem, wanted
+        self.problem = problem
         self._retry_at = time.monotonic() + self._retry_after
+        self._retry_after = min(2 * self._retry_after, MOST_RETRY_SECONDS)
 
 
 def load_verified(db: Database, home: Home, engine: AnyEngine, name: str) -> None:

@@ -114,8 +114,8 @@ def test_a_damaged_version_does_not_serve_and_a_sentence_says_why(
     assert not follower.follow_once()
     assert answer(engine)[0] == engine.version == good.name
     assert follower.problem is not None
-    assert follower.problem.startswith(f"{bad.name} does not serve: ")
-    assert follower.problem.endswith(f" {good.name} goes on answering.")
+    assert follower.problem.startswith(f"{bad.name} does not serve. When it was last tried: ")
+    assert follower.problem.endswith(f" {good.name} goes on answering, and {bad.name} is tried again.")
     assert follower.answering() == Answering(good.name, follower.problem)
 
 
@@ -173,6 +173,34 @@ def test_the_pause_after_each_failure_doubles_until_another_version_is_to_serve(
             assert not follower.follow_once()
             pauses.append(round(follower._retry_at - before))
     assert pauses == [30, 60, 120, 240, 480, 960, 1800, 1800, 30]
+
+
+def test_a_version_that_was_mended_and_published_anew_is_tried_at_once(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, follower: Follower
+) -> None:
+    version = make_version(db, home, tiny_base)
+    directory = home.adapters / version.path
+    directory.rename(directory.with_name("away"))
+    publish(db, version.name)
+    assert not follower.follow_once() and follower.problem is not None
+    directory.with_name("away").rename(directory)
+    assert not follower.follow_once(), "it is not its turn yet"
+    publish(db, "base")
+    publish(db, version.name)  # before the follower has looked
+    assert follower.follow_once() and engine.version == version.name
+
+
+def test_nothing_is_said_of_a_version_before_it_was_tried(
+    db: Database, home: Home, tiny_base: Base, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (make_version(db, home, tiny_base, seed=seed) for seed in (1, 2))
+    damage(home, bad, adapters.TENSORS)
+    publish(db, bad.name)
+    assert not follower.follow_once() and follower.problem is not None
+    said = []
+    monkeypatch.setattr("chatbot.following.load_verified", lambda *given: said.append(follower.problem))
+    publish(db, good.name)
+    assert not follower.follow_once() and said == [None], "what was not loaded cannot serve"
 
 
 def test_a_version_of_another_base_does_not_serve(
