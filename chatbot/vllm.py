@@ -11,7 +11,8 @@ Left out on purpose: a second try, and the choice between servers (replicas.py).
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ class Server:
         response = await self._ask("POST", "/v1/completions", body, seconds=SECONDS_TO_LOAD)
         if not response.is_success:
             raise await self._failure(response.status_code, response.text)
-        return float(response.json()["choices"][0]["logprobs"]["token_logprobs"][0])
+        with self._reading():
+            return float(response.json()["choices"][0]["logprobs"]["token_logprobs"][0])
 
     async def write(
         self, model: str, prompt: Sequence[int], sampling: Sampling, seed: int, end_of_turn: int
@@ -165,7 +167,8 @@ class Server:
             "stream": True,
             **_PLAIN,
         }
-        # No limit on the silence between two tokens: it may queue there, and who asks looks after that.
+        # No limit here on the silence between two tokens: the request may queue there. The limit is on a
+        # server that writes at none of its replies (SILENT_SECONDS of replicas.py).
         timeout = httpx.Timeout(None, connect=SECONDS_TO_CONNECT)
         try:
             async with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:
@@ -174,9 +177,12 @@ class Server:
                     raise await self._failure(response.status_code, response.text)
                 async for line in _lines(response):
                     if line.startswith(b"data: {"):
-                        chunk = json.loads(line.removeprefix(b"data: "))
-                        if chunk.get("choices") != []:  # the last one may tell of usage alone
-                            yield await self._piece(chunk)
+                        with self._reading():
+                            chunk = json.loads(line.removeprefix(b"data: "))
+                            if chunk.get("choices") == []:  # the last one may tell of usage alone
+                                continue
+                            piece = await self._piece(chunk)
+                        yield piece
         except httpx.HTTPError as error:
             raise self._gone(error) from error
 
@@ -193,6 +199,14 @@ class Server:
             case other:
                 await self.check()
                 raise Failed(f"{self.url} broke a reply off ({other}) - see its log.")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises Failed where an answer that is taken apart in it has another shape than those of vLLM."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise Failed(f"{self.url} answered with what is no reply of vLLM - see its log.") from error
 
     async def _ask(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None

@@ -75,7 +75,7 @@ class FakeVllm:
         self.fails_after: int | None = None
         """Send an error after so many tokens of a reply, and end it in good order."""
         self.sends: object = None
-        """In the place of every piece of a reply."""
+        """In the place of every piece of a reply, and of how likely one is."""
         self.is_ill = False
         """Answer, and say that the engine is not well."""
         self.writing = 0
@@ -244,7 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The one token that may come."""
         ids = [*body["prompt"], *body["allowed_token_ids"]]
         logprobs = {"token_logprobs": weights.logprobs(ids, len(ids) - 1).tolist()}
-        self._send(200, {"choices": [{"logprobs": logprobs}]})
+        sends = self.server.owner.sends
+        self._send(200, {"choices": [{"logprobs": logprobs}]} if sends is None else sends)
 
     def _awake(self) -> FakeVllm:
         while self.server.owner.is_hung:

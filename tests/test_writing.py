@@ -230,6 +230,25 @@ def test_an_error_counts_against_a_server_only_where_it_is_not_well(
         asyncio.run(ask())
 
 
+@pytest.mark.parametrize(
+    "sends",
+    [{"choices": "none"}, {"choices": [None]}, {"choices": [[]]}, {"no choices": 1}, {"error": "no object"}],
+)
+def test_a_server_that_answers_nonsense_is_named(servers: list[FakeVllm], sends: object) -> None:
+    servers[0].sends = sends
+    url = servers[0].url
+
+    async def ask() -> None:
+        server = Server(url)
+        with pytest.raises(Failed, match=f"^{url} answered with what is no reply of vLLM - see its log.$"):
+            await server.mean_logprob(NAME, [1, 2, 3], 2)
+        async for _ in server.write(NAME, [1, 2, 3], GREEDY, seed=0, end_of_turn=2):
+            pass
+
+    with pytest.raises(Failed, match=f"^{url} answered with what is no reply of vLLM - see its log.$"):
+        asyncio.run(ask())
+
+
 def test_a_reply_waits_for_its_only_server_to_come_back(
     tiny_base: Base, servers: list[FakeVllm], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
