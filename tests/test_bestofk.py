@@ -15,17 +15,17 @@ from chatbot.policy import Policy
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
 from trainer import bestofk, ensemble, sampler
-from trainer.bestofk import kl_bound, train_best_of_k
+from trainer.bestofk import kl_bound, passes_of, train_best_of_k
 from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, sample_replies
+from trainer.forward import Reply, minibatches, sample_replies
 from trainer.sampler import MergedSampler
 
 SAMPLING = Sampling(0.8, 1.0, 4)
 
 
 def config_of(**changes: Any) -> RefreshConfig:
-    """Two prompts of four replies each, and four passes over the favourites."""
+    """Two prompts of four replies each, and two passes over the favourites."""
     few = {"updates": 2, "best_of": 4, "sft_lr": 2e-3}
     return a_config(**(few | changes))
 
@@ -119,9 +119,12 @@ def test_the_budget_of_replies_is_that_of_ppo(tiny_base: Base, monkeypatch: pyte
     assert len(sampled[1]) == config.updates * config.prompts_per_update
 
 
-@pytest.mark.parametrize(("best_of", "inner_epochs"), [(4, 1), (8, 2)])
-def test_the_optimiser_steps_are_as_many_as_those_of_ppo(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, best_of: int, inner_epochs: int
+@pytest.mark.parametrize(
+    ("best_of", "inner_epochs", "ptx"),
+    [(4, 1, 0.0), (8, 2, 0.0), (16, 2, 0.0), (4, 2, 0.25), (3, 1, 0.0), (3, 1, 0.25)],
+)
+def test_the_optimiser_steps_are_about_as_many_as_those_of_ppo(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, best_of: int, inner_epochs: int, ptx: float
 ) -> None:
     steps: list[int] = []
     really = bestofk.train_sft
@@ -134,10 +137,18 @@ def test_the_optimiser_steps_are_as_many_as_those_of_ppo(
         return really(*rest, tell=counting, **more)
 
     monkeypatch.setattr(bestofk, "train_sft", listening)
-    config = config_of(updates=8, best_of=best_of, inner_epochs=inner_epochs)
-    a_run(a_learner(tiny_base), config)
-    of_ppo = config.updates * config.inner_epochs * config.prompts_per_update // config.minibatch
-    assert steps == list(range(1, of_ppo + 1))
+    config = config_of(updates=8, best_of=best_of, inner_epochs=inner_epochs, ptx=ptx)
+    a_run(a_learner(tiny_base), config, ptx=some_replies())
+    of_ppo = config.updates * len(minibatches(config, torch.Generator()))
+    rows = config.updates * config.prompts_per_update // best_of * (2 if ptx else 1)
+    a_pass = math.ceil(rows / config.minibatch)
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) % a_pass == 0
+    assert abs(len(steps) - of_ppo) <= a_pass / 2, "and exactly as many where whole passes make them"
+
+
+def test_one_pass_is_made_even_where_ppo_takes_fewer_steps() -> None:
+    assert passes_of(12, config_of(updates=1)) == 1
+    assert passes_of(4, config_of(updates=3, prompts_per_update=9, minibatch=8)) == 6, "its last is short"
 
 
 def test_demonstrations_are_imitated_beside_the_favourites_at_their_weight(

@@ -2,11 +2,12 @@
 
     KL(best of K || start) <= ln K - (K - 1) / K        (Stiennon et al. 2020, arXiv 2009.01325, appendix G.3)
 
-No value function, no ratio, no penalty: what holds the policy near its start is that it only ever imitates
-replies the start itself wrote. It is the fallback where PPO has too little data, and the control that tells
+No value function, no ratio, no penalty. The bound is that of the favourites at large; passes over a few of
+them take the policy further, 3.4 nats a reply against a bound of 1.2 (benchmarks/RESULTS.md), so what holds
+it are `max_kl` and the judge. It is the fallback where PPO has too little data, and the control that tells
 whether PPO was worth it. So the budget is PPO's, updates x prompts_per_update replies, on K times fewer
-prompts, and as many optimiser steps, which are inner_epochs x K passes over the favourites; two batches of
-other prompts are answered before and after, with the same seeds, to see what it did.
+prompts, and about as many optimiser steps, in whole passes over the favourites; two batches of other prompts
+are answered before and after, with the same seeds, to see what it did.
 
 Favourites are imitated at the temperature they were sampled at, as everywhere in PPO: at temperature 1 the
 policy would be sharpened twice. A held-out loss would ask for fewer passes; what people prefer does not
@@ -48,6 +49,12 @@ _FAVOURITES = "favourites.json"
 def kl_bound(k: int) -> float:
     """The most that the best of `k` replies can differ from the policy that wrote them, in nats a reply."""
     return math.log(k) - (k - 1) / k
+
+
+def passes_of(rows: int, config: RefreshConfig) -> int:
+    """Whole passes over so many replies that make about as many optimiser steps as PPO takes."""
+    wanted = config.updates * config.inner_epochs * math.ceil(config.prompts_per_update / config.minibatch)
+    return max(1, round(wanted / math.ceil(rows / config.minibatch)))
 
 
 def train_best_of_k(
@@ -92,13 +99,13 @@ def train_best_of_k(
     # 3) Imitate the favourites, and with PPO-ptx as many demonstrations.
     shown = list(islice(cycle(ptx), len(favourites))) if config.ptx and ptx else []
     weights = [1.0] * len(favourites) + [config.ptx] * len(shown)
-    passes = config.inner_epochs * config.best_of  # as many optimiser steps as PPO takes
+    rows = [*favourites, *shown]
 
     def taught(step: int, fraction: float, metrics: dict[str, float]) -> None:
         tell(0, 0.5 + 0.4 * fraction, before)
 
     report = train_sft(
-        policy, "policy", [*favourites, *shown], [], replace(config, sft_epochs=passes),
+        policy, "policy", rows, [], replace(config, sft_epochs=passes_of(len(rows), config)),
         tell=taught, team=team, weights=weights, temperature=config.temperature,
     )  # fmt: skip
 
