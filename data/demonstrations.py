@@ -6,7 +6,8 @@ turn gives way to theirs. What teaches is decided as for rankings: chats that ma
 disabled.
 
 A file of demonstrations is JSONL and begins each line with the message's id under the name that snapshots of
-rankings use, `ranking_id`. A deletion (forgetting.py) finds both kinds by the table `run_rankings`.
+rankings use, `ranking_id`. A deletion (forgetting.py) finds what a run fine-tuned on by the table
+`run_rankings`, as it does rankings, and what PPO-ptx imitated by `run_lessons`.
 """
 
 import hashlib

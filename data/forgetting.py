@@ -191,13 +191,14 @@ def _reworded(reason: str, person: Person) -> str:
 def _touched_runs(db: Database, person: Person, gone: list[str]) -> list[str]:
     """Every run, except those that ended before this person came and learned from nothing of what goes.
 
-    Which turns a run practised on stands in no table, and a chat may have been deleted since: only its dates
-    tell that a run cannot have read them.
+    Which turns a run was judged on stands in no table, nor what one before migration m008 practised on, and
+    a chat may have been deleted since: only its dates tell that a run cannot have read them.
     """
     rows = db.query(
-        "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= ? OR id IN"
-        " (SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(?)))",
-        (person.created_at, to_json(gone)),
+        "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= :came OR id IN"
+        " (SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(:ids))"
+        " UNION SELECT run_id FROM run_lessons WHERE lesson_id IN (SELECT value FROM json_each(:ids)))",
+        {"came": person.created_at, "ids": to_json(gone)},
     )
     return [row["id"] for row in rows]
 

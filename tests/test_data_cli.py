@@ -274,6 +274,18 @@ def test_a_version_that_practised_on_what_a_forgotten_person_asked_is_named(
     assert "learned from them: v000001, v000002." in said and "v000002 serves and keeps what" in said
 
 
+def test_a_run_that_practised_on_their_words_is_emptied_whatever_the_clock_said(
+    db: Database, home: Home
+) -> None:
+    person = somebody(db, CANARY)
+    run = a_run(db, home, "tonight", CANARY)
+    runs.note_lessons(db, run.id, [str(a_turn(db, person, question=CANARY)[0].parent_id)])
+    runs.finish(db, run.id, run.fencing_token, state="failed", reason="")
+    with db.write() as conn:  # the clock was an hour ahead when they came
+        conn.execute("UPDATE people SET created_at = created_at + 3600 WHERE id = ?", (person.id,))
+    assert forget(db, home, somebody(db, CANARY)).runs == [run.id]
+
+
 def test_a_run_that_was_open_when_the_person_came_is_emptied_too(db: Database, home: Home) -> None:
     run = a_run(db, home, "tonight", "words")
     person = somebody(db)
