@@ -8,7 +8,7 @@ metrics stay, whatever became of it.
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data.comparisons import Snapshot
@@ -18,6 +18,8 @@ from data.records import Metric, Run, RunState
 from data.versions import check_lease
 
 LEASE_SECONDS = 60.0
+PATIENCE = 0.2
+"""Seconds that a word of progress waits for other writers: the night must not stand still for it."""
 LEASE_EXPIRED = "The process that ran it stopped without a word; its lease expired."
 
 
@@ -111,8 +113,9 @@ def report(
     eta_seconds: float | None = None,
     message: str = "",
 ) -> None:
-    """What the run does now; ignored once it is over, or another process has taken it up."""
-    with db.write() as conn:
+    """What the run does now; ignored once it is over, or another process has taken it up. Busy where others
+    write for longer than PATIENCE."""
+    with db.write(patience=PATIENCE) as conn:
         conn.execute(
             "UPDATE runs SET stage = ?, progress = ?, eta_seconds = ?, message = ?"
             " WHERE id = ? AND fencing_token = ? AND state = 'running'",
@@ -154,10 +157,20 @@ def note_lessons(db: Database, run_id: str, ids: Sequence[str]) -> None:
         )
 
 
+def forget_lessons(db: Database, run: Run, ids: Collection[str] | None = None) -> None:
+    """Removes these of what `note_lessons` wrote down, or all: what was learned from them was thrown away."""
+    with db.write() as conn:
+        conn.execute(
+            "DELETE FROM run_lessons WHERE (?1 IS NULL OR lesson_id IN (SELECT value FROM json_each(?1)))"
+            " AND run_id = (SELECT id FROM runs WHERE id = ?2 AND fencing_token = ?3)",
+            (None if ids is None else to_json(list(ids)), run.id, run.fencing_token),
+        )
+
+
 def log(db: Database, run: Run, stage: str, step: int, values: Mapping[str, float]) -> None:
     """Stores the numbers of one step; a step logged again replaces itself. Ignored once another process has
-    taken the run up."""
-    with db.write() as conn:
+    taken the run up. Busy where others write for longer than PATIENCE."""
+    with db.write(patience=PATIENCE) as conn:
         conn.executemany(
             "INSERT OR REPLACE INTO metrics (run_id, stage, step, name, value)"
             " SELECT id, ?, ?, ?, ? FROM runs WHERE id = ? AND fencing_token = ?",

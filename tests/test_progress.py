@@ -110,11 +110,13 @@ def test_the_seconds_of_a_stage_count_while_it_runs(told: Progress, monkeypatch:
 def test_a_locked_database_costs_a_line_of_progress_and_not_the_night(
     db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 60.0)
     other = connect(db.path)
     other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
     told.enter("ppo", "Improving the policy.")
     told.log(1, {"loss": 0.5})
+    assert time.monotonic() - began < 30, "it waits for others less long than what must be written"
     assert "not written: Another process is writing to the database" in caplog.text
     other.execute("ROLLBACK")
     other.close()

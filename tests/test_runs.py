@@ -173,6 +173,26 @@ def test_the_metrics_of_what_begins_anew_go_and_no_others(db: Database) -> None:
     assert runs.metrics(db, run.id) == [] and len(runs.metrics(db, other.id)) == 2
 
 
+def test_the_lessons_that_were_thrown_away_go_and_no_others(db: Database) -> None:
+    late, other = claimed(db, now=1000.0), claimed(db, "other", now=2000.0)
+    run = runs.resume(db, late.id, now=3000.0)
+    assert run is not None
+
+    def left(one: Run) -> list[str]:
+        rows = db.query("SELECT lesson_id FROM run_lessons WHERE run_id = ? ORDER BY 1", (one.id,))
+        return [row["lesson_id"] for row in rows]
+
+    for one in (run, other):
+        runs.note_lessons(db, one.id, ["a", "b", "c"])
+    runs.forget_lessons(db, late)  # its lease is lost
+    runs.forget_lessons(db, run, [])
+    assert left(run) == ["a", "b", "c"]
+    runs.forget_lessons(db, run, ["a", "c", "of-no-run"])
+    assert left(run) == ["b"]
+    runs.forget_lessons(db, run)
+    assert left(run) == [] and left(other) == ["a", "b", "c"]
+
+
 def test_only_a_running_run_can_be_cancelled(db: Database) -> None:
     run = claimed(db)
     assert runs.request_cancel(db, run.id).cancel_requested

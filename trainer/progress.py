@@ -150,7 +150,7 @@ class Progress:
             return
         self._told = now
         done, eta = self._foretell(fraction)
-        with _unless_locked():
+        with _unless_unwritable():
             runs.report(
                 self._db, self._run, stage=self._stage, progress=done, eta_seconds=eta, message=message
             )
@@ -165,7 +165,7 @@ class Progress:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step of the present stage."""
         if not self._silent:
-            with _unless_locked():
+            with _unless_unwritable():
                 runs.log(self._db, self._run, self._stage, step, dict(metrics))
 
     def _renew(self) -> None:
@@ -180,8 +180,8 @@ class Progress:
 
 
 @contextmanager
-def _unless_locked() -> Iterator[None]:
-    """What is told of a run is not worth the run: a locked or full disk may pass."""
+def _unless_unwritable() -> Iterator[None]:
+    """What is told of a run is not worth the run: a locked database or a full disk may pass."""
     try:
         yield
     except Problem as problem:
