@@ -111,6 +111,12 @@ def _record(folder: Path, name: str) -> RewardRecord:
     return RewardRecord(name=name, files=files, mean=0.0, std=1.0, usual_length=0.0, length=0.0)
 
 
+def lessons_of(db: Database, night: Night) -> list[str]:
+    """What the night is known to have learned from beside its own rankings."""
+    rows = db.query("SELECT lesson_id FROM run_lessons WHERE run_id = ?", (night.run.id,))
+    return [row["lesson_id"] for row in rows]
+
+
 def put_one_into_the_other_part(learned: Path) -> str:
     """Rewrites what models of part A had learned as a release that parts rankings otherwise would have."""
     parts = json.loads(learned.read_text())
@@ -228,7 +234,7 @@ def test_who_taught_the_models_that_a_night_goes_on_from_taught_its_version_too(
     assert forget(db, home, somebody(db, "ada")).versions == ["v000001", "v000002"]
 
 
-@pytest.mark.parametrize(("here", "imported"), [(60, False), (16, True)])
+@pytest.mark.parametrize(("here", "imported"), [(280, False), (160, True)])
 def test_what_was_ranked_here_examines_before_what_was_imported(
     db: Database,
     home: Home,
@@ -246,7 +252,7 @@ def test_what_was_ranked_here_examines_before_what_was_imported(
 
     monkeypatch.setattr(fitting, "examine", examine)
     many_rankings(db, ["ada"] * here)
-    many_rankings(db, ["imported"] * 550, first=here)  # later than all that people ranked, and more than 200
+    many_rankings(db, ["imported"] * 400, first=here)  # later than all that people ranked
     with db.write() as conn:
         person = somebody(db, "imported").id
         conn.execute("UPDATE rankings SET source = 'imported' WHERE person_id = ?", (person,))
@@ -297,11 +303,12 @@ def test_a_run_that_learned_from_what_is_of_the_other_part_now_begins_anew(
     (night.folder / "reward-0").mkdir()
     freeze_snapshot(night)
     assert (night.folder / "reward-0").is_dir(), "nothing has changed: it is used again"
-    assert runs.metrics(db, night.run.id) != []
+    assert runs.metrics(db, night.run.id) != [] and lessons_of(db, night) != []
     put_one_into_the_other_part(night.folder / "learned.json")
     freeze_snapshot(night)
     assert not (night.folder / "reward-0").exists()
     assert runs.metrics(db, night.run.id) == [], "they would stand in one curve with those to come"
+    assert lessons_of(db, night) == [], "its version will not have learned from what was thrown away"
 
 
 def accept_a_version(db: Database, home: Home, base: Base) -> None:

@@ -13,11 +13,13 @@ from chatbot.basemodel import Base, load_base
 from chatbot.manifest import read_manifest
 from chatbot.models import merged_model
 from data import conversations, runs, versions
-from data.comparisons import read_snapshot
+from data.comparisons import Snapshot, read_snapshot
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
+from data.files import write_json
 from data.forgetting import forget
 from data.home import Home
+from data.messages import message
 from data.records import Run
 from tests.adapter_files import make_version
 from tests.nights import a_night, a_run, known_conversations, tiny_night
@@ -30,11 +32,13 @@ from trainer.examine import examine
 from trainer.fitting import fit_rewards
 from trainer.gate import check_replies
 from trainer.guards import Guards
-from trainer.improving import shown_samples
+from trainer.improving import _choose_once, shown_samples
+from trainer.night import begin
 from trainer.progress import Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
 from trainer.reward import winners_direction
+from trainer.team import SOLO
 
 
 def forget_nights(db: Database) -> None:
@@ -358,6 +362,11 @@ def test_a_run_that_may_not_use_what_it_learned_begins_anew(
     assert learned.stat().st_mtime_ns > before
 
 
+def lessons_of(db: Database, run: Run) -> set[str]:
+    """What the run is known to have learned from beside its own rankings."""
+    return {row["lesson_id"] for row in db.query("SELECT * FROM run_lessons WHERE run_id = ?", (run.id,))}
+
+
 def shut_the_chat(db: Database, chat: str) -> None:
     conversations.set_may_train(db, chat, False)
 
@@ -368,11 +377,13 @@ def test_a_run_taken_up_again_does_not_practise_on_what_was_taken_back(
 ) -> None:
     config, run, folder = tiny_night(home, **SHORT), a_run(ranked), home.runs
     with known_conversations(PRACTISED):
-        chat = a_turn(ranked, somebody(ranked), question="Why is the sky blue?")[0].conversation_id
+        reply = a_turn(ranked, somebody(ranked), question="Why is the sky blue?")[0]
+    chat, turn = reply.conversation_id, str(reply.parent_id)
     refresh(ranked, home, tiny_base, config, run, until="ppo", quiet=True)
     exercises, checkpoint = folder / run.id / "exercises.json", next((folder / run.id / "ppo").iterdir())
     assert "Why is the sky blue?" in exercises.read_text()
-    before = exercises.stat().st_mtime_ns
+    before, learned = exercises.stat().st_mtime_ns, lessons_of(ranked, run)
+    assert turn in learned
     refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
     assert exercises.stat().st_mtime_ns == before, "nothing has changed: it goes on"
     (checkpoint / "of-before").touch()
@@ -384,6 +395,25 @@ def test_a_run_taken_up_again_does_not_practise_on_what_was_taken_back(
     assert not (checkpoint / "of-before").exists(), "what was learned from it has gone"
     steps = {metric.step for metric in runs.metrics(ranked, run.id, "ppo")}
     assert steps and max(steps) < 1000, "and so have its figures"
+    assert lessons_of(ranked, run) == learned - {turn}, "its version will not have learned from it"
+
+
+def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercises(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    def edit(question: str) -> str:
+        return conversations.add_edit(db, a_turn(db, ada, question=question)[0].id, "four", ada.id).id
+
+    ada, run = somebody(db), a_run(db)
+    ranked_too, imitated, kept = edit("One?"), edit("Two?"), edit("Three?")
+    night = begin(db, home, tiny_base, tiny_night(home, ptx=1.0), run, Progress(db, run, quiet=True), SOLO)
+    write_json(home.runs / run.id / "learned.json", {"A": {ranked_too: "its hash"}, "B": {}})
+    _choose_once(night, Snapshot((), ""))
+    assert {ranked_too, imitated, kept} <= lessons_of(db, run)
+    for gone in (ranked_too, imitated):
+        conversations.delete(db, message(db, gone).conversation_id)
+    _choose_once(night, Snapshot((), ""))
+    assert lessons_of(db, run) & {ranked_too, imitated, kept} == {ranked_too, kept}
 
 
 def test_the_gate_judges_on_what_is_asked_here_and_writes_it_into_no_version(

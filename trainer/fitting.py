@@ -47,9 +47,10 @@ _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
 _EXAMINED = 200
 """Held-out rankings that a model is examined on, the newest. All of them may take longer than the lesson."""
-_ENOUGH_HERE = 20
+_ENOUGH_HERE = 100
 """Of so many held-out rankings that were made here, no imported one is examined: a model that knows strangers
-and not the people here must not pass for one that does, nor one that knows them fail for the strangers."""
+and not the people here must not pass for one that does, nor one that knows them fail for the strangers. On
+so many, one that is right about 70 % is told from chance 98 times in 100, on 20 only 40 times."""
 _TRAINING = 0.9
 """The part of a stage's time that is training; the rest is the examination."""
 
@@ -90,6 +91,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             runs.forget_metrics(night.db, night.run)
+            runs.forget_lessons(night.db, night.run)
             write_json(night.folder / _BEGINNING, _beginning(night))
             write_snapshot(Snapshot(turns, ""), file.with_suffix(".part"))
             replace_durably(file.with_suffix(".part"), file)
@@ -116,10 +118,15 @@ def _may_go_on(night: Night, present: set[tuple[str, str]]) -> bool:
         return False
     is_same = json.loads(files[1].read_text()) == _beginning(night)
     used = {(turn.ranking_id, turn.part) for turn in read_snapshot(files[0]).turns}
-    file = night.folder / _LEARNED  # of earlier nights too, where the models went on from them
-    learned = json.loads(file.read_text()) if file.is_file() else {}
-    known = {(ranking, part) for part, rankings in learned.items() for ranking in rankings}
+    known = {(ranking, part) for part, rankings in learned_in(night.folder).items() for ranking in rankings}
     return is_same and used | known <= present
+
+
+def learned_in(folder: Path) -> dict[str, list[str]]:
+    """By part, the rankings that this run's reward models learned from, those of earlier nights too."""
+    file = folder / _LEARNED
+    learned = json.loads(file.read_text()) if file.is_file() else {}
+    return {part: list(rankings) for part, rankings in learned.items()}
 
 
 def _beginning(night: Night) -> dict[str, str | None]:

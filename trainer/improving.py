@@ -21,6 +21,7 @@ from trainer.bestofk import train_best_of_k
 from trainer.checkpoint import PPOResult
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
+from trainer.fitting import learned_in
 from trainer.night import Night, tonight
 from trainer.ppo import train_ppo
 from trainer.practice import Exercises, choose, may_judge, may_practise, read_exercises, write_exercises
@@ -143,18 +144,27 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
     Where some of it was deleted or taken back since, what was learned from it goes; the stage begins anew.
     """
     file, learned = night.folder / _EXERCISES, night.folder / night.config.algorithm
-    if night.team.is_chief and not (file.is_file() and may_practise(night.db, read_exercises(file))):
+    former = read_exercises(file) if night.team.is_chief and file.is_file() else None
+    if night.team.is_chief and not (former and may_practise(night.db, former)):
         if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
             shutil.rmtree(learned)
             runs.forget_metrics(night.db, night.run, "ppo")
+        if former:  # an edit is a ranking too, by the same id: what the reward models know of it stays
+            known = {ranking for rankings in learned_in(night.folder).values() for ranking in rankings}
+            runs.forget_lessons(night.db, night.run, set(_lessons(former)) - known)
         config = tonight(night, snapshot)
         write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
     exercises = read_exercises(file)
     if night.team.is_chief:
-        turns = [prompt.turn_id for prompt in exercises.practice if prompt.turn_id]
-        runs.note_lessons(night.db, night.run.id, [*turns, *exercises.demonstrations])
+        runs.note_lessons(night.db, night.run.id, _lessons(exercises))
     return exercises
+
+
+def _lessons(exercises: Exercises) -> list[str]:
+    """The messages that the policy learns from."""
+    turns = [prompt.turn_id for prompt in exercises.practice if prompt.turn_id]
+    return [*turns, *exercises.demonstrations]
 
 
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
