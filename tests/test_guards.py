@@ -51,6 +51,13 @@ def test_a_policy_that_ends_clearly_fewer_replies_than_the_start_keeps_no_ending
     assert ending(guards(), 0.5, 0.5, 0.9, 0.9).keeps_endings
 
 
+def test_how_many_more_replies_end_than_at_the_start_is_a_running_mean() -> None:
+    assert ending(guards(), 0.5).more_endings == 0
+    assert 0.05 < ending(guards(), 0.5, 0.5, 0.8).more_endings < 0.2
+    assert ending(guards(), 0.5, 0.5, *[0.8] * 20).more_endings == pytest.approx(0.3, abs=1e-3)
+    assert ending(guards(), 0.5, 0.5, *[0.1] * 20).more_endings == pytest.approx(-0.4, abs=1e-3)
+
+
 def test_the_start_is_known_better_where_its_replies_were_counted_before() -> None:
     few = (0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
     assert ending(guards(), *few).keeps_endings

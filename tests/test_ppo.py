@@ -162,7 +162,7 @@ def test_a_cut_reply_keeps_its_score_where_the_reference_never_ends() -> None:
 
 def test_ending_is_paid_with_what_being_cut_gains_and_more_where_it_is_usual() -> None:
     score, finished = torch.tensor([2.0, 2.0, -0.5]), torch.tensor([True, False, False])
-    seldom, usual = (Endings(rate, 8, difference=0.75, weight=4.0) for rate in (0.5, 0.9))
+    seldom, usual = (Endings(rate, 8, at_first=0.75) for rate in (0.5, 0.9))
     assert apply_eos_rule(score, finished, seldom).tolist() == [3.25, 2.0, -0.5]
     assert apply_eos_rule(score, finished, usual).tolist() == [2.0, -1.0, -1.5]
 

@@ -231,6 +231,7 @@ def test_a_checkpoint_too_far_from_the_start_is_never_the_best(
         Guards, "judge", property(lambda guards: guards.liked["start_kl"])
     )  # the further the better
     monkeypatch.setattr(Guards, "keeps_endings", True)
+    monkeypatch.setattr(Guards, "more_endings", 0.0)
     policy = a_learner(tiny_base)
     result = a_run(policy, a_config(updates=3, ppo_lr=1e-2, max_kl=0.01), starts_at_reference=False)
     assert max(metrics["start_kl"] for metrics in result.history[1:]) > 0.01
@@ -352,10 +353,12 @@ def test_what_is_paid_for_ending_follows_the_policys_own_replies(
     monkeypatch.setattr(trainer.ppo, "apply_eos_rule", noted)
     known = Endings(0.4, 64, difference=0.5, weight=8.0)
     config = a_config(prompts_per_update=32, updates=2, seed=3)
+    watch = Guards(config, 0.0, known)
     result = a_run(a_learner(tiny_base), config, tokens=24, endings=known)
-    for finished, scores, endings in seen:
+    for metrics, (finished, scores, endings) in zip(result.history, seen, strict=False):
         assert len(set(finished)) == 2
-        known = known.after(finished, scores)
+        watch.check_rollout(metrics)
+        known = known.after(finished, scores, watch.more_endings)
         assert endings == known
     gains = [metrics["cut_gain"] for metrics in result.history[:2]]
     assert gains == [endings.cut_gain for _, _, endings in seen] and gains[0] != gains[1] > 0

@@ -33,7 +33,7 @@ from trainer.team import SOLO, Team
 
 KEPT = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-_FORMAT = 2
+_FORMAT = 3
 """Of what is written down. A run that was killed before an upgrade begins stage 3 again where it differs."""
 
 

@@ -74,6 +74,11 @@ class Guards:
         """Whether enough replies still end for the gate, which allows ten points fewer than before."""
         return not self._ends_fewer(_LIKELY)
 
+    @property
+    def more_endings(self) -> float:
+        """The share of replies that ends, as a running mean, less that at the start."""
+        return self._seen.smooth["eos_rate"] - self._seen.start["eos_rate"]
+
     def _ends_fewer(self, sure: float) -> bool:
         now, then = self._seen.smooth["eos_rate"], self._seen.start["eos_rate"]
         return has_fallen(now, then, self._config.prompts_per_update, self._endings.replies, sure)

@@ -224,7 +224,7 @@ def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
 
     # 3) Rewards, advantages, returns.
     score = task.score_sign * score
-    state.endings = state.endings.after(rollout.finished.tolist(), score.tolist())
+    state.endings = state.endings.after(rollout.finished.tolist(), score.tolist(), state.guards.more_endings)
     score = apply_eos_rule(score, rollout.finished, state.endings)
     rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, state.beta)
     advantages, returns = gae(rewards, rollout.value, rollout.mask, config.gamma, config.lam)
