@@ -21,6 +21,17 @@ GREEDY = Sampling(temperature=0, max_new_tokens=16)
 LONG = Sampling(temperature=0, max_new_tokens=400)
 
 
+def check_that_another_writes(remote: RemoteEngine, servers: list[FakeVllm], **fault: Any) -> None:
+    """What the first server writes, the second writes where the first has this fault."""
+    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    until(lambda: [replica.rows for replica in remote._replicas.all] == [0, 0])
+    for name, value in fault.items():
+        setattr(servers[0], name, value)
+    reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+    assert [len(server.asked) for server in servers] == [2, 1]
+
+
 def test_replies_to_one_prompt_share_a_server_and_requests_are_spread(
     remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
@@ -133,22 +144,16 @@ def test_a_server_that_refuses_all_or_answers_nonsense_fails_nobody_beside_a_hea
 def test_a_server_that_says_it_is_well_and_writes_nothing_loses_its_replies_to_another(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
-    until(lambda: remote.load_now == (0, 0))
     monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
-    servers[0].pause = 600.0
-    stuck = remote.submit(HELLO, sampling=GREEDY)
-    reply = done(stuck).replies[0]
-    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
-    assert [len(server.asked) for server in servers] == [2, 1]
+    check_that_another_writes(remote, servers, pause=600.0)
 
 
 def test_a_server_that_writes_at_one_of_its_replies_is_not_stuck(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatbot.replicas.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
-    slowed(servers, 0.1)
+    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 2.0)
+    slowed(servers, 0.15)
     asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 30)) for _ in range(4)]
     assert {done(one).replies[0].finish_reason for one in asked} == {"length"}
     assert [len(server.asked) for server in servers] == [2, 2]
@@ -175,12 +180,7 @@ def test_a_request_that_healthy_servers_fail_at_fails_alone(
 def test_a_reply_that_one_healthy_server_fails_at_is_written_by_another(
     remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
-    whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
-    until(lambda: [replica.rows for replica in remote._replicas.all] == [0, 0])
-    servers[0].fails_after = 5
-    reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
-    assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
-    assert [len(server.asked) for server in servers] == [2, 1]
+    check_that_another_writes(remote, servers, fails_after=5)
 
 
 def test_a_healthy_server_that_fails_at_everything_is_asked_no_more_until_it_can_write_again(
