@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pytest
 
+from chatbot.manifest import Manifest, write_manifest
 from data import runs, versions
 from data.comparisons import take_snapshot, write_snapshot
 from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
-from data.records import Run, RunState, VersionStatus
+from data.records import Run, RunState, Version, VersionStatus
 from tests.operating import add_version, end_run, start_run
 from trainer import prune as prune_module
 from trainer.fitting import newest_accepted
@@ -48,6 +49,24 @@ def a_night(db: Database, home: Home, number: int, status: VersionStatus = "acce
     settings = {"status": status, "run_id": run.id, "serve": status == "accepted"} | changes
     add_version(db, name, settings.pop("parent", "base"), **settings)
     return run
+
+
+def a_manifest(version: Version) -> Manifest:
+    """One that names no files."""
+    return Manifest(
+        name=version.name,
+        parent=version.parent,
+        base_model=version.base_model,
+        base_sha256=version.base_sha256,
+        template_sha256=SHA,
+        files={},
+        run_id=version.run_id,
+        snapshot_sha256=None,
+        rankings=7,
+        delta_norm=1.0,
+        canary=[],
+        created_at=1.0,
+    )
 
 
 def left(home: Home, run: Run) -> set[str]:
@@ -124,6 +143,9 @@ def test_the_next_night_goes_on_from_what_it_would_have_gone_on_from(
     a_night(db, home, 5, base_sha256="f" * 64)
     for number in range(6, 8):
         a_night(db, home, number, "refused")
+    for version in versions.list_all(db)[1:]:
+        write_manifest(home.adapters / version.name, a_manifest(version))
+        (home.runs / str(version.run_id) / "judge" / "adapter_config.json").write_text('{"r": 8}')
 
     def start_of(sha256: str) -> Path | None:
         night = SimpleNamespace(
