@@ -160,11 +160,11 @@ def hold_back(rate: float) -> None:
     """Let no step begin sooner after the last one than a token of that rate takes."""
     step, soonest = LlamaRunner.step, 0.0
 
-    def paced(self: LlamaRunner) -> None:
+    def paced(self: LlamaRunner, beside: int = 0) -> None:
         nonlocal soonest
         time.sleep(max(0.0, soonest - time.monotonic()))
         soonest = time.monotonic() + 1 / rate
-        step(self)
+        step(self, beside)
 
     LlamaRunner.step = paced
 

@@ -1,6 +1,7 @@
 """What a benchmark does before and after its hours: it says what is missing, and draws what there is."""
 
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 
 from benchmarks.curves import as_svg
 from benchmarks.peers import measured, sides_of
+from chatbot.engine import Engine
 from chatbot.flags import ENVIRONMENT
+from chatbot.runner import LlamaRunner
+from data.records import Sampling
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +46,21 @@ def test_too_few_rankings_to_time_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(SystemExit, match="Only 0 rankings of 9 replies fit into 64 tokens"):
         check_enough([], 9, 64)
+
+
+def test_a_paced_server_answers_at_its_pace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.served import hold_back
+
+    monkeypatch.setattr(LlamaRunner, "step", LlamaRunner.step)  # put back afterwards
+    hold_back(rate=50.0)
+    sampling = Sampling(temperature=0, max_new_tokens=6)
+    started = time.monotonic()
+    generation = engine.submit([{"role": "user", "content": "Hello."}], sampling=sampling)
+    generation.wait()
+    [reply] = generation.replies
+    assert reply.finish_reason in ("stop", "length")
+    assert time.monotonic() - started >= (reply.tokens - 1) / 50
 
 
 def test_rows_without_a_curve_are_a_picture_without_lines() -> None:
