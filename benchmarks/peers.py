@@ -6,6 +6,7 @@ where the first one ended. This file needs nothing but Python, since the process
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -13,9 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 Result = dict[str, Any]
 Answer = Callable[[list[Any], str], tuple[dict[str, float], list[list[int]]] | None]
 
@@ -56,26 +59,48 @@ def measured(cache: Path, name: str, command: Sequence[str], settings: Mapping[s
 
     A process of ours imports this checkout, one of a peer only what its own environment holds. `settings` are
     environment variables besides, for each side those of its own commands. With the result go the machine's
-    load when it began, so that a figure from a busy machine is known as one, and the number of threads.
+    load when it began, so that a figure from a busy machine is known as one, and what `origins` tells.
     """
     if (found := read(cache)).get(name):
-        return dict(found[name])
-    load, started = os.getloadavg()[0], time.monotonic()
+        return {**found[name], "name": name}
+    load, at, started = os.getloadavg()[0], commit(), time.monotonic()
     print(f"Measuring {name} (load {load:.1f}).", file=sys.stderr, flush=True)
     environment = {**settings, **os.environ}
     environment.pop("PYTHONPATH", None)
     if command[0] == sys.executable:
-        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name} ended with {done.returncode}: {done.stdout[-2000:]}")
     result: Result = json.loads(done.stdout.strip().splitlines()[-1])
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    model = Path(dict(itertools.pairwise(command)).get("--model", "")).name
     result |= {"load": round(load, 1), "threads": threads, "wall_seconds": round(time.monotonic() - started)}
+    result |= {"commit": at, "model": model}
     part = cache.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({**read(cache), name: result}, indent=1))
     part.rename(cache)
-    return result
+    return {**result, "name": name}
+
+
+def commit() -> str:
+    """The commit of this checkout, with `-dirty` where files that git knows have been changed since."""
+    with suppress(FileNotFoundError):  # there is no git
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() or "unknown"
+    return "unknown"
+
+
+def origins(results: Iterable[Result]) -> str:
+    """What stands under a table: the commit, threads and model of each result of `measured`."""
+    named: dict[str, list[str]] = {}
+    for result in results:
+        how = f"commit {result.get('commit', 'unknown')}, {result.get('threads', '?')} threads"
+        how += f", {result['model']}" if result.get("model") else ""
+        named.setdefault(how, []).append(result["name"])
+    head = f"This is commit {commit()} - to measure anew what is kept of another, name another --out."
+    return "\n".join([head, "", *(f"- {how}: {'; '.join(names)}" for how, names in named.items())])
 
 
 def answered(work: Sequence[dict[str, Any]], answer: Answer) -> Result:

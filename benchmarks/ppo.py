@@ -11,8 +11,9 @@ in every layer. Ours are where a night has them, in the upper layers; those of `
 Not the same work in one point, which counts against us: ours also scores each reply with the judge and keeps
 the best checkpoint. TRL's value model is either a whole copy that is trained in full, as in its own example
 ("as its users run it"), or a copy with LoRA; ours is a LoRA adapter of its own on the one base that all
-roles share. Results are kept in `--out`, so that an interrupted run goes on; another model wants another
-file. `--sides trl-lora` and the like measure a part.
+roles share. Results are kept in `--out`, so that an interrupted run goes on; another model, or changed code,
+wants another file: below the tables stands which commit each figure is of. `--sides trl-lora` and the like
+measure a part.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
+from peers import Result, figure, measured, options, origins, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.flags import ENVIRONMENT
@@ -75,6 +76,7 @@ def main() -> None:
         for side in sides
     }
     print_tables(found)
+    print(origins(found.values()))
 
 
 def write_prompts(base: Base, updates: int, path: Path) -> Path:

@@ -19,7 +19,8 @@ rankings of UKP's argument pairs, each as JSON lines {"id", "prompt": [messages]
 "source"}. They lie in `shared/data/preferences` beside the repository, or where `--data`, `--test` and
 `--rankings` say.
 
-Results are kept in `--out`, so that an interrupted run goes on; other settings want another file.
+Results are kept in `--out`, so that an interrupted run goes on; other settings, or changed code, want
+another file: below the tables stands which commit each figure is of.
 `--sides trl` measures the peer alone.
 """
 
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peers import Result, figure, measured, options, peak_memory_gib, ratio, sides_of, table
+from peers import Result, figure, measured, options, origins, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
 from chatbot.flags import ENVIRONMENT
@@ -113,10 +114,11 @@ def main() -> None:
 
 def compare_time(base: Base, arguments: argparse.Namespace) -> None:
     """A row for each K and precision."""
-    rows = []
+    rows, told = [], list[Result]()
     for job in timing_jobs(base, arguments):
         for precision in arguments.precisions.split(","):
             sides = run_sides(base, job, precision, arguments)
+            told += sides.values()
             each, peak = {}, {}
             for side, result in sides.items():
                 per_ranking = job.k * (job.k - 1) // 2 if side == "trl" else 1
@@ -134,14 +136,16 @@ def compare_time(base: Base, arguments: argparse.Namespace) -> None:
         "ours: GiB,in all layers,TRL,load at the start"
     )
     print(table(head.split(","), rows))
+    print(origins(told))
 
 
 def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
     """One row a precision: accuracy of both on the same pairs, and the difference with its interval."""
     job, test = accuracy_job(base, arguments)
-    rows = []
+    rows, told = [], list[Result]()
     for precision in arguments.precisions.split(","):
         sides = run_sides(base, job, precision, arguments)
+        told += sides.values()
         hits = {side: hits_by_group(test, result["scores"]) for side, result in sides.items()}
         longest = hits_by_group(test, [[float(len(r)) for r in turn.replies] for turn in test])
         cells = [f"{share(hits[side])}" if side in hits else "-" for side in SIDES]
@@ -158,6 +162,7 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
         "ours: s of training,in all layers,TRL"
     )
     print(table(head.split(","), rows))
+    print(origins(told))
 
 
 def share(hits: dict[str, list[float]]) -> str:

@@ -14,7 +14,8 @@ Ours also runs with int8 weights and is then held against the peers in bfloat16.
 replies that equal those of transformers one after the other, token for token: in float32 they should, in
 bfloat16 they depend on the shape of a batch and differ.
 
-Results are kept in `--out`, so that an interrupted run goes on; another model wants another file.
+Results are kept in `--out`, so that an interrupted run goes on; another model, or changed code, wants
+another file: below the tables stands which commit each figure is of.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from peers import Result, answered, figure, measured, parser_for, peak_memory_gib, ratio, table
+from peers import Result, answered, figure, measured, origins, parser_for, peak_memory_gib, ratio, table
 from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone, make_rounds
 
 from chatbot.basemodel import Base, load_base
@@ -71,6 +72,7 @@ def main() -> None:
             result = measured(arguments.out, name, command, settings)
             found.setdefault((side, precision), []).append(result)
     print_tables({key: merged(results) for key, results in found.items()})
+    print(origins(result for results in found.values() for result in results))
 
 
 def parse() -> argparse.Namespace:

@@ -1,14 +1,17 @@
 """What a benchmark does before and after its hours: it says what is missing, and draws what there is."""
 
+import subprocess
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from shutil import which
 
 import pytest
 
+from benchmarks import peers
 from benchmarks.curves import as_svg
-from benchmarks.peers import measured, sides_of
+from benchmarks.peers import commit, measured, origins, sides_of
 from chatbot.engine import Engine
 from chatbot.flags import ENVIRONMENT
 from chatbot.runner import LlamaRunner
@@ -38,6 +41,39 @@ def test_a_side_is_measured_once_with_the_settings_of_its_commands(
     assert (ours["GOMP_SPINCOUNT"], ours["LRU_CACHE_CAPACITY"]) == (ENVIRONMENT["GOMP_SPINCOUNT"], "9")
     assert measured(tmp_path / "cache.json", "ours", ["false"], {}) == ours
     assert measured(tmp_path / "cache.json", "theirs", command, {})["GOMP_SPINCOUNT"] is None
+
+
+def test_each_result_is_told_with_the_commit_and_threads_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache.json"
+    cache.write_text('{"theirs": {"seconds": 2.0, "threads": 1}, "older": {"seconds": 3.0}}')
+    monkeypatch.setattr(peers, "commit", lambda: "abc1234")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    command = [sys.executable, "-c", "print('{}')", "--model", "models/tiny"]
+    names = ("ours", "ours again", "theirs", "older")
+    told = origins(measured(cache, name, command, {}) for name in names).splitlines()
+    assert told[0].startswith("This is commit abc1234 ")
+    assert told[2:] == [
+        "- commit abc1234, 2 threads, tiny: ours; ours again",
+        "- commit unknown, 1 threads: theirs",
+        "- commit unknown, ? threads: older",
+    ]
+
+
+@pytest.mark.skipif(not which("git"), reason="there is no git")
+def test_changed_files_are_told_with_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+    (tmp_path / "code.py").write_text("1")
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "code.py"], [*identity, "commit", "-qm", "One."]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = commit()
+    (tmp_path / "code.py").write_text("2")
+    assert clean != "unknown"
+    assert commit() == f"{clean}-dirty"
 
 
 def test_too_few_rankings_to_time_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
