@@ -75,6 +75,22 @@ def test_no_vote_buys_off_a_veto(change: dict[str, float], sentence: str) -> Non
     assert sentence in reason
 
 
+@pytest.mark.parametrize(
+    "figure, allowed, too_much",
+    [
+        ("empty_rate", 1 / 300, 2 / 300),
+        ("duplicate_rate", 0.06, 0.08),
+        ("distinct_2", 0.41, 0.39),
+        ("eos_rate", 0.41, 0.39),
+        ("length", 290.0, 310.0),
+        ("length", 13.0, 11.0),
+    ],
+)
+def test_a_veto_begins_at_its_limit(figure: str, allowed: float, too_much: float) -> None:
+    for value, vetoes in ((allowed, 0), (too_much, 1)):
+        assert len(check_replies(LIKE | {figure: value}, LIKE, 0.0, 300)) == vetoes
+
+
 @pytest.mark.parametrize("direction", [-1.0, 0.0, 1.0])
 def test_replies_like_the_current_ones_meet_no_veto(direction: float) -> None:
     near = {"length": 70.0, "eos_rate": 0.45, "empty_rate": 1 / 300}

@@ -187,6 +187,20 @@ def test_each_probe_vetoes_its_own_harm(change: dict[str, float], sentence: str)
     assert sentence in reason
 
 
+@pytest.mark.parametrize(
+    "figure, allowed, too_much",
+    [
+        ("refusal_rate", 0.19, 0.21),
+        ("repetition", 0.12, 0.14),
+        ("perplexity", 33.5, 34.0),
+        ("capability", 0.81, 0.79),
+    ],
+)
+def test_a_veto_begins_at_its_limit(figure: str, allowed: float, too_much: float) -> None:
+    for value, vetoes in ((allowed, 0), (too_much, 1)):
+        assert len(check_probes(SOUND | {figure: value}, SOUND)) == vetoes
+
+
 def test_what_chance_and_a_good_night_move_is_no_veto() -> None:
     moved = {"refusal_rate": 0.14, "repetition": 0.08, "perplexity": 30.5, "capability": 0.85}
     assert check_probes(moved, SOUND) == []
