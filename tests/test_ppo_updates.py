@@ -37,6 +37,7 @@ from trainer.forward import PRIOR_TOKENS, ROOM
 from trainer.guards import Guards
 from trainer.members import pessimistic
 from trainer.ppo import (
+    adapt_beta,
     apply_eos_rule,
     begin,
     gae,
@@ -267,9 +268,48 @@ def test_how_far_an_update_went_is_read_off_its_last_inner_epoch(
     assert result.history[0]["policy_loss"] == pytest.approx(sum(losses) / len(losses))
 
 
-def test_the_learning_rate_rises_over_the_first_updates(tiny_base: Base) -> None:
+def test_the_learning_rate_rises_over_the_first_updates(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+
+    def noted(state: RunState, *rest: Any) -> dict[str, float]:
+        used.extend(group["lr"] for group in state.optimiser.param_groups)
+        return take_step(state, *rest)
+
+    monkeypatch.setattr(trainer.ppo, "take_step", noted)
     result = a_run(a_learner(tiny_base), a_config(updates=3, warmup_updates=2, ppo_lr=1e-4))
-    assert [m["learning_rate"] for m in result.history[:-1]] == pytest.approx([5e-5, 1e-4, 1e-4])
+    assert used == pytest.approx([5e-5, 1e-4, 1e-4])
+    assert [m["learning_rate"] for m in result.history[:-1]] == used
+
+
+def test_a_weight_that_no_loss_pulls_on_stays(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    state, _ = begun(policy, ppo_lr=0.1)
+    before = policy.keep("policy")
+    for parameter in policy.parameters("policy"):
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimiser.step()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in policy.state("policy").items())
+
+
+def test_beta_follows_the_kl_that_is_wanted_and_weighs_the_next_update(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+
+    def noted(*given: Any) -> Tensor:
+        used.append(given[-1])
+        return token_rewards(*given)
+
+    monkeypatch.setattr(trainer.ppo, "token_rewards", noted)
+    config = a_config(updates=3, beta=0.1, target_kl=0.5)
+    history = a_run(a_learner(tiny_base), config).history
+    wanted = [config.beta]
+    for metrics in history[:-1]:
+        wanted.append(adapt_beta(wanted[-1], metrics["kl"], config.target_kl))
+    assert [metrics["beta"] for metrics in history] == pytest.approx(wanted)
+    assert used == pytest.approx(wanted[:-1]) and used[0] != used[1] != used[2]
 
 
 def test_steps_see_whitened_advantages_and_plain_returns(

@@ -137,6 +137,20 @@ def test_each_update_rolls_out_on_the_next_prompts_and_begins_again_at_the_end(t
     assert seen == [[0, 1], [2, 0], [1, 2]]
 
 
+def test_each_update_draws_with_seeds_of_its_own_and_the_same_ones_each_time(tiny_base: Base) -> None:
+    policy = a_learner(tiny_base)
+    policy.copy("reward-0", "value")
+    merged = load_model(tiny_base, device=CPU, dtype=torch.float32)
+
+    def said(update: int, seed: int = 0) -> list[list[int]]:
+        config = RefreshConfig(prompts_per_update=4, minibatch=2, seed=seed)
+        task = Task(MergedSampler(merged), [[1, 80]], config, Sampling(max_new_tokens=6), Roles(MEMBERS))
+        return [reply.reply for reply in roll_out(policy, task, update)[0].replies]
+
+    assert said(0) == said(0)
+    assert len({str(replies) for replies in (said(0), said(1), said(2), said(0, seed=1))}) == 4
+
+
 def test_rollouts_come_from_the_policy_as_it_is_now(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     policy.copy("reward-0", "value")
