@@ -18,15 +18,15 @@ from chatbot.chatformat import Messages
 from chatbot.generation import Asked, Generation, ReplyStream, room_for_prompt
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
-from data.database import Database, clean
+from data.database import Database
 from data.errors import NotFound, Problem, Refused
 from data.messages import prompt_of
 from data.records import FinishReason, Message, Person, Sampling
+from data.text import clean
 
 log = logging.getLogger(__name__)
 
-_KEEP_ENDED_SECONDS = 60.0
-_STORE_AGAIN_SECONDS = 1.0
+_KEEP_ENDED_SECONDS, _STORE_AGAIN_SECONDS = 60.0, 1.0
 
 
 @dataclass(frozen=True)

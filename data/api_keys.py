@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from data import people
-from data.database import Database, Row, clean, new_id
+from data.database import Database, Row, new_id
 from data.errors import Busy, NotFound, Refused
 from data.records import Person
+from data.text import clean
 
 MOST_KEYS = 20
 """Of one person at a time."""

@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections.abc import Collection
 
-from data.database import Database, to_json
+from data.database import Database
 from data.errors import NotFound
 from data.messages import prompt_of
 from data.records import Prompt
+from data.text import to_json
 
 _MAY_TEACH = (
     "FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN people p ON p.id = c.person_id"

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
-from data.database import Database, Row, as_sentences, clean, connect, new_id, to_json
+from data.database import Database, Row, as_sentences, connect, new_id
 from data.errors import NotFound, Problem, Refused
 from data.messages import branches as branches
 from data.messages import by_request_key as by_request_key
@@ -24,6 +24,7 @@ from data.messages import messages as messages
 from data.messages import path_to as path_to
 from data.messages import replies as replies
 from data.records import Conversation, FinishReason, Message, Sampling
+from data.text import clean, to_json
 
 NEW_TITLE = "New chat"
 TITLE_LENGTH = 60

@@ -6,7 +6,6 @@ read is `db.query(...)` on the thread's own connection. pysqlite3's wheels bring
 ones can corrupt a WAL database, and two SQLite libraries on one file lose rows, so nothing else imports one.
 """
 
-import json
 import threading
 import time
 import weakref
@@ -58,16 +57,6 @@ _SENTENCES = {
 def new_id() -> str:
     """A UUIDv7: ids made later sort later."""
     return str(uuid_utils.uuid7())
-
-
-def clean(text: str) -> str:
-    """`text` as it can be stored: a lone surrogate or a NUL becomes the replacement character."""
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def to_json(value: Any) -> str:
-    """JSON as stored in a column."""
-    return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 class _Reader:

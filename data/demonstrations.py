@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.comparisons import in_batches
 from data.database import Database
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, prompt_of
 from data.records import Source
+from data.snapshots import in_batches
 
 
 @dataclass(frozen=True, slots=True)

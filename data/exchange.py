@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from data import conversations, demonstrations, people, rankings
-from data.comparisons import RankedTurn, stream_turns
+from data.comparisons import RankedTurn
 from data.database import Database
 from data.errors import Refused, no_file
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
+from data.snapshots import stream_turns
 
 BATCH = 100
 """Rows imported in one transaction."""

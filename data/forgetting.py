@@ -21,10 +21,11 @@ from typing import Any
 
 from data import people, runs, versions
 from data.backups import backup_files
-from data.database import Connection, Database, to_json
+from data.database import Connection, Database
 from data.errors import Busy, Problem
 from data.home import Home
 from data.records import Person
+from data.text import to_json
 
 NOBODY = "a deleted person"
 ACTOR = "command line"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.comparisons import RankedTurn
-from data.database import clean
 from data.errors import Refused
 from data.prompts import chat_messages
 from data.rankings import check_kind
 from data.records import RankingKind
+from data.text import clean
 
 Messages = tuple[dict[str, str], ...]
 Row = dict[str, Any]

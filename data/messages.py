@@ -7,9 +7,10 @@ import json
 import time
 from typing import Any
 
-from data.database import Connection, Database, Row, clean, new_id
+from data.database import Connection, Database, Row, new_id
 from data.errors import NotFound
 from data.records import Message, Sampling
+from data.text import clean
 
 _MESSAGE = (
     "m.id, m.conversation_id, m.parent_id, m.role, m.content, m.author_id, m.replaces_id, m.version,"

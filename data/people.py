@@ -7,9 +7,10 @@ import json
 import time
 from typing import Any, get_args
 
-from data.database import Database, Row, clean, new_id, to_json
+from data.database import Database, Row, new_id
 from data.errors import NotFound, Refused
 from data.records import AuditEntry, Person, PersonKind, PersonRole
+from data.text import clean, to_json
 
 _COLUMNS = "people.id, people.name, people.role, people.kind, people.is_disabled, people.created_at"
 

@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-from data.database import clean
 from data.errors import Refused, no_file
 from data.records import MessageRole, Prompt
+from data.text import clean
 
 
 @cache

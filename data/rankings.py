@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from data.database import Connection, Database, Row, clean, new_id, to_json
+from data.database import Connection, Database, Row, new_id
 from data.errors import Refused
 from data.messages import message, replies
 from data.records import Placement, Ranking, RankingKind, Source
+from data.text import clean, to_json
 
 TEACHING = """rankings r
     JOIN messages t ON t.id = r.turn_id

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data.comparisons import Snapshot
-from data.database import Database, Row, clean, new_id, to_json
+from data.database import Database, Row, new_id
 from data.errors import NotFound, Refused
 from data.records import Metric, Run, RunState
+from data.text import clean, to_json
 from data.versions import check_lease
 
 LEASE_SECONDS = 60.0

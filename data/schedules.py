@@ -10,9 +10,10 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from data import people
-from data.database import Database, clean
+from data.database import Database
 from data.errors import Refused
 from data.records import Schedule
+from data.text import clean
 
 _TIMEZONE = Path("/etc/timezone")
 _LOCALTIME = Path("/etc/localtime")

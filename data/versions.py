@@ -14,9 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 from data import people
-from data.database import Connection, Database, Row, clean, to_json
+from data.database import Connection, Database, Row
 from data.errors import NotFound, Refused
 from data.records import BASE_VERSION, AuditEntry, Serving, Version, VersionStatus
+from data.text import clean, to_json
 
 TRAINER = "trainer"
 """Who did it, in the audit, where no person did."""

@@ -19,11 +19,11 @@ from chatbot.pages.payload import Payload
 from chatbot.pages.sidebar import version_view
 from chatbot.turns import Turns
 from data import conversations, people, rankings
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.home import Home
 from data.records import FinishReason, Person, RankingKind, Sampling
+from data.snapshots import take_snapshot
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 

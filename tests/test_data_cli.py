@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 
 from data import conversations, people, rankings, runs, versions
 from data.__main__ import main
-from data.comparisons import take_snapshot, write_snapshot
+from data.comparisons import write_snapshot
 from data.database import Database, open_database
 from data.errors import Busy, Problem
 from data.forgetting import forget
 from data.home import Home
 from data.records import Person, Run
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
 CANARY = "canary-7f3a91"
@@ -368,6 +370,14 @@ def test_nobody_is_forgotten_while_a_refresh_runs_or_without_a_yes(
     with pytest.raises(Busy, match="refresh is running"):
         forget(db, home, ada)
     assert people.by_name(db, "ada") == ada
+
+
+def test_a_night_that_was_killed_keeps_nobody_from_being_forgotten(db: Database, home: Home) -> None:
+    ada = somebody(db)
+    run = runs.claim(db, "tonight", config={}, now=time.time() - 3600)
+    assert run is not None and run.state == "running"
+    forget(db, home, ada)
+    assert people.by_name(db, "ada") is None and runs.get(db, run.id).state == "interrupted"
 
 
 def test_the_list_of_backups_that_still_hold_the_rows_is_told(db: Database, home: Home) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from data import people, recovery
 from data.backups import backup_files, backup_path, made_at, newest_at, rotate
-from data.database import Database, clean, connect, damage_of, lock_of, new_id, open_database
+from data.database import Database, connect, damage_of, lock_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.home import Home
 from data.recovery import back_up_daily, backup_problem, make_backup, restore
@@ -26,13 +26,6 @@ def test_ids_made_later_sort_later() -> None:
     ids = [new_id() for _ in range(1000)]
     assert ids == sorted(ids)
     assert len(set(ids)) == 1000
-
-
-@pytest.mark.parametrize(
-    ("text", "stored"), [("a\0b", "a\ufffdb"), ("\ud800x", "\ufffdx"), ("👩‍👩‍👧", "👩‍👩‍👧")]
-)
-def test_only_what_cannot_be_stored_is_replaced(text: str, stored: str) -> None:
-    assert clean(text) == stored
 
 
 def test_the_pragmas_that_keep_acknowledged_rows_are_on(db: Database) -> None:

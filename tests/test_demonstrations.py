@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from data import conversations, people, runs, versions
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.demonstrations import collect, stream, write_down
 from data.exchange import export_rows, import_rows
 from data.forgetting import forget
 from data.home import Home
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from data import asked, conversations, people, rankings
-from data.comparisons import take_snapshot
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.exchange import export_rows, import_rows, read_rows
 from data.home import open_home
 from data.records import Placement
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

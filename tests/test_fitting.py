@@ -13,10 +13,11 @@ from chatbot.basemodel import Base
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data import conversations, rankings, runs
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, write_snapshot
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
 from data.database import Database
 from data.forgetting import forget
 from data.home import Home
+from data.snapshots import take_snapshot
 from tests.adapter_files import make_version
 from tests.learners import fair_share, foretold, shares
 from tests.nights import a_run, known_conversations, tiny_night

@@ -298,7 +298,7 @@ def test_how_people_ranked_the_versions_is_read_where_the_tab_is_shown(
         read.append("record")
         return {}
 
-    monkeypatch.setattr("data.comparisons.version_record", record)
+    monkeypatch.setattr("data.snapshots.version_record", record)
     page = built_page(db, home)
     happen(page, "load", operator)
     assert read == []

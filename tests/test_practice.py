@@ -8,12 +8,12 @@ import pytest
 
 from chatbot.basemodel import Base
 from data import conversations, people
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
 from data.prompts import borderline_prompts, judging_prompts, practice_prompts
 from data.records import Prompt
+from data.snapshots import take_snapshot
 from tests.learners import ranked
 from tests.nights import JUDGING, PRACTICE, known_conversations, short_prompts, tiny_night, write_prompts
 from tests.stories import a_turn, rank, somebody

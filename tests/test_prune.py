@@ -9,11 +9,12 @@ import pytest
 
 from chatbot.manifest import Manifest, write_manifest
 from data import runs, versions
-from data.comparisons import take_snapshot, write_snapshot
+from data.comparisons import write_snapshot
 from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
+from data.snapshots import take_snapshot
 from tests.operating import add_version, end_run, start_run
 from trainer import prune as prune_module
 from trainer.fitting import newest_accepted

@@ -8,11 +8,11 @@ import pytest
 from chatbot.engine import Engine
 from chatbot.turns import Turns
 from data import conversations, people, rankings
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import Refused
 from data.prompts import practice_prompts
 from data.records import Prompt
+from data.snapshots import take_snapshot
 from trainer.raters import Simulation, _send, _that_fit, places, simulate
 from trainer.tastes import EMPTY, concise
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from data import rankings, runs
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Run
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
 

@@ -13,9 +13,10 @@ from chatbot.generation import Asked, Generation
 from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
 from data import conversations, rankings
-from data.database import Database, clean
+from data.database import Database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Message, Person, Sampling
+from data.text import clean
 from tests.stories import somebody
 from tests.test_engine import until
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from data import people, runs, versions
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Run, Version, VersionStatus
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
 

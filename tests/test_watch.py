@@ -18,10 +18,10 @@ import pytest
 
 from data import forecast, requests, runs, schedules
 from data.backups import newest_at
-from data.comparisons import take_snapshot
 from data.database import Database, open_database
 from data.home import Home, open_home
 from data.records import Run, Schedule
+from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 from trainer.progress import SHUT_DOWN, reason_of
 from trainer.watch import Watcher, claim_due, cores, last_slot, log_file, next_night

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
-from data.comparisons import take_snapshot
 from data.database import Database
 from data.home import Home
 from data.records import Prompt, Sampling
+from data.snapshots import take_snapshot
 from tests.candidates import Court, Maker, Worth, push, replies_of
 from tests.learners import CPU, shake
 from tests.nights import JUDGING, PRACTICE, likes_ers, tiny_night

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from chatbot.manifest import read_manifest
 from chatbot.policy import Policy
 from data import runs, versions
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, take_snapshot, weigh, write_snapshot
+from data.comparisons import RankedTurn, Snapshot, read_snapshot, weigh, write_snapshot
 from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
+from data.snapshots import take_snapshot
 from trainer import ensemble
 from trainer.examine import examine
 from trainer.forward import sample_replies
@@ -190,7 +191,7 @@ def fit_rewards(
     assert found is not None, "the chief has read the database"
     lessons, before = found
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
-        seed, lesson = _seed(night, own), lessons[own]
+        seed, lesson = night.config.seed + (own == "B"), lessons[own]
         message = _message(night, name, lesson)
         night.progress.enter(name, message)
         fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=ensemble.JUDGE)
@@ -215,10 +216,6 @@ def fit_rewards(
     return reports
 
 
-def _seed(night: Night, part: str) -> int:
-    return night.config.seed + (part == "B")
-
-
 def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesson], Path | None]:
     """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
     before = newest_accepted(night) if night.config.warm_start else None
@@ -228,7 +225,7 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesso
             _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
             night.config,
-            _seed(night, part),
+            night.config.seed + (part == "B"),
             everything=_part(everything, part),
             learned=before.learned[part] if before else None,
             saved_rank=before.rank if before else None,

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from data.comparisons import RankedTurn
-from data.database import clean
 from data.errors import Refused, no_file
 from data.prompts import chat_messages
+from data.text import clean
 
 
 def read_rows(

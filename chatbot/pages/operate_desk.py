@@ -16,7 +16,7 @@ from chatbot.kept import Kept
 from chatbot.pages.operate_figures import part, sentences
 from chatbot.pages.operate_words import known, say
 from chatbot.pages.words import language_of
-from data import comparisons, people, rankings, schedules
+from data import people, rankings, schedules, snapshots
 from data.database import Database
 from data.errors import NotFound, Problem
 from data.home import Home
@@ -57,7 +57,7 @@ class Desk:
         default_factory=lambda: Kept(rankings.count)
     )
     version_record: Kept[[Database], dict[tuple[str, str], tuple[int, int, int]]] = field(
-        default_factory=lambda: Kept(comparisons.version_record)
+        default_factory=lambda: Kept(snapshots.version_record)
     )
 
     def open(self, request: gr.Request) -> Visit:

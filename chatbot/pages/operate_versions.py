@@ -11,7 +11,7 @@ import gradio as gr
 
 from chatbot.pages.operate_desk import Desk, Visit, attempt, panel, table, verdict
 from chatbot.pages.operate_words import known, moment
-from data import comparisons, versions
+from data import snapshots, versions
 from data.database import Database
 from data.errors import Refused
 from data.records import BASE_VERSION, Version
@@ -108,7 +108,7 @@ def listing_html(desk: Desk, visit: Visit) -> str:
         for version in made
     ]
     head = [visit.html(key) for key in ("version", "parent_of", "status", "rankings", "made", "people")]
-    note = visit.html("compared_note", n=f"{comparisons.RECORDED:,}")
+    note = visit.html("compared_note", n=f"{snapshots.RECORDED:,}")
     return table(head, rows) + f"<p class='ns-quiet'>{note}</p>"
 
 

@@ -1,0 +1,127 @@
+"""What the database holds, as comparisons: every ranking that teaches, with its prompt and replies as text,
+and everybody's last edit of a reply, which beats what it replaced.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import combinations
+
+from data.comparisons import RankedTurn, Snapshot, lines_of, weigh
+from data.database import Database, Row
+from data.errors import NotFound
+from data.messages import DEMONSTRATED, WRITTEN, prompt_of
+from data.rankings import TEACHING
+from data.versions import number
+
+RECORDED = 10_000
+"""How many of the newest rankings `version_record` reads, so that its cost stays bounded."""
+BATCH = 100
+
+
+def take_snapshot(db: Database) -> Snapshot:
+    """All that teaches at this moment, oldest first, weighed."""
+    with db.read():
+        found = list(stream_turns(db))
+    turns = weigh(sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id)))
+    return Snapshot(tuple(turns), hashlib.sha256(lines_of(turns)).hexdigest())
+
+
+def stream_turns(db: Database) -> Iterator[RankedTurn]:
+    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time.
+
+    Without what is deleted before its turn comes.
+    """
+    for row in in_batches(
+        db,
+        "SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id"
+        f" FROM {TEACHING} AND r.id > ? ORDER BY r.id LIMIT ?",
+    ):
+        with suppress(NotFound):
+            yield from _ranked_turn(db, row)
+    for row in in_batches(
+        db,
+        "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
+        " m.content AS original, m.version, m.finish_reason"
+        f" FROM messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
+        " AND e.id > ? ORDER BY e.id LIMIT ?",
+    ):
+        with suppress(NotFound):
+            yield _edited_turn(db, row)
+
+
+def in_batches(db: Database, sql: str) -> Iterator[Row]:
+    """All rows of `sql`, BATCH at a time: its parameters are the last id seen and how many to read."""
+    last = ""
+    while rows := db.query(sql, (last, BATCH)):
+        yield from rows
+        last = rows[-1]["id"]
+
+
+def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
+    """One ranking with its texts, unless too few of them were written to say anything."""
+    placed = db.query(
+        "SELECT m.content, m.version, m.finish_reason, place, shown FROM placements"
+        f" JOIN messages m ON m.id = message_id WHERE ranking_id = ? AND {WRITTEN} ORDER BY m.id",
+        (row["id"],),
+    )
+    turn = RankedTurn(
+        ranking_id=row["id"],
+        turn_id=row["turn_id"],
+        conversation_id=row["conversation_id"],
+        person_id=row["person_id"],
+        source=row["source"],
+        kind=row["kind"],
+        created_at=row["created_at"],
+        prompt=prompt_of(db, row["turn_id"]),
+        replies=tuple(entry["content"] for entry in placed),
+        places=tuple(entry["place"] for entry in placed),
+        versions=tuple(entry["version"] for entry in placed),
+        shown=tuple(entry["shown"] for entry in placed),
+        cut=tuple(entry["finish_reason"] != "stop" for entry in placed),
+        weight=1.0,
+    )
+    if turn.pairs() or (placed and turn.kind == "all_bad"):
+        yield turn
+
+
+def _edited_turn(db: Database, row: Row) -> RankedTurn:
+    """An edit beats the reply it replaced."""
+    return RankedTurn(
+        ranking_id=row["id"],
+        turn_id=row["parent_id"],
+        conversation_id=row["conversation_id"],
+        person_id=row["author_id"],
+        source="human" if row["kind"] == "human" else "simulated",
+        kind="best",
+        created_at=row["created_at"],
+        prompt=prompt_of(db, row["parent_id"]),
+        replies=(row["content"], row["original"]),
+        places=(1, 2),
+        versions=(None, row["version"]),
+        shown=(0, 0),
+        cut=(False, row["finish_reason"] != "stop"),
+        weight=1.0,
+    )
+
+
+def version_record(db: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """(newer, older) -> (wins, ties, losses) of the newer version: one count for each ranking in which both
+    appeared, by which had the better mean place. Only rankings by people here, the newest RECORDED."""
+    rows = db.query(
+        "SELECT r.id, m.version, avg(place) AS place FROM"
+        f" (SELECT r.id FROM {TEACHING} AND r.source = 'human' ORDER BY r.created_at DESC LIMIT ?) r"
+        f" JOIN placements ON ranking_id = r.id JOIN messages m ON m.id = message_id AND {WRITTEN}"
+        " AND m.version IS NOT NULL GROUP BY r.id, m.version",
+        (RECORDED,),
+    )
+    met: dict[str, dict[str, float]] = {}
+    for row in rows:
+        met.setdefault(row["id"], {})[row["version"]] = row["place"]
+    record: dict[tuple[str, str], tuple[int, int, int]] = {}
+    for places in met.values():
+        for older, newer in combinations(sorted(places, key=number), 2):
+            wins, ties, losses = record.get((newer, older), (0, 0, 0))
+            won, tied = places[newer] < places[older], places[newer] == places[older]
+            record[newer, older] = (wins + won, ties + tied, losses + (not won and not tied))
+    return record

@@ -1,0 +1,146 @@
+"""snapshots.py: what teaches, as the database holds it, and which version beat which."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from data import comparisons, conversations, people
+from data.database import Database
+from data.records import FinishReason, Message, Sampling
+from data.snapshots import stream_turns, take_snapshot, version_record
+from tests.stories import a_turn, rank, somebody
+
+
+def test_a_snapshot_holds_the_texts_versions_and_cuts(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada, ["short", "long"], version=["base", "v000001"], question="Why?")
+    ranking = rank(db, ada, replies[::-1], [1, 2])
+    (turn,) = take_snapshot(db).turns
+    assert (turn.ranking_id, turn.conversation_id) == (ranking.id, replies[0].conversation_id)
+    assert turn.prompt == ({"role": "user", "content": "Why?"},)
+    assert (turn.replies, turn.places, turn.versions) == (("short", "long"), (2, 1), ("base", "v000001"))
+    assert (turn.shown, turn.cut, turn.weight) == ((1, 0), (False, False), 1.0)
+
+
+def test_a_reply_that_did_not_end_by_itself_is_cut(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada, ["one"])
+    turn = str(replies[0].parent_id)
+    (long,) = conversations.start_replies(db, turn, "base", Sampling(), [9])
+    replies.append(conversations.finish_reply(db, long.id, "without end", 128, "length"))
+    rank(db, ada, replies, [1, 2])
+    assert take_snapshot(db).turns[0].cut == (False, True)
+
+
+def with_an_empty_reply(db: Database, texts: list[str], reason: FinishReason) -> list[Message]:
+    """The replies to a turn; v000001 wrote the last one, of which nothing is there."""
+    replies = a_turn(db, somebody(db), texts)
+    (empty,) = conversations.start_replies(db, str(replies[0].parent_id), "v000001", Sampling(), [9])
+    return [*replies, conversations.finish_reply(db, empty.id, "", 0, reason)]
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "cancelled", "failed"])
+def test_a_reply_that_was_cut_off_before_its_first_word_teaches_nothing(
+    db: Database, reason: FinishReason
+) -> None:
+    ada, replies = somebody(db), with_an_empty_reply(db, ["one", "two"], reason)
+    rank(db, ada, replies, [1, 2, 2], kind="best")
+    rank(db, ada, with_an_empty_reply(db, ["one"], reason), [1, 2])
+    rank(db, ada, with_an_empty_reply(db, ["one", "two"], reason), [2, 2, 1], kind="best")
+    conversations.add_edit(db, replies[-1].id, "three", ada.id)
+    (turn,) = take_snapshot(db).turns
+    assert (turn.replies, turn.pairs()) == (("one", "two"), [(0, 1, 1.0)])
+    assert version_record(db) == {}
+
+
+def test_a_model_that_had_nothing_to_say_is_judged_for_it(db: Database) -> None:
+    rank(db, somebody(db), with_an_empty_reply(db, ["one"], "stop"), [1, 2])
+    assert take_snapshot(db).turns[0].pairs() == [(0, 1, 1.0)]
+    assert version_record(db) == {("v000001", "base"): (0, 0, 1)}
+
+
+def test_only_what_teaches_is_in_the_snapshot(db: Database) -> None:
+    ada, eve = somebody(db), somebody(db, "eve")
+    kept = rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    rank(db, ada, a_turn(db, ada, may_train=False), [1, 2, 3])
+    rank(db, eve, a_turn(db, ada), [1, 2, 3])
+    people.set_disabled(db, eve.id, True)
+    changed = a_turn(db, ada)
+    rank(db, ada, changed, [1, 2, 3])
+    last = rank(db, ada, changed, [1, 1, 1], kind="all_bad")
+    assert [turn.ranking_id for turn in take_snapshot(db).turns] == [kept.id, last.id]
+
+
+def test_an_edit_beats_what_it_replaced(db: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada)
+    edit = conversations.add_edit(db, replies[2].id, "four", ada.id)
+    (turn,) = take_snapshot(db).turns
+    assert (turn.ranking_id, turn.kind, turn.source) == (edit.id, "best", "human")
+    assert (turn.replies, turn.pairs()) == (("four", "three"), [(0, 1, 1.0)])
+    conversations.set_may_train(db, edit.conversation_id, False)
+    assert take_snapshot(db).turns == ()
+
+
+def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
+    ada = somebody(db)
+    chats = [a_turn(db, ada) for _ in range(6)]
+    for replies in chats[:3]:
+        rank(db, ada, replies, [1, 2, 3])
+    for replies in chats[3:]:
+        conversations.add_edit(db, replies[0].id, "better", ada.id)
+    turns = stream_turns(db)
+    found = [next(turns)]
+    conversations.delete(db, chats[1][0].conversation_id)  # its row has been read with the first one's
+    found += [next(turns), next(turns)]
+    conversations.delete(db, chats[4][0].conversation_id)
+    found += turns
+    assert [turn.turn_id for turn in found] == [chats[at][0].parent_id for at in (0, 2, 3, 5)]
+
+
+def test_a_snapshot_is_its_file(db: Database, tmp_path: Path) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada, ["één\u2028", "zwei\n", "三"]), [1, 2, 2])
+    conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
+    snapshot, path = take_snapshot(db), tmp_path / "snapshot.jsonl"
+    comparisons.write_snapshot(snapshot, path)
+    assert comparisons.read_snapshot(path) == snapshot
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == snapshot.sha256
+    assert take_snapshot(db) == snapshot
+
+
+def test_a_later_ranking_changes_the_hash_and_an_empty_snapshot_has_one(db: Database) -> None:
+    empty = take_snapshot(db)
+    assert empty.turns == ()
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert take_snapshot(db).sha256 != empty.sha256
+
+
+def test_versions_are_compared_where_they_met(db: Database) -> None:
+    ada = somebody(db)
+    both = ["base", "v000001", "base", "v000001"]
+    for order in ([2, 1, 3, 1], [1, 1, 1, 1], [1, 2, 3, 4], [4, 1, 3, 2]):
+        rank(db, ada, a_turn(db, ada, list("abcd"), version=both), order)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    rank(db, ada, a_turn(db, ada, list("abcd"), version=both), [1, 2, 3, 4], source="simulated")
+    assert version_record(db) == {("v000001", "base"): (2, 1, 1)}
+
+
+def test_versions_are_compared_in_the_newest_rankings(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.snapshots.RECORDED", 2)
+    ada, both = somebody(db), ["base", "v000001"]
+    for order in ([1, 2], [1, 2], [2, 1], [1, 1]):
+        rank(db, ada, a_turn(db, ada, list("ab"), version=both), order)
+    assert version_record(db) == {("v000001", "base"): (1, 1, 0)}
+
+
+def test_of_many_versions_the_newer_is_named_first(db: Database) -> None:
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada, list("abc"), version=["v000010", "v000009", "base"]), [1, 2, 3])
+    assert version_record(db) == {
+        ("v000010", "v000009"): (1, 0, 0),
+        ("v000010", "base"): (1, 0, 0),
+        ("v000009", "base"): (1, 0, 0),
+    }
