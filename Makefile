@@ -36,4 +36,4 @@ vllm-check: $(INSTALLED) ## two real vLLM servers, started with the python of VL
 	$(BIN)/python -m pytest -m vllm $(ARGS)
 
 gpu-check: $(INSTALLED) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py $(ARGS)

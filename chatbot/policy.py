@@ -185,7 +185,8 @@ class Policy:
             self._plain.set_attn_implementation(layout.attention)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             out = trunk(**layout.inputs, use_cache=False)
-        return cast(Tensor, out.last_hidden_state)
+        # On CUDA autocast leaves float32 behind a plain LayerNorm.
+        return cast(Tensor, out.last_hidden_state).to(self._dtype)
 
     def logits_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
         """Float32 logits of chosen hidden states, (N, D), a few rows at a time: (n, V), in their order."""

@@ -1,10 +1,16 @@
-"""What must hold on CUDA as it does on a CPU: `make gpu-check`. Needs torch, transformers and peft alone."""
+"""What must hold on CUDA as it does on a CPU: `make gpu-check`.
 
+Needs torch, transformers, peft and pytest alone: `python -m pytest -m gpu tests/test_gpu.py`.
+"""
+
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPTNeoXConfig, PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
@@ -16,9 +22,13 @@ from chatbot.runner import prepare, runner_for
 from data.home import Home
 from data.records import Sampling
 from tests.jobs import a_job
+from tests.learners import ranked
+from tests.tiny import base_of
+from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.ppo import train_ppo
+from trainer.reward import normalise, score_replies, tokenise, train_reward
 from trainer.sampler import MergedSampler
 
 pytestmark = [
@@ -36,10 +46,9 @@ def base(tiny_directory: Path, home: Home) -> Base:
     return load_base(str(tiny_directory), home, lambda text: None)
 
 
-def decoded(base: Base, device: torch.device, dtype: torch.dtype = torch.float32) -> list[list[int]]:
+def decoded(base: Base, model: PreTrainedModel) -> list[list[int]]:
     """Short prompts, then a long one with three replies, which is read in pieces beside them."""
-    model = load_model(base, device=device, dtype=dtype)
-    form: Format = "float32" if dtype == torch.float32 else "bfloat16"
+    form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
     runner = runner_for(prepare(model, form), base.format.end_of_turn)
     greedy = Sampling(temperature=0.0, max_new_tokens=24)
     jobs = [a_job(prompt, [0], greedy) for prompt in PROMPTS]
@@ -60,14 +69,21 @@ def test_the_gpu_is_chosen_and_computes_in_bfloat16_where_it_can() -> None:
 
 
 def test_greedy_replies_in_float32_are_those_of_the_cpu(base: Base) -> None:
-    assert decoded(base, CUDA) == decoded(base, torch.device("cpu"))
+    here, there = (load_model(base, device=d, dtype=torch.float32) for d in (CUDA, torch.device("cpu")))
+    assert decoded(base, here) == decoded(base, there)
+
+
+def test_a_model_of_another_kind_says_in_float32_what_it_says_on_the_cpu(home: Home) -> None:
+    other = base_of(GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=1024), home)
+    here, there = (load_model(other, device=d, dtype=torch.float32) for d in (CUDA, torch.device("cpu")))
+    assert decoded(other, here) == decoded(other, there)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_attention_is_fused_and_none_is_planned_for_a_length(base: Base, dtype: torch.dtype) -> None:
+    model = load_model(base, device=CUDA, dtype=dtype)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
-        assert all(decoded(base, CUDA, dtype))
-    load_model(base, device=CUDA, dtype=dtype)
+        assert all(decoded(base, model))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -81,9 +97,8 @@ def test_the_engine_goes_on_from_its_replies_while_versions_change(base: Base, t
     for name in ("v000001", "v000002", "v000003"):
         engine.load(name, tmp_path / "saved")
         engine.serve(name)
-        asked = engine.submit(
-            said, replies=4, sampling=Sampling(temperature=0.7, top_p=0.9, max_new_tokens=30)
-        )
+        sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=30)
+        asked = engine.submit(said, replies=4, sampling=sampling, seeds=[1, 2, 3, 4])
         assert asked.wait(60) and {r.finish_reason for r in asked.replies} <= {"stop", "length"}
         said += [
             {"role": "assistant", "content": asked.replies[0].text},
@@ -137,21 +152,51 @@ def test_a_generating_copy_says_what_the_worn_adapter_says(
     assert torch.allclose(worn, logits_of(merged, hidden), atol=1e-3)
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
-    base: Base, precision: str, four_bit: bool
-) -> None:
-    if four_bit:
-        pytest.importorskip("bitsandbytes")
+def a_lesson(policy: Policy) -> list[float]:
+    """What a reward model of its own says of some replies after a lesson with rankings of 2 to 9 replies."""
+    words = [
+        "yes",
+        "no, never",
+        "perhaps " * 30,
+        "it rains",
+        "a b c",
+        "so it is",
+        "why not",
+        "hm",
+        "well " * 9,
+    ]
+    turns = [
+        ranked(words[: 2 + i % 8], range(1, 3 + i % 8), conversation=f"c{i}", question=f"Question {i}?")
+        for i in range(16)
+    ]
+    turns += [replace(turns[0], kind="all_bad", places=(1, 1))]
+    replies = [reply for t in tokenise(turns, policy.base.format) for reply in t.replies]
+    policy.heads.pop("mine", None)
+    config = RefreshConfig(rank=4, reward_lr=5e-3, reward_batch=4, reward_steps=1)
+    train_reward(policy, "mine", turns, config, seed=0, tell=lambda *_: None)
+    normalise(policy, "mine", replies[:20])
+    return score_replies(policy, "mine", replies)
+
+
+def test_a_reward_model_learns_what_it_learns_on_the_cpu(base: Base) -> None:
+    here, there = (
+        torch.tensor(a_lesson(Policy(base, device=device, dtype=torch.float32)))
+        for device in (CUDA, torch.device("cpu"))
+    )
+    torch.testing.assert_close(here, there, atol=0.02, rtol=0.02)
+    in_half = torch.tensor(a_lesson(Policy(base, device=CUDA, dtype=torch.bfloat16)))
+    assert torch.corrcoef(torch.stack([in_half, there]))[0, 1] > 0.98
+
+
+def improved(base: Base, precision: str, four_bit: bool = False, **more: Any) -> PPOResult:
+    """Two updates of PPO on eight prompts."""
     policy = Policy(base, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
     policy.add("policy", seed=0)
     for name in ("reward-0", "judge"):
         policy.add(name, seed=1, with_head=True)
     config = RefreshConfig(updates=2, prompts_per_update=8, minibatch=4, ppo_lr=1e-3, warmup_updates=1)
     merged = merged_model(base, None, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
-
-    result = train_ppo(
+    return train_ppo(
         policy,
         MergedSampler(merged),
         PROMPTS,
@@ -160,8 +205,43 @@ def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
         reference=None,
         starts_at_reference=True,
         endings=Endings(),
+        **more,
     )
 
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_two_updates_of_ppo_move_the_policy_and_stay_finite(
+    base: Base, precision: str, four_bit: bool
+) -> None:
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
+    result = improved(base, precision, four_bit)
     assert result.updates == 2, result.stopped
-    assert result.history[0]["first_ratio_error"] < 1e-3
+    # Minibatches are padded otherwise than the batch was, for which attention has another kernel.
+    assert result.history[0]["first_ratio_error"] < (1e-3 if precision == "float32" else 5e-3)
     assert abs(result.history[-1]["kl"]) > 0
+
+
+def test_a_model_with_plain_layer_norms_is_improved_in_bfloat16(home: Home) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    other = base_of(GPTNeoXConfig(vocab_size=259, max_position_embeddings=256, **sizes), home)
+    assert improved(other, "bfloat16").updates == 2
+
+
+class Killed(Exception):
+    """What ends a run here in place of a kill."""
+
+
+def test_ppo_that_is_taken_up_again_goes_on_as_it_would_have(base: Base, tmp_path: Path) -> None:
+    def die(update: int, fraction: float, metrics: dict[str, float]) -> None:
+        raise Killed
+
+    whole = improved(base, "float32")
+    with pytest.raises(Killed):
+        improved(base, "float32", checkpoints=tmp_path, tell=die)
+    resumed = improved(base, "float32", checkpoints=tmp_path)
+    assert resumed.updates == whole.updates == 2
+    for name, wanted in whole.history[-1].items():
+        if "seconds" not in name:
+            assert resumed.history[-1][name] == pytest.approx(wanted, rel=1e-2, abs=1e-3), name

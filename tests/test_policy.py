@@ -11,6 +11,7 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -279,6 +280,16 @@ def test_logits_are_the_model_s_own_though_it_scales_or_caps_them(
     ids = torch.arange(3, 20)[None]
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state
     torch.testing.assert_close(logits_of(model, hidden), cast(Any, model)(input_ids=ids).logits)
+
+
+def test_a_last_norm_in_float32_meets_a_head_in_bfloat16(home: Home) -> None:
+    """As CUDA's autocast computes a plain LayerNorm; that of a CPU leaves it in bfloat16."""
+    base = base_of(GPTNeoXConfig(vocab_size=259, max_position_embeddings=256, **SMALL), home)
+    policy = Policy(base, device=CPU, dtype=torch.bfloat16)
+    policy.add("policy", seed=0)
+    norms = [part for part in policy._plain.get_decoder().children() if isinstance(part, torch.nn.LayerNorm)]
+    norms[-1].register_forward_hook(lambda module, inputs, states: states.float())
+    assert torch.isfinite(logits(policy, "policy")).all()
 
 
 def test_a_model_whose_logits_are_not_understood_is_refused(
