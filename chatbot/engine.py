@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 _BUILDING = 1.25
 """Of the weights of a version, what must be free to build it: layers are converted one after the other,"""
 _CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 5, "int8": 6}
-"""and the embedding beside them, as much as so many copies of it in float32 (benchmarks/RESULTS.md). What
-transformers decodes is not converted."""
+"""and on a CPU the embedding beside them, as much as so many copies of it in float32 (benchmarks/RESULTS.md).
+What transformers decodes is not converted."""
 
 
 @dataclass
@@ -114,17 +114,20 @@ class Engine(AnyEngine):
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
             sizes = [weight.numel() for weight in model.parameters()]
+            held = sum(weight.nbytes for weight in model.parameters())
             weights = prepare(model, self._format, takes=True)
-            if adapter is None:
+            if adapter is None and self.device.type == "cuda":  # where nothing is converted
+                self._to_build = int(_BUILDING * held)
+            elif adapter is None:
                 copies = _CONVERTING[self._format] if isinstance(weights, Llama) else 0
                 self._to_build = int(_BUILDING * self.dtype.itemsize * sum(sizes) + copies * 4 * max(sizes))
             return weights
 
     def _check_room(self, name: str) -> None:
-        """Raises Refused where memory is too short to build it. A GPU says so by itself; a CPU's system would
-        end the process."""
+        """Raises Refused where memory is too short to build it. A CPU's system would end the process; on a GPU
+        a step of what serves might be the one that gets none."""
         needed, free = self._to_build, free_bytes(self.device)
-        if self.device.type == "cpu" and needed > free:
+        if needed > free:
             raise Refused(
                 f"Building {name!r} may take {needed / 2**30:.1f} GiB of memory beside what serves, and "
                 f"{free / 2**30:.1f} are free - end other programs, or use a smaller base or --four-bit."

@@ -71,9 +71,11 @@ class Memory:
 
 
 def free_bytes(device: torch.device) -> int:
-    """On the device; on a CPU what this machine, or the container we are in, has left."""
+    """On a GPU with what PyTorch holds there for this process and does not use; on a CPU what this machine,
+    or the container we are in, has left."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         limit = int((_GROUP / "memory.max").read_text())

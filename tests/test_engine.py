@@ -497,6 +497,27 @@ def test_a_version_for_which_memory_is_too_short_is_refused_before_the_system_en
     assert engine.known_versions == ["base", "v1"]
 
 
+def test_on_a_gpu_too_what_serves_keeps_the_memory_that_a_version_would_take_from_it(
+    engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: 0 if device.type == "cuda" else 2**40)
+    with pytest.raises(Refused, match="Building 'v1' may take"):
+        engine.load("v1", adapter)
+    assert engine.known_versions == ["base"]
+
+
+def test_building_on_a_gpu_converts_nothing(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = merged_model(tiny_base, None, device=torch.device("cpu"), dtype=torch.float32)
+    held = sum(weight.nbytes for weight in model.parameters())
+    engine = Engine(tiny_base, precision="float32")
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: 0)
+    monkeypatch.setattr("chatbot.engine.merged_model", lambda *_, **__: model)
+    engine.load("base", None)
+    assert engine._to_build == int(1.25 * held)
+
+
 @pytest.mark.parametrize(
     ("precision", "is_llama", "copies"),
     [

@@ -88,6 +88,12 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, 
     assert free_bytes(CPU) > 1000
 
 
+def test_of_a_gpu_what_pytorch_holds_and_does_not_use_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, told in (("mem_get_info", (100, 1000)), ("memory_reserved", 50), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+    assert free_bytes(torch.device("cuda")) == 130
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of most Linux systems")
 def test_what_is_free_between_what_is_used_is_given_back() -> None:
     process, kept = psutil.Process(), [torch.ones(2**14) for _ in range(1000)]  # 64 MB, in small pieces
