@@ -1,13 +1,14 @@
 """Does it learn? Nights on the embedded model, from nothing: simulated raters, a refresh, a measurement.
 
     python benchmarks/learning.py                     # the whole table: hours on two cores
-    python benchmarks/learning.py --quick             # nights of at most 12 minutes, seeds 0 to 2
-    python benchmarks/learning.py --only concise-0    # one row of cells
+    python benchmarks/learning.py --quick             # nights of 12 to 20 minutes, seeds 0 to 2
+    python benchmarks/learning.py --only concise-0    # one row of cells, by its whole name
 
 A cell is a taste, a seed, a share of flipped rankings and a night. Each night runs the same commands that a
 person would (`trainer simulate`, `refresh`, `measure`) with their defaults, in a state directory of the
 row's own; its figures are one line of `--out`. A cell that has its line is not run again, rankings that are
-there are not made again, and an interrupted night is resumed: a stopped benchmark goes on where it was.
+there are not made again, and an interrupted night is resumed: a stopped benchmark goes on where it was. A
+night that was stopped once is `in parts`: its time is unknown, its commit that of the last part.
 
 200 of the practice prompts are kept from raters, reward models and PPO: on these the version of each night is
 held against the base, and that of the second night against the first. A taste that ties often is also held
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import commit
 
 ROOT = Path(__file__).parent.parent
 TURNS, REPLIES, UNSEEN = 100, 4, 200
@@ -62,15 +64,18 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="nights of `trainer refresh --quick`, seeds 0 to 2"
     )
-    parser.add_argument("--only", help="run only the rows whose name begins with this")
+    parser.add_argument("--only", help="run only the row of this name")
     parser.add_argument("--home", type=Path, default=Path("var/learning"), help="state directories")
     parser.add_argument("--out", type=Path, default=Path("var/learning.jsonl"), help="one line a night")
     arguments = parser.parse_args()
+    wanted = {row.name: row for row in rows(arguments.quick)}
+    if arguments.only not in (None, *wanted):
+        parser.error(f"There is no row {arguments.only!r} - use {', '.join(wanted)}.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for row in rows(arguments.quick):
-        if not arguments.only or row.name.startswith(arguments.only):
+    for row in wanted.values():
+        if arguments.only in (None, row.name):
             run_row(row, arguments.home.absolute() / row.name, arguments.out)
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, commit {commit()}\n")
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}\n")
     print("\n".join(as_table(list(read(arguments.out)))))
 
 
@@ -89,10 +94,14 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
     """A day of rankings, a night, a morning's measurement."""
     os.environ["NIGHTSCHOOL_HOME"] = str(home)
     practice, unseen = part_prompts(home)
-    taste = ("--taste", row.taste)
+    taste, began_at = ("--taste", row.taste), commit()
     simulated = rank(row, TURNS * night - rankings(home), 10 * row.seed + night, practice)
     settings = [f"--seed={row.seed}", f"--practice={practice}", *["--quick"] * row.quick]
-    refreshed, run, was_interrupted = refresh(night, settings)
+    over = ended()
+    if len(over) >= night:  # stopped while it was measured
+        refreshed, run, was_interrupted = 0.0, over[night - 1], True
+    else:
+        refreshed, run, was_interrupted = refresh(settings)
     folder = home / "runs" / run["id"]
     report = json.loads((folder / "report.json").read_text())
     before = report["parent"]
@@ -115,7 +124,7 @@ def run_night(row: Row, night: int, home: Path) -> dict[str, Any]:
         "against_before": held_against(taste, unseen, before, now) if night > 1 else None,
         "base_best_of_4": best_of_4(taste, unseen) if row.taste == "warm" and night == 1 else None,
         "curve": [{k: m[k] for k in ("score", "judge", "kl", "length")} for m in curve],
-        "commit": commit(),
+        "commit": began_at,
     }
 
 
@@ -128,12 +137,14 @@ def rank(row: Row, missing: int, seed: int, practice: Path) -> float:
     return trainer("simulate", f"--taste={row.taste}", *flags, f"--flip={row.flipped}")[0]
 
 
-def refresh(night: int, settings: list[str]) -> tuple[float, dict[str, Any], bool]:
-    """The run of this night, its seconds (0 where it was over), and whether this or that was interrupted."""
-    runs = trainer("runs")[1][::-1]  # the oldest first
-    over = [run for run in runs if run["state"] in ("published", "refused")]
-    if len(over) >= night:  # stopped while it was measured
-        return 0.0, over[night - 1], True
+def ended() -> list[dict[str, Any]]:
+    """The runs that came to a verdict, the oldest first."""
+    return [run for run in trainer("runs")[1][::-1] if run["state"] in ("published", "refused")]
+
+
+def refresh(settings: list[str]) -> tuple[float, dict[str, Any], bool]:
+    """Seconds of a new run, or of the rest of an interrupted one; the run; whether it was interrupted."""
+    runs = trainer("runs")[1][::-1]
     killed = [run["id"] for run in runs if run["state"] in ("running", "interrupted")]
     seconds, run = trainer("refresh", *([f"--resume={killed[0]}"] if killed else settings))
     return seconds, run, bool(killed)
@@ -196,23 +207,18 @@ def read(out: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in out.read_text().splitlines())
 
 
-def commit() -> str:
-    """The commit that is measured."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def as_table(lines: list[dict[str, Any]]) -> list[str]:
     """A Markdown line a night."""
     table = [
-        "| row | night | refresh | reward / judge accuracy | gate | decisive against base | ties "
+        "| row | night | commit | refresh | reward / judge accuracy | gate | decisive against base | ties "
         "| taste (base) | KL | against the night before |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         base = line["against_base"]
+        took = "in parts" if line["was_interrupted"] else f"{line['refresh_seconds'] / 60:.1f} min"
         table.append(
-            f"| {line['name']} | {line['night']} | {line['refresh_seconds'] / 60:.1f} min "
+            f"| {line['name']} | {line['night']} | {line['commit']} | {took} "
             f"| {line['reward']['accuracy']:.0%} / {line['judge']['accuracy']:.0%} | {line['state']} "
             f"| {share(base)} | {worth(base)} | {share(line['against_before'])} |"
         )

@@ -8,18 +8,21 @@ which reads all rankings there are. PPO and the gate read none: one update of PP
 prompts. There is one reward model instead of three, with all else as by default. With few rankings a night
 makes more passes over them (`--reward-steps`).
 
-A size whose line lies in `--out` is not run again, and an interrupted night is resumed.
+A size whose line lies in `--out` is not run again, and an interrupted night is resumed, whatever its size. A
+night that was stopped once is marked `in parts`: its times are those of the last part.
 """
 
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from learning import REPLIES, rankings, read, refresh, trainer
-from peers import figure, table
+from learning import REPLIES, ended, rankings, read, refresh, trainer
+from peers import commit, figure, table
 
 NIGHT = ["--no-warm-start", "--members=1", "--updates=1", "--gate-prompts=20"]
 STAGES = ("snapshot", "reward", "judge")
@@ -37,9 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     os.environ["NIGHTSCHOOL_HOME"] = str(arguments.home.absolute())
-    for night, size in enumerate(map(int, arguments.sizes.split(",")), start=1):
-        if size not in {line["rankings"] for line in read(arguments.out)}:
-            line = {"rankings": size, **run_night(night, size, arguments.home.absolute())}
+    for size in map(int, arguments.sizes.split(",")):
+        while size not in {line["rankings"] for line in read(arguments.out)}:
+            line = run_night(size, arguments.home.absolute())
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
@@ -47,15 +50,33 @@ def main() -> None:
     print(as_table(list(read(arguments.out))))
 
 
-def run_night(night: int, size: int, home: Path) -> dict[str, Any]:
-    """Rank what is missing, learn from all of it; the seconds of each stage."""
-    missing = size - rankings(home)
-    if missing > 0:
-        flags = [f"--turns={missing}", f"--replies={REPLIES}", f"--seed={size - missing}"]
-        trainer("simulate", "--taste=concise", *flags)
-    _, run, was_interrupted = refresh(night, NIGHT)
-    report = json.loads((home / "runs" / run["id"] / "report.json").read_text())
-    return {"seconds": report["seconds"], "was_interrupted": was_interrupted}
+def run_night(size: int, home: Path) -> dict[str, Any]:
+    """Rank what is missing, learn from all of it: what the night read, and the seconds of each stage.
+
+    Where a night of another size was interrupted, it is that one: `rankings` tells.
+    """
+    began_at = commit()
+    report, was_interrupted = report_of(size, ended(), home), True  # stopped before its line was written
+    if report is None:
+        missing = size - rankings(home)
+        if missing < 0:
+            sys.exit(f"{home} has {size - missing} rankings, more than {size} - name another --home.")
+        if missing:
+            flags = [f"--turns={missing}", f"--replies={REPLIES}", f"--seed={size - missing}"]
+            trainer("simulate", "--taste=concise", *flags)
+        _, run, was_interrupted = refresh(NIGHT)
+        report = json.loads((home / "runs" / run["id"] / "report.json").read_text())
+        if report["rankings"] != size and not was_interrupted:
+            sys.exit(f"The night read {report['rankings']} rankings, not {size} - name a size it can read.")
+    line = {"rankings": report["rankings"], "seconds": report["seconds"]}
+    return {**line, "was_interrupted": was_interrupted, "commit": began_at}
+
+
+def report_of(size: int, runs: Sequence[dict[str, Any]], home: Path) -> dict[str, Any] | None:
+    """The report of the run that has read so many rankings, if one of these has."""
+    files = [home / "runs" / run["id"] / "report.json" for run in runs]
+    reports = [json.loads(file.read_text()) for file in files if file.is_file()]
+    return next((report for report in reports if report["rankings"] == size), None)
 
 
 def as_table(lines: list[dict[str, Any]]) -> str:
@@ -65,8 +86,9 @@ def as_table(lines: list[dict[str, Any]]) -> str:
         times = [line["seconds"].get(stage, 0.0) for stage in STAGES]
         stages = [figure(time) for time in times]
         each = figure(sum(times) / line["rankings"], 2)
-        rows.append([str(line["rankings"]), *stages, figure(sum(times), 0), each])
-    head = ["rankings", *(f"{stage}, s" for stage in STAGES), "together, s", "a ranking, s"]
+        origin = line.get("commit", "unknown") + ", in parts" * line["was_interrupted"]
+        rows.append([str(line["rankings"]), origin, *stages, figure(sum(times), 0), each])
+    head = ["rankings", "commit", *(f"{stage}, s" for stage in STAGES), "together, s", "a ranking, s"]
     return table(head, rows)
 
 

@@ -99,6 +99,63 @@ def test_a_paced_server_answers_at_its_pace(engine: Engine, monkeypatch: pytest.
     assert time.monotonic() - started >= (reply.tokens - 1) / 50
 
 
+LINE = {
+    "name": "concise-0",
+    "night": 1,
+    "commit": "906a97f",
+    "refresh_seconds": 720,
+    "was_interrupted": False,
+    "reward": {"accuracy": 0.9},
+    "judge": {"accuracy": 0.8},
+    "state": "refused",
+    "against_base": None,
+    "against_before": None,
+}
+"""A line of learning.py."""
+
+
+def test_each_night_is_told_with_its_own_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.learning import as_table
+
+    resumed = {**LINE, "night": 2, "commit": "aed1af0-dirty", "was_interrupted": True}
+    rows = [line.split(" | ") for line in as_table([LINE, resumed])[2:]]
+    assert [row[2:4] for row in rows] == [["906a97f", "12.0 min"], ["aed1af0-dirty", "in parts"]]
+
+
+def test_a_row_is_run_by_its_whole_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks import learning
+
+    ran: list[str] = []
+    monkeypatch.setattr(learning, "run_row", lambda row, home, out: ran.append(row.name))
+    monkeypatch.setattr(sys, "argv", ["", "--only", "concise-0", "--out", str(tmp_path / "out.jsonl")])
+    learning.main()
+    assert ran == ["concise-0"]
+    monkeypatch.setattr(sys, "argv", ["", "--quick", "--only", "concise-0"])
+    with pytest.raises(SystemExit):
+        learning.main()
+    assert ran == ["concise-0"]
+
+
+def test_a_night_is_known_by_the_rankings_it_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.night_growth import as_table, report_of
+
+    runs = [{"id": "killed"}, {"id": "first"}, {"id": "second"}]
+    for run, read in (("first", 50), ("second", 100)):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "report.json").write_text(f'{{"rankings": {read}, "run": "{run}"}}')
+    assert report_of(100, runs, tmp_path) == {"rankings": 100, "run": "second"}
+    assert report_of(200, runs, tmp_path) is None
+    older = {"rankings": 100, "seconds": {"reward": 5.0}, "was_interrupted": False}
+    newer = {**older, "was_interrupted": True, "commit": "906a97f"}
+    rows = [line.split(" | ") for line in as_table([older, newer]).splitlines()[2:]]
+    assert [row[1] for row in rows] == ["unknown", "906a97f, in parts"]
+
+
 def test_rows_without_a_curve_are_a_picture_without_lines() -> None:
     assert "polyline" not in as_svg([{"row": "sft", "curve": []}])
     points = [{"kl": 0.0, "taste": 1.0, "score": 0.0}, {"kl": 4.0, "taste": 2.0, "score": 1.0}]
