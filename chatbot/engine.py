@@ -24,7 +24,7 @@ from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import AnyModel
 from chatbot.prefixes import Prefixes
 from chatbot.runner import Runner, prepare, runner_for
-from data.errors import Refused
+from data.errors import Refused, out_of_memory
 from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class Engine(AnyEngine):
             weights = self._weights(adapter)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was loaded before it failed
+            if problem := out_of_memory(error):
+                raise problem from error
             raise
         finally:
             give_back(self.device)
@@ -124,8 +126,8 @@ class Engine(AnyEngine):
             return weights
 
     def _check_room(self, name: str) -> None:
-        """Raises Refused where memory is too short to build it. A CPU's system would end the process; on a GPU
-        a step of what serves might be the one that gets none."""
+        """Raises Refused where memory is too short to build it. A CPU's system would end the process; on a
+        GPU a step of what serves might be the one that gets none."""
         needed, free = self._to_build, free_bytes(self.device)
         if needed > free:
             raise Refused(

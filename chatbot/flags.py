@@ -23,7 +23,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from data.errors import Problem
+from data.errors import Problem, out_of_memory
 
 Config = TypeVar("Config")
 
@@ -87,9 +87,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, sentence: s
 def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command line and turns what a person can mend into a sentence; returns the exit code.
 
-    A Problem is one sentence on stderr (with `--json`, `{"error": ...}` on stdout) and its own exit code;
-    Ctrl-C is 130; a reader that went away (`| head`) is no error. Everything else is a bug and shows
-    its traceback.
+    A Problem is one sentence on stderr (with `--json`, `{"error": ...}` on stdout) and its own exit code, and
+    so is memory that ran out; Ctrl-C is 130; a reader that went away (`| head`) is no error. Everything else
+    is a bug and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for name, value in ENVIRONMENT.items():
@@ -98,12 +98,6 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
         code = run(arguments) or 0
         sys.stdout.flush()
         return code
-    except Problem as problem:
-        if "--json" in arguments:
-            print(json.dumps({"error": str(problem)}, ensure_ascii=False))
-        else:
-            print(problem, file=sys.stderr)
-        return problem.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -111,6 +105,15 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
         # Python flushes stdout once more at exit; pointing it at nothing keeps that silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        problem = error if isinstance(error, Problem) else out_of_memory(error)
+        if problem is None:
+            raise
+        if "--json" in arguments:
+            print(json.dumps({"error": str(problem)}, ensure_ascii=False))
+        else:
+            print(problem, file=sys.stderr)
+        return problem.exit_code
 
 
 def show(value: Any, lines: Sequence[str], *, as_json: bool) -> None:

@@ -32,3 +32,18 @@ class Busy(Problem):
 
 class Unavailable(Busy):
     """It may be done, but nothing is there to do it: a fault that somebody should look at, not a crowd."""
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In the RuntimeErrors of PyTorch, for a GPU and for a CPU: it is not imported here."""
+
+
+def out_of_memory(error: BaseException) -> Problem | None:
+    """What to tell instead of an error that came because memory ran out; None for any other."""
+    is_of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if not (is_of_torch or isinstance(error, MemoryError)):
+        return None
+    return Problem(
+        "The memory of this machine or of its GPU ran out - close other programs that use it, take a smaller "
+        "--model or --four-bit or, to learn, --quick, a smaller --minibatch or --reward-batch 1."
+    )

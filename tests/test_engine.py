@@ -17,7 +17,7 @@ from chatbot.generation import Generation
 from chatbot.memory import column_bytes
 from chatbot.models import merged_model
 from chatbot.runner import PIECE, LlamaRunner
-from data.errors import Busy, NotFound, Refused
+from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Sampling
 
 HELLO = [{"role": "user", "content": "Hello there."}]
@@ -470,11 +470,11 @@ def test_what_a_version_that_cannot_be_built_took_is_given_back(
 
     def fail(model: PreTrainedModel, *rest: object, **more: object) -> None:
         held.append(weakref.ref(model))
-        raise MemoryError
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.05 GiB.")
 
     monkeypatch.setattr("chatbot.engine.prepare", fail)
     monkeypatch.setattr("chatbot.engine.give_back", lambda device: given_back.append(held[0]() is None))
-    with pytest.raises(MemoryError):
+    with pytest.raises(Problem, match="ran out - close other programs"):
         engine.load("v000001", adapter)
     assert given_back == [True] and engine.known_versions == ["base"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16

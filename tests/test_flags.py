@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 
 from chatbot.flags import ENVIRONMENT, add_flags, from_flags, run_cli
-from data.errors import Busy, Refused
+from data.errors import Busy, Refused, out_of_memory
 from tests.flags import to_flags
 
 
@@ -102,6 +103,34 @@ def test_ctrl_c_ends_with_130_and_a_bug_keeps_its_traceback() -> None:
     assert run_cli(interrupted, []) == 130
     with pytest.raises(ZeroDivisionError):
         run_cli(broken, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+        ),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ran_out_is_a_sentence_with_a_remedy(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: Sequence[str]) -> int:
+        raise error
+
+    assert run_cli(run, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("The memory of this machine or of its GPU ran out - close other programs")
+    assert run_cli(run, ["--json"]) == 2 and json.loads(capsys.readouterr().out) == {"error": said.strip()}
+
+
+def test_what_pytorch_says_of_a_cpu_without_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    assert out_of_memory(raised.value) and not out_of_memory(RuntimeError("mat1 and mat2 have no shape"))
 
 
 def test_the_exit_code_of_the_command_is_passed_on() -> None:

@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from data import runs
 from data.database import Database, connect
 from data.records import Run
 from trainer import progress
-from trainer.progress import STAGES, Cancelled, Progress
+from trainer.progress import STAGES, Cancelled, Progress, reason_of
 
 
 @pytest.fixture
@@ -184,3 +185,9 @@ def test_without_a_terminal_each_stage_is_a_line(
 def test_a_quiet_night_prints_nothing(told: Progress, capsys: pytest.CaptureFixture[str]) -> None:
     told.enter("ppo", "Improving.")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_ran_out_of_memory_says_what_to_do_about_it() -> None:
+    said = reason_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"))
+    assert "ran out - close other programs" in said and "--minibatch" in said and "CUDA" not in said
+    assert reason_of(RuntimeError("No shape.")) == "No shape." and reason_of(KeyError()) == "KeyError"

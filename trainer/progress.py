@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import runs
 from data.database import Database
-from data.errors import Problem
+from data.errors import Problem, out_of_memory
 from data.records import Run, RunState
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def reason_of(error: BaseException) -> str:
         return SHUT_DOWN
     if isinstance(error, KeyboardInterrupt):
         return "It was stopped by Ctrl-C."
-    return str(error) or type(error).__name__
+    return str(out_of_memory(error) or error) or type(error).__name__
 
 
 def end_of(error: BaseException, ends: Mapping[type[BaseException], RunState]) -> RunState:
