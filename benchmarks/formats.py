@@ -8,10 +8,16 @@ distribution, and how often the likeliest token is the same. `int8 kernel` is th
 kernel for any number of rows, where the format itself takes that of bfloat16 for many (kernels.INT8_ROWS).
 """
 
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+
+from chatbot.flags import ENVIRONMENT
+
+if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
+    os.environ.update({**ENVIRONMENT, **os.environ})
 
 import torch
 from peers import figure, parser_for, table

@@ -32,12 +32,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from chatbot.flags import ENVIRONMENT, add_flags, from_flags, table
+
+if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
+    os.environ.update({**ENVIRONMENT, **os.environ})
+
 import torch
 import torch.nn.functional as F
+from peers import commit
 from tqdm import tqdm
 
 from chatbot.basemodel import Base, load_base
-from chatbot.flags import add_flags, from_flags, table
 from data.comparisons import RankedTurn
 from data.home import open_home
 from trainer.config import RefreshConfig
@@ -89,7 +94,7 @@ def cell(name: str, base: Base, config: RefreshConfig, arguments: argparse.Names
     def tell(model: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         bar.update(round(fraction * 1000) - bar.n)
 
-    folder = arguments.out / f"{name}-{mark}"
+    folder, began_at = arguments.out / f"{name}-{mark}", commit()
     was_begun = any(folder.glob("reward-*"))
     report = train_and_evaluate(
         base,
@@ -104,6 +109,7 @@ def cell(name: str, base: Base, config: RefreshConfig, arguments: argparse.Names
     taught, asked = read_parts(data, evaluate, limit=arguments.rows, seed=config.seed)
     row = {
         "settings": settings,
+        "commit": began_at,
         **report,
         "bag_of_words": bag_of_words(taught, asked),
         "was_begun": was_begun,
@@ -150,6 +156,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line a data set."""
     header = [
         "data",
+        "commit",
         "rankings",
         "pairs",
         "accuracy",
@@ -168,6 +175,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     low, high = row["accuracy_interval"]
     return [
         row["settings"]["set"],
+        row.get("commit", "unknown"),
         str(row["trained_on"]),
         str(row["pairs"]),
         f"{row['accuracy']:.1%}",

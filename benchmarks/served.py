@@ -26,6 +26,7 @@ from chatbot.api_keys import make
 from chatbot.basemodel import load_base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
+from chatbot.flags import ENVIRONMENT
 from chatbot.generation import Generation
 from chatbot.metrics import Metrics
 from chatbot.runner import LlamaRunner
@@ -88,7 +89,7 @@ def running(command: list[str], home: Home, count: int) -> Iterator[Server]:
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "NIGHTSCHOOL_HOME": str(home.root)},
+            env={**ENVIRONMENT, **os.environ, "NIGHTSCHOOL_HOME": str(home.root)},
         )
     try:
         url = _when_ready(process, log)

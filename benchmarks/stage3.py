@@ -24,15 +24,21 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from chatbot.flags import ENVIRONMENT
+
+if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
+    os.environ.update({**ENVIRONMENT, **os.environ})
+
 import torch
 from curves import as_svg
+from peers import commit
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
@@ -98,14 +104,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the curves as an SVG file")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {"run": arguments.run, "taste": arguments.taste}
+    rows = rows_of(arguments.rows, [line["row"] for line in read(arguments.out, about)])
     home = open_home(arguments.home)
     bench = Bench(load_base(None, home), home.runs / arguments.run, load_taste(arguments.taste))
     bench.part_prompts(arguments.practice, arguments.unseen)
-    about = {"run": arguments.run, "taste": arguments.taste}
-    for row in arguments.rows.split(","):
+    for row in rows:
         done = {line["row"]: line for line in read(arguments.out, about)}
         if row not in done:
-            line = {"row": row, **about, **bench.run(row, longer(row, done))}
+            origin = {"commit": commit(), "threads": torch.get_num_threads()}
+            line = {"row": row, **about, **origin, **bench.run(row, longer(row, done))}
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps({k: v for k, v in line.items() if k != "curve"}), flush=True)
@@ -265,6 +273,21 @@ class Bench:
         return statistics.fmean(a - b for a, b in zip(*sums, strict=True))
 
 
+def rows_of(asked: str, done: Iterable[str]) -> list[str]:
+    """The rows that are asked for. Ends, before anything is loaded, where one of them cannot be."""
+    rows, there = asked.split(","), set(done)
+    for row in rows:
+        if row not in ROWS.split(","):
+            sys.exit(f"There is no way {row!r} - use {ROWS}.")
+        needed = {"ppo", row.removesuffix("-long")} if row.endswith("-long") else set[str]()
+        if missing := needed - there:
+            sys.exit(
+                f"{row} needs the time of {' and '.join(sorted(missing))} - put them before it in --rows."
+            )
+        there.add(row)
+    return rows
+
+
 def as_key(messages: Sequence[dict[str, str]]) -> str:
     """The same for the same messages."""
     return json.dumps(messages, sort_keys=True)
@@ -274,9 +297,6 @@ def longer(row: str, done: Mapping[str, dict[str, Any]]) -> float:
     """How much more of the same a row gets, to take the time of PPO; 1 for those that are not to."""
     if not row.endswith("-long"):
         return 1.0
-    missing = {"ppo", row.removesuffix("-long")} - set(done)
-    if missing:
-        sys.exit(f"{row} needs the time of {' and '.join(sorted(missing))} - put them before it in --rows.")
     return float(done["ppo"]["seconds"] / done[row.removesuffix("-long")]["seconds"])
 
 
@@ -294,8 +314,9 @@ def read(out: Path, about: Mapping[str, str]) -> list[dict[str, Any]]:
 def as_table(lines: list[dict[str, Any]]) -> list[str]:
     """A Markdown line a row."""
     table = [
-        "| way | minutes | as much as usual | kept | decisive wins | ties | taste (base) | KL | tokens |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| way | commit | minutes | as much as usual | kept | decisive wins | ties | taste (base) "
+        "| KL | tokens |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         wins = "-"  # where nothing was kept, all are ties
@@ -305,7 +326,7 @@ def as_table(lines: list[dict[str, Any]]) -> list[str]:
         taste = f"{line['taste_mean']:.1f} ({line['base_taste_mean']:.1f})"
         taste += f" | {line['kl']:.1f} | {line['tokens']:.0f}"
         kept = f"{line['best_update']} of {line['updates']}" if "updates" in line else "all"
-        spent = f"{line['seconds'] / 60:.1f} | {line['more']:.1f}x | {kept}"
+        spent = f"{line.get('commit', 'unknown')} | {line['seconds'] / 60:.1f} | {line['more']:.1f}x | {kept}"
         table.append(f"| {line['row']} | {spent} | {wins} | {line['ties']:.0%} | {taste} |")
     return table
 

@@ -15,6 +15,7 @@ version that is built (read, merged, packed) and proven (a log-probability) stil
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +26,11 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from chatbot.flags import ENVIRONMENT
+
+if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
+    os.environ.update({**ENVIRONMENT, **os.environ})
 
 import torch
 from peers import figure, table
@@ -88,7 +94,7 @@ def parse() -> argparse.Namespace:
         "--model", help="base model: a directory or a hub id; the embedded default if left out"
     )
     parser.add_argument("--precision", default="float32", help="other ones do not promise equal answers")
-    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--swaps", type=int, default=100, help="3 or more")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=4, help="different ones, besides the base")
     parser.add_argument("--prompts", type=int, default=8, help="different ones")
@@ -100,6 +106,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.swaps, arguments.quiet = 10, 20.0
+    if arguments.swaps < 3:
+        parser.error(f"--swaps {arguments.swaps} is too few to see memory grow - give 3 or more.")
     return arguments
 
 

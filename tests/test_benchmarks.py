@@ -1,5 +1,6 @@
 """What a benchmark does before and after its hours: it says what is missing, and draws what there is."""
 
+import os
 import subprocess
 import sys
 import time
@@ -74,6 +75,21 @@ def test_changed_files_are_told_with_the_commit(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "code.py").write_text("2")
     assert clean != "unknown"
     assert commit() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("name", ["formats", "preferences", "stage3", "swaps"])
+def test_what_computes_here_has_the_settings_of_our_commands(name: str) -> None:
+    """libgomp tells what it has read when it is loaded."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"],
+        env={**kept, "OMP_NUM_THREADS": "1", "OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        assert f"{key} = '{ENVIRONMENT[key]}'" in done.stderr
 
 
 def test_too_few_rankings_to_time_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +170,32 @@ def test_a_night_is_known_by_the_rankings_it_has_read(
     newer = {**older, "was_interrupted": True, "commit": "906a97f"}
     rows = [line.split(" | ") for line in as_table([older, newer]).splitlines()[2:]]
     assert [row[1] for row in rows] == ["unknown", "906a97f, in parts"]
+
+
+def test_too_few_swaps_are_told_before_any_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks import swaps
+
+    monkeypatch.setattr(sys, "argv", ["", "--swaps", "3"])
+    assert swaps.parse().swaps == 3
+    monkeypatch.setattr(sys, "argv", ["", "--swaps", "2"])
+    with pytest.raises(SystemExit):
+        swaps.parse()
+    assert "--swaps 2 is too few to see memory grow - give 3 or more." in capsys.readouterr().err
+
+
+def test_unknown_and_unprepared_ways_of_stage_3_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.stage3 import rows_of
+
+    assert rows_of("ppo,sft,sft-long", []) == ["ppo", "sft", "sft-long"]
+    assert rows_of("sft-long", ["ppo", "sft"]) == ["sft-long"]
+    with pytest.raises(SystemExit, match="no way 'pppo' - use ppo,bestofk"):
+        rows_of("pppo", [])
+    with pytest.raises(SystemExit, match="sft-long needs the time of ppo - put"):
+        rows_of("sft,sft-long,ppo", [])
 
 
 def test_rows_without_a_curve_are_a_picture_without_lines() -> None:
