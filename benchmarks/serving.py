@@ -10,9 +10,9 @@ batching, and vLLM. Every side has the same prompts as token ids and writes exac
 what it costs. No two prompts are alike beyond the template, so no side finds one in a cache. Processes of all
 sides alternate; figures are medians over the rounds of all of them, the first of each process left out.
 
-Ours also runs with int8 weights and is then held against the peers in bfloat16. `same` counts the greedy
-replies that equal those of transformers one after the other, token for token: in float32 they should, in
-bfloat16 they depend on the shape of a batch and differ.
+On a CPU ours also runs with int8 weights and is then held against the peers in bfloat16. `same` counts the
+greedy replies that equal those of transformers one after the other, token for token: in float32 they should,
+in bfloat16 they depend on the shape of a batch and differ.
 
 Results are kept in `--out`, so that an interrupted run goes on; another model, or changed code, wants
 another file: below the tables stands which commit each figure is of.
@@ -32,6 +32,7 @@ from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone,
 from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
 from chatbot.flags import ENVIRONMENT
+from chatbot.models import pick_device
 from data.home import open_home
 from data.records import Sampling
 
@@ -82,13 +83,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-eager", action="store_true", help="vLLM without torch.compile: starts sooner")
     parser.add_argument("--sides", default=",".join(SIDES), help="which sides to measure")
     parser.add_argument("--precisions", default="bfloat16,float32", help="of all sides")
-    parser.add_argument("--ours-also", default="int8", help="precisions of ours alone; may be empty")
+    parser.add_argument(
+        "--ours-also",
+        help="precisions of ours alone; may be empty (default: int8 on a CPU, which alone has it)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one process of two rounds a side, not three of three"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "benchmarks" / "serving.json")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # the child: do this, print JSON
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.ours_also is None:
+        arguments.ours_also = "int8" if pick_device().type == "cpu" else ""
+    return arguments
 
 
 def sides(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:

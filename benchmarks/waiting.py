@@ -1,6 +1,6 @@
 """How OpenMP's threads wait, and what a step of decoding costs for it: alone, in company, beside a pool.
 
-    python benchmarks/waiting.py                  # about four minutes on two idle cores
+    python benchmarks/waiting.py                  # about six minutes on two idle cores
 
 A pass through a small model is hundreds of parallel loops of some microseconds, and between two of them the
 threads wait. Each way of waiting is set in the environment of a process of its own, which does steps of four
@@ -30,6 +30,8 @@ WAYS = (
     {"GOMP_SPINCOUNT": "1000"},
     {"GOMP_SPINCOUNT": "10000"},
     {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "2000"},
+    {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "10000"},
+    {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "40000"},
     {},
 )
 ROWS, PROMPT, STEPS = 4, 60, 150

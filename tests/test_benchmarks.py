@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+import torch
 
 from benchmarks import peers
 from benchmarks.curves import as_svg
@@ -196,6 +197,19 @@ def test_unknown_and_unprepared_ways_of_stage_3_are_told(monkeypatch: pytest.Mon
         rows_of("pppo", [])
     with pytest.raises(SystemExit, match="sft-long needs the time of ppo - put"):
         rows_of("sft,sft-long,ppo", [])
+
+
+@pytest.mark.parametrize(("device", "also"), [("cpu", "int8"), ("cuda", "")])
+def test_only_a_cpu_is_asked_for_int8(device: str, also: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks import serving
+
+    monkeypatch.setattr(serving, "pick_device", lambda: torch.device(device))
+    monkeypatch.setattr(sys, "argv", ["", "--sides", "ours,static", "--precisions", "bfloat16"])
+    wanted = [("ours", "bfloat16"), ("static", "bfloat16"), *([("ours", also)] if also else [])]
+    assert list(serving.sides(serving.parse())) == wanted
+    monkeypatch.setattr(sys, "argv", ["", "--ours-also", "float32"])
+    assert serving.parse().ours_also == "float32"
 
 
 def test_rows_without_a_curve_are_a_picture_without_lines() -> None:
