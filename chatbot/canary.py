@@ -31,5 +31,8 @@ def nats_off(canaries: Sequence[Canary], logprobs: Sequence[float]) -> float:
 
 def tolerance(canaries: Sequence[Canary], dtype: torch.dtype, *, four_bit: bool) -> float:
     """How far off a build in this format may be."""
-    is_same_format = canaries[0].get("four_bit", False) == four_bit
-    return CANARY_TOLERANCE[dtype] if is_same_format else OTHER_FORMAT_TOLERANCE
+    told = canaries[0]
+    if told.get("four_bit", False) != four_bit:
+        return OTHER_FORMAT_TOLERANCE
+    theirs = torch.bfloat16 if told.get("bfloat16", False) else torch.float32
+    return max(CANARY_TOLERANCE[dtype], CANARY_TOLERANCE[theirs])

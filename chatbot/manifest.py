@@ -20,6 +20,8 @@ class Canary(TypedDict):
     logprob: float
     four_bit: NotRequired[bool]
     """Whether that build's base was in four bits; left out, it was not."""
+    bfloat16: NotRequired[bool]
+    """Whether that build had no room for float32; left out, it had."""
 
 
 class RewardRecord(TypedDict):
@@ -121,13 +123,13 @@ def _are_canaries(rows: Any) -> bool:
     """A list of prompts with a reply: token ids, where the reply starts, its log-probability."""
     return isinstance(rows, list) and all(
         isinstance(row, dict)
-        and set(row) - {"four_bit"} == {"ids", "reply_start", "logprob"}
+        and set(row) - {"four_bit", "bfloat16"} == {"ids", "reply_start", "logprob"}
         and isinstance(row["ids"], list)
         and all(isinstance(token, int) for token in row["ids"])
         and isinstance(row["reply_start"], int)
         and 0 < row["reply_start"] < len(row["ids"])
         and isinstance(row["logprob"], int | float)
-        and isinstance(row.get("four_bit", False), bool)
+        and all(isinstance(row.get(name, False), bool) for name in ("four_bit", "bfloat16"))
         for row in rows
     )
 

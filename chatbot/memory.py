@@ -71,11 +71,12 @@ class Memory:
 
 
 def free_bytes(device: torch.device) -> int:
-    """On a GPU with what PyTorch holds there for this process and does not use; on a CPU what this machine,
-    or the container we are in, has left."""
+    """On a GPU with what PyTorch holds there for this process and does not use, and within the limit of this
+    process (trainer/night.py); on a CPU what this machine, or the container we are in, has left."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
+        free, total = torch.cuda.mem_get_info(device)
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
+        return min(free + torch.cuda.memory_reserved(device), limit) - torch.cuda.memory_allocated(device)
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         limit = int((_GROUP / "memory.max").read_text())

@@ -285,6 +285,19 @@ def test_a_version_of_the_other_format_may_be_as_far_off_as_four_bits_are(
         load_verified(db, home, engine, version.name)
 
 
+@pytest.mark.parametrize(("shift", "is_loaded"), [(0.05, True), (0.1, False)])
+def test_a_version_that_was_read_in_bfloat16_may_be_as_far_off_as_that_is(
+    db: Database, home: Home, tiny_base: Base, engine: Engine, shift: float, is_loaded: bool
+) -> None:
+    told = canaries_of(home, tiny_base)
+    for canary in told:
+        canary["logprob"] += shift
+        canary["bfloat16"] = True
+    version = version_with(db, home, tiny_base, told)
+    with nullcontext() if is_loaded else pytest.raises(Refused, match=r"0\.08 allowed"):
+        load_verified(db, home, engine, version.name)
+
+
 def test_the_base_needs_no_files_and_an_unknown_version_is_named(
     db: Database, home: Home, engine: Engine
 ) -> None:

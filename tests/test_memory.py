@@ -89,9 +89,12 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_of_a_gpu_what_pytorch_holds_and_does_not_use_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, told in (("mem_get_info", (100, 1000)), ("memory_reserved", 50), ("memory_allocated", 20)):
+    says = {"mem_get_info": (100, 1000), "memory_reserved": 50, "memory_allocated": 20}
+    for name, told in says.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
-    assert free_bytes(torch.device("cuda")) == 130
+    for limit, free in ((1.0, 130), (0.1, 80)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, limit=limit: limit)
+        assert free_bytes(torch.device("cuda")) == free
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of most Linux systems")
@@ -123,6 +126,7 @@ def test_a_large_gpu_keeps_more_for_the_next_turns(monkeypatch: pytest.MonkeyPat
     gigabyte = 2**30
     for there, kept in ((4 * gigabyte, gigabyte // 4), (64 * gigabyte, 2 * gigabyte)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, there=there: (1, there))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
         assert bytes_to_keep(torch.device("cuda"), 0) == kept
     assert bytes_to_keep(CPU, 0) == gigabyte // 4
 
