@@ -2,9 +2,12 @@
 
 import json
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.models import merged_model
@@ -106,6 +109,29 @@ def test_kl_is_that_of_the_versions_own_replies_at_the_sampling_temperature(
     sums = [[float(p.sum()) for p in logprobs_of(m, [prompt] * 150, replies, 0.8)] for m in models]
     estimate = sum(a - b for a, b in zip(*sums, strict=True)) / 150
     assert estimate == pytest.approx(exact, rel=0.3, abs=0.05) and exact > 0
+
+
+def test_both_sides_of_a_kl_are_read_in_the_format_there_is_room_for(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version(db, home, tiny_base)
+
+    def kl() -> float:
+        names = ["base", "v000001"]
+        report = measure(tiny_base, home, db, taste=few_e, names=names, prompts=PROMPTS, precision="float32")
+        return float(report["versions"]["v000001"]["kl"])
+
+    def read(base: Base, adapter: Path | None, **how: Any) -> PreTrainedModel:
+        loaded.append((adapter is None, how["dtype"]))
+        return merged_model(base, adapter, **how)
+
+    exact, loaded = kl(), list[tuple[bool, torch.dtype]]()
+    monkeypatch.setattr(
+        "trainer.measure.exact_format", lambda *_, **__: (torch.device("cpu"), torch.bfloat16)
+    )
+    monkeypatch.setattr("trainer.measure.merged_model", read)
+    assert kl() == pytest.approx(exact, rel=0.2)
+    assert loaded == [(False, torch.bfloat16), (True, torch.bfloat16)]
 
 
 def test_nothing_to_measure_and_unknown_versions_are_sentences(

@@ -28,6 +28,7 @@ from data.database import Database
 from data.errors import Busy, Refused
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Sampling
+from trainer.canary import exact_format
 from trainer.raters import ROWS_IN_FLIGHT, Progress
 from trainer.rollout import logprobs_of
 from trainer.statistics import bootstrap_by_group
@@ -115,6 +116,7 @@ def measure(
             progress(number + 1, len(names))
     finally:
         engine.close()
+        del engine  # whose versions are in memory: what is read next may need it
     kls = _kls(base, home, db, answers, sampling.temperature, four_bit)
     first = answers[names[0]]
     return {
@@ -212,24 +214,30 @@ def _kls(
     temperature: float,
     four_bit: bool,
 ) -> dict[str, float]:
-    """For each version the mean over its own replies of sum(log version - log base), in nats, in float32."""
-    kls = {BASE_VERSION: 0.0}
+    """For each version the mean over its own replies of sum(log version - log base), in nats."""
+    kls, place = {BASE_VERSION: 0.0}, exact_format(base, four_bit=four_bit)
     for name, said in answers.items():
         if name != BASE_VERSION:
-            of_version = _logprob_sums(
-                base, home.adapters / versions.get(db, name).path, said, temperature, four_bit
+            adapter = home.adapters / versions.get(db, name).path
+            of_version, of_base = (
+                _logprob_sums(base, worn, said, temperature, place, four_bit) for worn in (adapter, None)
             )
-            of_base = _logprob_sums(base, None, said, temperature, four_bit)
             kls[name] = statistics.fmean(a - b for a, b in zip(of_version, of_base, strict=True))
     return kls
 
 
 def _logprob_sums(
-    base: Base, adapter: Path | None, said: Answers, temperature: float, four_bit: bool
+    base: Base,
+    adapter: Path | None,
+    said: Answers,
+    temperature: float,
+    place: tuple[torch.device, torch.dtype],
+    four_bit: bool,
 ) -> list[float]:
     """The log-probability of each whole reply, teacher-forced; one model in memory at a time."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = merged_model(base, adapter, device=device, dtype=torch.float32, four_bit=four_bit)
+    device, dtype = place
+    with device:  # onto a GPU from the files, as for the canaries
+        model = merged_model(base, adapter, device=device, dtype=dtype, four_bit=four_bit)
     pairs = [(said.prompts[row], ids) for row, replies in enumerate(said.replies) for ids in replies]
     prompts, replies = [prompt for prompt, _ in pairs], [ids for _, ids in pairs]
     return [float(logprob.sum()) for logprob in logprobs_of(model, prompts, replies, temperature)]
