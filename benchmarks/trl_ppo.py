@@ -2,11 +2,11 @@
 
     python benchmarks/trl_ppo.py --model DIR --prompts FILE.json --updates 2 --value lora
 
-FILE is a list of prompts as token ids, sixteen an update. The policy wears LoRA on every linear layer and is
-its own reference without it. `--value full` trains a whole copy of the model for the values, as TRL's own
-example does; `--value lora` one that is frozen but for LoRA and its head. The reward model is one more frozen
-copy. Replies have exactly `--tokens` tokens (no stop token). Prints one line of JSON: seconds of each update
-by phase, peak memory.
+FILE is a list of prompts as token ids, sixteen an update, asked in this order, as ours are. The policy wears
+LoRA on every linear layer and is its own reference without it. `--value full` trains a whole copy of the
+model for the values, as TRL's own example does; `--value lora` one that is frozen but for LoRA and its head.
+The reward model is one more frozen copy. Replies have exactly `--tokens` tokens (no stop token). Prints one
+line of JSON: seconds of each update by phase, peak memory.
 
 In bfloat16 the weights are held in it and training runs under autocast. Dropout is off, as TRL sees to.
 """
@@ -26,6 +26,7 @@ import torch
 from datasets import Dataset
 from peers import peak_memory_gib
 from peft import LoraConfig, inject_adapter_in_model
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -120,7 +121,7 @@ def make_trainer(
     )
     if arguments.value == "lora":
         wear_lora(value, lora)
-    return PPOTrainer(
+    trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=folder,
             per_device_train_batch_size=arguments.replies,
@@ -147,6 +148,12 @@ def make_trainer(
         peft_config=lora,
         callbacks=[clock],
     )
+    # PPOTrainer shuffles; with the first update left out, those that count would read other prompts than ours.
+    in_order = DataLoader(
+        trainer.train_dataset, arguments.replies, collate_fn=trainer.data_collator, drop_last=True
+    )
+    trainer.dataloader = trainer.accelerator.prepare(in_order)
+    return trainer
 
 
 def with_head(directory: str, precision: str) -> PreTrainedModel:
