@@ -1,11 +1,13 @@
 """trainer/night.py: what a night begins with; tests/test_refresh.py goes through whole ones."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from chatbot.basemodel import Base
 from data import runs, versions
@@ -81,6 +83,26 @@ def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(
         tonight(replace(night, config=replace(night.config, seed=1)), Snapshot(turns, "")),
     )
     assert len({seed, *(config.seed for config in others)}) == 5
+
+
+@pytest.mark.parametrize(("niceness", "share"), [(0, 0.95), (10, 2 / 3)])
+def test_a_night_on_a_gpu_takes_what_is_free_and_beside_a_server_two_thirds_of_it(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    told: tuple[Run, Progress],
+    monkeypatch: pytest.MonkeyPatch,
+    niceness: int,
+    share: float,
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("trainer.night.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(os, "getpriority", lambda *_: niceness)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * 2**30)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    assert began(db, home, tiny_base, told).sampling.max_new_tokens == 24
+    assert limits == [pytest.approx(share * 12 / 24)]
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import resource
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,10 @@ from trainer.team import Team
 
 HISTORY = "ppo.json"
 """The figures of every update, in the run's folder once there is a candidate to judge."""
+
+_ALONE, _BESIDE = 0.95, 2 / 3
+"""Of the memory of a GPU that is free when a night begins, what it may take. Beside a server it leaves the
+third on which that counts for replies under way (chatbot/memory.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def begin(
     """Settle what the stages share; the operator's seed, threads and files."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if pick_device().type == "cuda":
+        _limit_memory()
     torch.manual_seed(config.seed)
     limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
     check_prompts(db, base, config, limit)
@@ -85,6 +92,16 @@ def begin(
         reference=anchor.name if anchor else None,
         team=team,
     )
+
+
+def _limit_memory() -> None:
+    """Where a GPU's memory is too short for both, the night fails and not the replies of a server beside it.
+
+    A process of lowered priority, as the watcher starts them, is one beside a server.
+    """
+    free, total = torch.cuda.mem_get_info()
+    share = _BESIDE if os.getpriority(os.PRIO_PROCESS, 0) > 0 else _ALONE
+    torch.cuda.set_per_process_memory_fraction(share * (free + torch.cuda.memory_reserved()) / total)
 
 
 def tonight(night: Night, snapshot: Snapshot) -> RefreshConfig:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
@@ -83,6 +84,7 @@ def refresh(
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
             reference = _hear_reference(night, policy)
+            torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
             with policy.remembering():
                 reports = fit_rewards(night, policy, snapshot, reference)
             if until == "reward":
@@ -116,7 +118,8 @@ def _dtype(config: RefreshConfig) -> Any:
 
 
 def _generating(night: Night, version: str | None) -> PreTrainedModel:
-    """A model to generate with: the base, or a version."""
+    """A model to generate with: the base, or a version. What the GPU holds of the stage before goes first."""
+    torch.cuda.empty_cache()
     path = versions.get(night.db, version).path if version not in (None, BASE_VERSION) else None
     adapter = night.home.adapters / path if path else None
     return merged_model(
