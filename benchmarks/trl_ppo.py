@@ -148,7 +148,7 @@ def make_trainer(
         peft_config=lora,
         callbacks=[clock],
     )
-    # PPOTrainer shuffles; with the first update left out, those that count would read other prompts than ours.
+    # PPOTrainer shuffles; as the first update is left out, the others would read other prompts than ours.
     in_order = DataLoader(
         trainer.train_dataset, arguments.replies, collate_fn=trainer.data_collator, drop_last=True
     )
