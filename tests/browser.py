@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,3 +164,11 @@ def visit(
     page.goto(server.url + path)
     visitor.start_chat()
     return visitor
+
+
+def wait_for(page: Page, condition: Callable[[], object]) -> None:
+    """Until the condition holds; meanwhile the page lives on."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        page.wait_for_timeout(50)

@@ -1,7 +1,6 @@
 """The chat page in a real Chromium against a real server on the tiny model: what a person sees and does."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from chatbot.pages.board import shown_replies
 from data import conversations, rankings
 from data.database import Database
 from data.records import Message, Ranking, Sampling
-from tests.browser import Server, Visitor, visit
+from tests.browser import Server, Visitor, visit, wait_for
 from tests.stories import a_turn, rank, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
@@ -466,8 +465,7 @@ def test_a_chat_can_be_kept_from_training(arrive: ARRIVAL, db: Database) -> None
     visitor.wait_until_written()
     assert not conversations.list_for(db, visitor.person.id)[0].may_train
     visitor.page.get_by_role("switch", name="Don't train on this chat").uncheck()
-    time.sleep(1)
-    assert conversations.list_for(db, visitor.person.id)[0].may_train
+    wait_for(visitor.page, lambda: conversations.list_for(db, visitor.person.id)[0].may_train)
 
 
 def test_a_phone_shows_one_column_and_a_closed_sidebar(arrive: ARRIVAL) -> None:

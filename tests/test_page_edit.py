@@ -1,6 +1,5 @@
 """The text boxes in which words are written anew: what is typed there is not lost, and Escape is theirs."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +7,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from data import conversations, rankings
 from data.database import Database
-from tests.browser import EVENTS, PATIENCE, Server, Visitor, visit
+from tests.browser import EVENTS, PATIENCE, Server, Visitor, visit, wait_for
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -156,9 +155,7 @@ def test_a_branch_whose_answer_is_lost_is_stored_once(
     branch_button(page).click()
     expect(branch_button(page)).to_be_enabled(timeout=PATIENCE)
     expect(box).to_have_value("Other words.")
-    deadline = time.monotonic() + PATIENCE / 1000
-    while len(said(site, visitor)) < 2 and time.monotonic() < deadline:
-        page.wait_for_timeout(50)
+    wait_for(page, lambda: len(said(site, visitor)) == 2)
     branch_button(page).click()
     expect(page.locator(".said .bubble")).to_have_text(["Other words."], timeout=PATIENCE)
     visitor.wait_until_written()

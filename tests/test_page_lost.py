@@ -1,7 +1,6 @@
 """The chat page where answers are late or lost: texts stay, none is stored twice, private stays private."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from data import conversations, people
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation, Person
-from tests.browser import EVENTS, PATIENCE, Server, Visitor, running_server, visit
+from tests.browser import EVENTS, PATIENCE, Server, Visitor, running_server, visit, wait_for
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -37,14 +36,6 @@ def visitor(
 @pytest.fixture
 def db(site: tuple[Server, Database]) -> Database:
     return site[1]
-
-
-def wait_for(page: Page, condition: Callable[[], object]) -> None:
-    """Until the condition holds; meanwhile the page lives on."""
-    deadline = time.monotonic() + PATIENCE / 1000
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        page.wait_for_timeout(50)
 
 
 @contextmanager

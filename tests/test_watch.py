@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +104,25 @@ def test_a_living_run_holds_off_the_next_slot_and_a_dead_one_does_not(db: Databa
     assert claim(db, NIGHT + 120) is not None
 
 
-def _race(root: Path, start: float) -> int:
+def _race(root: Path, start: Barrier, claimed: "SimpleQueue[int]") -> None:
     """In a process of its own: look 20 times, from `start` on, and count what was claimed."""
     db = open_database(open_home(root))
-    time.sleep(max(0.0, start - time.time()))
-    claimed = sum(claim(db, NIGHT + look) is not None for look in range(20))
+    start.wait(60)
+    claimed.put(sum(claim(db, NIGHT + look) is not None for look in range(20)))
     db.close()
-    return claimed
 
 
 def test_of_several_watchers_exactly_one_gets_the_night(db: Database, home: Home) -> None:
     rank_at(db, NIGHT - 60)
-    with get_context("spawn").Pool(3) as pool:
-        claimed = pool.starmap(_race, [(home.root, time.time() + 3.0)] * 3)
-    assert sum(claimed) == 1 and len(runs.list_all(db)) == 1
+    spawn = get_context("spawn")
+    start, claimed = spawn.Barrier(3), spawn.SimpleQueue()
+    watchers = [spawn.Process(target=_race, args=(home.root, start, claimed)) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
+    for watcher in watchers:
+        watcher.join()
+        assert watcher.exitcode == 0
+    assert sum(claimed.get() for _ in watchers) == 1 and len(runs.list_all(db)) == 1
 
 
 # A watcher and its child
