@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chatbot.basemodel import Base, load_base
 from chatbot.manifest import read_manifest
@@ -20,8 +21,9 @@ from data.files import write_json
 from data.forgetting import forget
 from data.home import Home
 from data.messages import message
-from data.records import Run
+from data.records import Run, Sampling, Version
 from tests.adapter_files import make_version
+from tests.learners import CPU
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.test_sft import a_stage, import_politeness
@@ -34,6 +36,7 @@ from trainer.gate import check_replies
 from trainer.guards import Guards
 from trainer.improving import _choose_once, shown_samples
 from trainer.night import begin
+from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, refresh
@@ -60,6 +63,13 @@ def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, t
     verify_for(tiny_base, home.adapters / version.path)
 
 
+def probed(home: Home, base: Base, version: Version | None = None, seed: int = 0) -> dict[str, float]:
+    """What the probes of a tiny night find of a version, or of the base itself."""
+    adapter = home.adapters / version.path if version else None
+    model = merged_model(base, adapter, device=CPU, dtype=torch.float32)
+    return probe(model, base, sampling=Sampling(max_new_tokens=24), seed=seed)
+
+
 def test_a_night_writes_down_what_it_measured(
     ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,10 +93,14 @@ def test_a_night_writes_down_what_it_measured(
     asked_for = winners_direction(read_snapshot(home.runs / run.id / "snapshot.jsonl").turns)
     assert directions == [asked_for, asked_for] and asked_for != 0
     report = json.loads((home.runs / run.id / "report.json").read_text())
-    assert report == versions.get(ranked, "v000001").report
+    version = versions.get(ranked, "v000001")
+    assert report == version.report
     assert report["judge"]["accuracy_interval"][0] > 0.5
     assert report["parts"]["A"] + report["parts"]["B"] == 100
     assert len(report["gate"]["samples"]) == 10
+    sides = report["gate"]["probes"]
+    assert sides["current"] == pytest.approx(probed(home, tiny_base), rel=1e-4)
+    assert sides["candidate"] == pytest.approx(probed(home, tiny_base, version), rel=1e-4) != sides["current"]
     assert report["config"]["seed"] == 0 != report["seed"]
     kl = [m.value for m in runs.metrics(ranked, run.id, "ppo") if m.name == "kl"]
     assert kl[0] == pytest.approx(0, abs=1e-4)
@@ -494,9 +508,11 @@ def test_a_night_after_a_fine_tuning_starts_with_it_and_is_anchored_by_it(
         assert sum(reply.startswith("ok") for reply in said) > 2, said
 
 
-def test_a_later_night_starts_with_what_serves_and_is_anchored_by_the_reference(
-    ranked: Database, home: Home, tiny_base: Base
+def test_a_later_night_starts_with_what_serves_must_beat_it_and_is_anchored_by_the_reference(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Guards, "judge", property(lambda guards: float(guards._seen.batches)))
+    monkeypatch.setattr(Guards, "keeps_endings", True)  # so that there is a candidate
     reference = a_reference(ranked, home, tiny_base)
     serving = make_version(ranked, home, tiny_base, seed=6)
     versions.publish(ranked, serving.name, actor="test", reason="")
@@ -506,6 +522,8 @@ def test_a_later_night_starts_with_what_serves_and_is_anchored_by_the_reference(
     assert at_first(ranked, run, "start_kl") == pytest.approx(0, abs=1e-3)
     report = json.loads((home.runs / run.id / "report.json").read_text())
     assert (report["reference"], report["parent"]) == (reference, serving.name)
+    current = report["gate"]["probes"]["current"]
+    assert current == pytest.approx(probed(home, tiny_base, serving, seed=3), rel=1e-4)
 
 
 def test_a_night_that_starts_with_the_reference_knows_how_its_replies_end(
