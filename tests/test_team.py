@@ -16,10 +16,11 @@ from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from data import runs
 from data.database import Database
+from data.errors import Refused
 from data.home import Home
 from tests.flags import to_flags
 from tests.nights import rank_by_taste, tiny_night
-from trainer.team import SOLO, Team
+from trainer.team import SOLO, Team, join
 
 
 def free_port() -> int:
@@ -45,8 +46,10 @@ def member(rank: int, size: int, port: int, folder: str) -> None:
         "gradients": [p.grad.tolist() for p in parameters if p.grad is not None],
     }
     team.wait()
+    team.leave()
+    team.leave()  # who has left has left
+    heard["are together"] = torch.distributed.is_initialized()
     Path(folder, f"{rank}.json").write_text(json.dumps(heard))
-    torch.distributed.destroy_process_group()
 
 
 def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
@@ -55,6 +58,7 @@ def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
     assert (chief.pop("share"), other.pop("share")) == ([0, 2, 4], [1, 3])
     assert chief == other
     assert chief["collected"] == ["a", "b", "c", "d", "e"]
+    assert not chief["are together"]
     assert chief["sum"] == [1.0, 20.0] and chief["told"] == "by 0"
     assert chief["gradients"] == [[3.0, 3.0], [0.0, 0.0, 0.0]]
 
@@ -77,10 +81,22 @@ def test_members_wait_for_hours_while_the_chief_works_alone() -> None:
     assert done.stdout == "0 1 12:00:00\n", done.stderr[-3000:]
 
 
+@pytest.mark.parametrize(("gpus", "is_said"), [(1, "1 is here - launch 1,"), (3, "3 are here - launch 3,")])
+def test_more_processes_than_gpus_are_refused_before_they_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, is_said: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(Refused, match=f"4 processes need a GPU each and {is_said} by --num_processes"):
+        join()
+
+
 def test_one_process_alone_hears_itself() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     SOLO.sum_gradients([parameter])
     SOLO.wait()
+    SOLO.leave()
     assert SOLO.is_chief and parameter.grad is None
     assert SOLO.share("abc") == ["a", "b", "c"] == SOLO.collect(["a", "b", "c"])
     assert SOLO.sum([1.5]) == [1.5] and SOLO.broadcast("x") == "x"

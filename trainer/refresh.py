@@ -92,6 +92,7 @@ def refresh(
             if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
                 return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
             result = _improve(night, policy, snapshot, reference, score_sign)
+            team.leave()
             if until == "ppo":
                 return _pause(night, until)
             if not team.is_chief:
@@ -148,6 +149,7 @@ def _pause(night: Night, until: Stage) -> Run:
     """The run rests after a stage that was asked for by itself."""
     following = {"reward": "trainer ppo", "ppo": "trainer gate"}[until]
     reason = f'Stopped after the stage {until!r}, as asked - go on with "{following} {night.run.id}".'
+    night.team.leave()
     if not night.team.is_chief:
         return night.run
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="interrupted", reason=reason)
@@ -161,6 +163,7 @@ def _no_candidate(
     reason: str,
 ) -> Run:
     """The night ends before the gate: the judge is not fit to judge, or nothing beat what it began with."""
+    night.team.leave()
     if not night.team.is_chief:
         return night.run
     write_report(night, snapshot, reports, result, None)

@@ -8,6 +8,7 @@ batch. All run on one machine, which SQLite asks for; the chief alone writes to 
 versions. Without a launcher a team has one member, and nothing is sent.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from data.errors import Refused
 
 T = TypeVar("T")
 
@@ -72,6 +75,11 @@ class Team:
         if self.size > 1:
             torch.distributed.barrier()
 
+    def leave(self) -> None:
+        """All members part, at about the same time: from here on each works alone, nothing can be sent."""
+        if self.size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     def _gather(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, value)
@@ -83,8 +91,17 @@ SOLO = Team()
 
 
 def join() -> Team:
-    """The team that `accelerate launch` started this process in; SOLO where nobody launched it."""
+    """The team that `accelerate launch` started this process in; SOLO where nobody launched it.
+
+    Raises Refused where there are GPUs, but fewer than members: two cannot share one.
+    """
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    has_gpu, members = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
+    if has_gpu and (gpus := torch.cuda.device_count()) < members:
+        raise Refused(
+            f"{members} processes need a GPU each and {gpus} {'is' if gpus == 1 else 'are'} here - launch "
+            f"{gpus}, by --num_processes."
+        )
+    state = PartialState(cpu=not has_gpu, timeout=_PATIENCE)
     return Team(state.process_index, state.num_processes)
