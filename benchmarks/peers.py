@@ -96,7 +96,8 @@ def origins(results: Iterable[Result]) -> str:
     """What stands under a table: the commit, threads and model of each result of `measured`."""
     named: dict[str, list[str]] = {}
     for result in results:
-        how = f"commit {result.get('commit', 'unknown')}, {result.get('threads', '?')} threads"
+        threads = result.get("threads", "?")
+        how = f"commit {result.get('commit', 'unknown')}, {threads} thread" + "s" * (threads != 1)
         how += f", {result['model']}" if result.get("model") else ""
         named.setdefault(how, []).append(result["name"])
     head = f"This is commit {commit()} - to measure anew what is kept of another, name another --out."

@@ -58,7 +58,7 @@ def test_each_result_is_told_with_the_commit_and_threads_it_is_of(
     assert told[0].startswith("This is commit abc1234 ")
     assert told[2:] == [
         "- commit abc1234, 2 threads, tiny: ours; ours again",
-        "- commit unknown, 1 threads: theirs",
+        "- commit unknown, 1 thread: theirs",
         "- commit unknown, ? threads: older",
     ]
 
