@@ -110,8 +110,13 @@ def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:
 
 
 def test_a_report_is_json_whatever_became_of_the_scores(
-    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    told: tuple[Run, Progress],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     night = began(db, home, tiny_base, told, temperature=0.7, max_new_tokens=50)
     night.folder.mkdir(parents=True)
     reply = {"prompt": [80], "reply": [81], "score": float("nan"), "judge": float("inf")}
@@ -124,3 +129,4 @@ def test_a_report_is_json_whatever_became_of_the_scores(
     (shown,) = report["ppo"]["samples"][5]
     assert (shown["score"], shown["judge"], report["reward"]) == (None, None, {"ece": None})
     assert report["sampling"] == {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 50}
+    assert report["peak_memory_gib"] > 0.05 and report["peak_gpu_memory_gib"] == 3

@@ -152,6 +152,12 @@ def test_a_probe_that_this_page_does_not_know_is_shown_by_its_own_name(visit: Vi
     assert "moon phase" in html and "0.25" in html
 
 
+def test_the_story_tells_the_memory_of_the_gpu_where_there_was_one(visit: Visit) -> None:
+    for peak, is_told in ((11.84, True), (0.0, False)):
+        story = story_html(visit, {**whole_report(), "peak_gpu_memory_gib": peak})
+        assert "Its peak memory was 8.6 GiB." in story and ("On the GPU it was 11.8 GiB." in story) is is_told
+
+
 def test_the_story_tells_the_warm_start_why_it_stopped_and_the_notes(visit: Visit) -> None:
     html = story_html(visit, whole_report())
     for words in (

@@ -148,6 +148,7 @@ def write_report(
         "sampling": asdict(night.sampling),
         "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),  # 0 without a GPU
         "config": asdict(night.config),
         "seed": tonight(night, snapshot).seed,
     }

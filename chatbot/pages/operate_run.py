@@ -181,9 +181,10 @@ def _practised(visit: Visit, report: Mapping[str, Any]) -> list[str]:
         told.append(visit.say(word, algorithm=algorithm, best=round(best), updates=round(updates)))
     if stopped := sentences(ppo.get("stopped")):
         told.append(visit.say("stopped", why=" ".join(stopped)))
-    memory = number(report.get("peak_memory_gib"))
     told += sentences(ppo.get("notes")) + sentences(report.get("notes"))
-    told.append(visit.say("peak_memory", gib=f"{memory:.1f}") if memory else "")
+    for word in ("peak_memory", "peak_gpu_memory"):
+        memory = number(report.get(f"{word}_gib"))
+        told.append(visit.say(word, gib=f"{memory:.1f}") if memory else "")
     return [sentence for sentence in told if sentence]
 
 

@@ -61,6 +61,7 @@ RUN_WORDS: dict[str, tuple[str, str]] = {
         "提前停止：留出数据上的损失不再下降。",
     ),
     "peak_memory": ("Its peak memory was {gib} GiB.", "内存峰值为 {gib} GiB。"),
+    "peak_gpu_memory": ("On the GPU it was {gib} GiB.", "显存峰值为 {gib} GiB。"),
     "replies_at": ("Replies at update {update}", "第 {update} 次更新时的回复"),
     "seconds": ("Time by stage, {time} in all", "各阶段用时，共 {time}"),
     # Practice.
