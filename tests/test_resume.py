@@ -6,6 +6,7 @@ import random
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 import torch
@@ -27,8 +28,11 @@ def night_in_a_process(model: str, home: str, checkpoints: str, out: str, begun:
     Path(out).write_text(json.dumps([figures(result), result.best_update, result.notes]))
 
 
-def go(base: Base, folder: Path, out: Path, *, patience: float | None = None) -> bool:
-    """Run a night in a child, killed `patience` seconds after it began; whether that was before its end."""
+def go(base: Base, folder: Path, out: Path, *, kill_at: int | None = None, later: float = 0.0) -> int:
+    """Run a night in a child; its exit code.
+
+    It is killed `later` seconds after it has begun to write the checkpoint of update `kill_at`.
+    """
     begun = PROCESSES.Event()
     home = folder.parent / "home"
     child = PROCESSES.Process(
@@ -36,30 +40,27 @@ def go(base: Base, folder: Path, out: Path, *, patience: float | None = None) ->
     )
     child.start()
     assert begun.wait(120)
-    child.join(patience)
-    if was_killed := child.is_alive():
+    if kill_at is not None:
+        while child.is_alive() and not any(folder.glob(f"update-{kill_at:05d}*")):
+            time.sleep(0.001)
+        time.sleep(later)
         child.kill()
-        child.join()
-    else:
-        assert child.exitcode == 0
-    return was_killed
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_changes_no_metric(tiny_base: Base, tmp_path: Path, kills: int) -> None:
-    go(tiny_base, tmp_path / "warm", tmp_path / "warm.json", patience=0)  # let the children's server import
-    started = time.monotonic()
-    assert not go(tiny_base, tmp_path / "whole", tmp_path / "whole.json")
-    duration = time.monotonic() - started
-    pick, killed = random.Random(kills), 0
-    for _ in range(kills):
-        patience = pick.uniform(0, 1.5 * duration / kills)
-        killed += go(tiny_base, tmp_path / "cut", tmp_path / "cut.json", patience=patience)
-    go(tiny_base, tmp_path / "cut", tmp_path / "cut.json")
+    assert go(tiny_base, tmp_path / "whole", tmp_path / "whole.json") == 0
+    pick = random.Random(0)
+    for update in sorted(pick.sample(range(1, UPDATES - 1), kills)):
+        later = pick.uniform(0, 0.02)  # while it is written, or the next update is under way
+        assert go(tiny_base, tmp_path / "cut", tmp_path / "cut.json", kill_at=update, later=later) == -SIGKILL
+    assert go(tiny_base, tmp_path / "cut", tmp_path / "cut.json") == 0
     (whole, *rest), (cut, *cut_rest) = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "cut")
     )
-    assert killed >= kills / 2
     assert (len(whole), rest) == (UPDATES + 1, cut_rest)
     for ours, theirs in zip(cut, whole, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
