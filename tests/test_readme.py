@@ -8,13 +8,31 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import chatbot.__main__
+import data.__main__
+import trainer.__main__
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line[2:].split("#")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
+
+HELP = [command for command in COMMANDS if command.endswith("--help")]
+RUN: dict[str, Callable[[list[str]], int | None]] = {
+    "chatbot": chatbot.__main__.run,
+    "trainer": trainer.__main__.run,
+    "data": data.__main__.main,
+}
+
+
+def split(command: str) -> tuple[str, list[str]]:
+    """The program that a line of README starts, and its arguments."""
+    words = shlex.split(command.removeprefix("python -m "))
+    return words[0], words[1:]
 
 
 def blocks(text: str) -> list[str]:
@@ -69,22 +87,28 @@ def test_make_targets_exist() -> None:
     assert {"serve", "test", "venv"} <= named <= targets
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.endswith("--help")])
-def test_commands_exist_and_explain_themselves(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
-    module = words[2] if words[0] == "python" else words[0]
-    arguments = words[3:] if words[0] == "python" else words[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={"NIGHTSCHOOL_HOME": str(tmp_path / "var"), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage:") and len(done.stdout.splitlines()) > 3
+@pytest.mark.parametrize("command", HELP)
+def test_commands_exist_and_explain_themselves(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "var"))
+    program, arguments = split(command)
+    with pytest.raises(SystemExit) as ended:
+        RUN[program](arguments)
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert out.startswith("usage:") and len(out.splitlines()) > 3
     assert not (tmp_path / "var").exists(), "--help must not touch the state"
+
+
+@pytest.mark.parametrize("command", {split(command)[0]: command for command in HELP}.values())
+def test_each_program_starts_by_itself(command: str) -> None:
+    program, arguments = split(command)
+    words = [sys.executable, "-m", program, *arguments]
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
 
 
 def test_the_readme_names_no_figure_of_speed_or_quality() -> None:
