@@ -19,6 +19,7 @@ from trainer.config import RefreshConfig
 from trainer.forward import (
     ROOM,
     Reply,
+    fit_room,
     forward_replies,
     hash_seed,
     logprobs_of,
@@ -136,6 +137,21 @@ def test_a_gpu_is_given_more_at_a_time_than_a_cpu() -> None:
     on_cpu, on_gpu = (list(micro_batches(lengths, torch.device(kind))) for kind in ("cpu", "cuda"))
     assert [len(batch) for batch in on_cpu] == [10] * 4
     assert len(on_gpu) == 1
+
+
+@pytest.mark.parametrize(("free", "room"), [(2**40, 4096), (0, 512), (2 * 1000, 1000), (2 * 5000, 4096)])
+def test_a_pass_on_a_gpu_is_as_large_as_half_of_its_free_memory_bears(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, free: int, room: int
+) -> None:
+    monkeypatch.setitem(ROOM, "cuda", 4096)
+    policy, config = a_learner(tiny_base), tiny_base.config
+    token = 68 * config.hidden_size * config.num_hidden_layers // 2 + 10 * config.vocab_size
+    monkeypatch.setattr("trainer.forward.free_bytes", lambda device: free * token)
+    fit_room(policy, torch.bfloat16, 0.5)
+    assert ROOM["cuda"] == 4096, "on a CPU nothing is asked"
+    policy.device = torch.device("cuda")
+    fit_room(policy, torch.bfloat16, 0.5)
+    assert (ROOM["cpu"], ROOM["cuda"]) == (1024, room)
 
 
 def sampled(

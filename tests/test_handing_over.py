@@ -1,4 +1,4 @@
-"""What a night lets go of between its stages: plain models, a GPU's memory, the members of a team."""
+"""What a run asks of a GPU's memory, and what it lets go of between its stages."""
 
 import weakref
 from pathlib import Path
@@ -10,11 +10,16 @@ from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.models import merged_model
+from chatbot.policy import Policy
 from data.database import Database
 from data.home import Home
 from tests.nights import a_night
+from tests.test_scoring import likes_z
+from tests.test_sft import a_stage, import_politeness
+from trainer.config import RefreshConfig
 from trainer.gate import replay
 from trainer.improving import improve_policy
+from trainer.scoring import train_and_evaluate
 from trainer.team import Team
 
 
@@ -61,3 +66,22 @@ def test_a_gpu_s_memory_is_given_back_and_the_team_parts_before_the_chief_works_
         "3 models gone",
         "judged",
     ]
+
+
+def test_all_that_learns_asks_how_much_a_gpu_bears(
+    ranked: Database, home: Home, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(policy: Policy, dtype: torch.dtype, depth: float) -> None:
+        raise InterruptedError(f"{dtype}, one layer in {1 / depth:.0f}")
+
+    for module in ("refresh", "sft", "scoring"):
+        monkeypatch.setattr(f"trainer.{module}.fit_room", ask)
+    import_politeness(ranked)
+    rows, settings = likes_z(tmp_path / "rows.jsonl", 24), {"precision": "float32", "depth": 0.25}
+    for learn in (
+        lambda: a_night(ranked, home, tiny_base, **settings),
+        lambda: a_stage(ranked, home, tiny_base, **settings),
+        lambda: train_and_evaluate(tiny_base, [rows], [], RefreshConfig(**settings), tell=lambda *_: None),
+    ):
+        with pytest.raises(InterruptedError, match="float32, one layer in 4"):
+            learn()

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from chatbot.head import ScalarHead
 from chatbot.kernels import Format
+from chatbot.memory import free_bytes
 from chatbot.models import TokenBatch, logits_of
 from chatbot.padded import AnyModel
 from chatbot.policy import Policy
@@ -32,11 +33,17 @@ INVALID = 0.0
 PRIOR_TOKENS = 10
 """How many tokens of score 0 `reply_values` takes to stand before a reply: the weight of its prior."""
 
-ROOM = {"cpu": 1024, "cuda": 4096}
+_LEAST_ROOM, _MOST_ROOM = 512, 4096
+ROOM = {"cpu": 1024, "cuda": _MOST_ROOM}
 """Tokens of one pass, padding included, by type of device; what is more is accumulated.
 
-A CPU gains nothing from more (benchmarks/RESULTS.md); a GPU does, until logits fill its memory.
+A CPU gains nothing from more (benchmarks/RESULTS.md); a GPU does, until they fill its memory (`fit_room`).
 """
+_KEPT_NUMBERS = 34
+"""What a layer that learns keeps of a token until the backward pass, for each of the model's width: 20 in the
+embedded model, 17 by arXiv 2205.05198, section 4.1. What the backward pass computes comes on top."""
+_KEPT_OF_LOGITS = 10
+"""Bytes: each as the head gives it in 16 bits, in float32, and as a log-probability."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,19 @@ def _reply(job: _Job) -> Reply:
 def hash_seed(seed: int, index: int) -> int:
     """A seed of its own for each reply of a run."""
     return (seed * 1_000_003 + index * 7_919 + 12_345) % (2**31)
+
+
+def fit_room(policy: Policy, dtype: torch.dtype, depth: float) -> None:
+    """Make a pass on a GPU as large as its memory bears beside `policy`, which computes in `dtype`.
+
+    Half of what is free is left to the model that samples. depth: the share of the layers that learn.
+    """
+    if policy.device.type != "cuda":
+        return
+    text = policy.base.config.get_text_config()
+    by_layers = _KEPT_NUMBERS * dtype.itemsize * text.hidden_size * depth * text.num_hidden_layers
+    fits = int(free_bytes(policy.device) / 2 / (by_layers + _KEPT_OF_LOGITS * text.vocab_size))
+    ROOM["cuda"] = max(_LEAST_ROOM, min(fits, _MOST_ROOM))
 
 
 def micro_batches(

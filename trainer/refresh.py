@@ -33,6 +33,7 @@ from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
+from trainer.forward import fit_room
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, prompts_to_judge, wear_reference
 from trainer.night import HISTORY, Night, begin, tonight, write_report
@@ -83,6 +84,7 @@ def refresh(
             night = begin(db, home, base, config, run, progress, team)
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
+            fit_room(policy, _dtype(config), config.depth)
             reference = _hear_reference(night, policy)
             torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
             with policy.remembering():

@@ -33,6 +33,7 @@ from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
+from trainer.forward import fit_room
 from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
@@ -70,7 +71,9 @@ def train_and_evaluate(
     began = time.monotonic()
     taught, asked = read_parts(data, evaluate, split=split, limit=limit, seed=config.seed)
     device = pick_device()
-    policy = Policy(base, device=device, dtype=pick_dtype(config.precision, device), four_bit=config.four_bit)
+    dtype = pick_dtype(config.precision, device)
+    policy = Policy(base, device=device, dtype=dtype, four_bit=config.four_bit)
+    fit_room(policy, dtype, config.depth)
 
     def hear(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         tell(name, step, _TRAINING_SHARE * fraction, metrics)
