@@ -2,9 +2,10 @@
 
 What is due follows from the database alone, so downtime is caught up by one run, and any number of
 watchers may look: a slot is its run's unique key, and the first to insert it has the night. The child is a
-session of its own with low priority and half of the cores, and where memory runs out the kernel ends it
-rather than the chat; its lease is renewed while it lives, and how it ended is recorded here where it could
-not do so itself. Beside the nights it looks after backups and old runs (upkeep.py).
+session of its own with half of the cores and low priority, by which it knows that it is not alone on a GPU
+(night.py); where memory runs out the kernel ends it rather than the chat. Its lease is renewed while it
+lives, and how it ended is recorded here where it could not do so itself. Beside the nights it looks after
+backups and old runs (upkeep.py).
 
     trainer watch
 """
