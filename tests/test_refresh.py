@@ -2,8 +2,10 @@
 
 import gc
 import json
+import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.files import write_json
 from data.forgetting import forget
-from data.home import Home
+from data.home import Home, open_home
 from data.messages import message
 from data.records import Run, Sampling, Version
 from tests.adapter_files import make_version
@@ -39,7 +41,7 @@ from trainer.night import begin
 from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
-from trainer.refresh import NothingToLearn, refresh
+from trainer.refresh import NothingToLearn, Stage, refresh
 from trainer.reward import winners_direction
 from trainer.team import SOLO
 
@@ -50,6 +52,51 @@ def forget_nights(db: Database) -> None:
         versions.rollback(db, actor="test")
     with db.write() as conn:
         conn.execute("UPDATE versions SET status = 'refused', report = '{}'")
+
+
+SEED = 3
+SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": SEED}
+
+
+def resumed(db: Database, run: Run) -> Run:
+    again = runs.resume(db, run.id)
+    assert again is not None
+    return again
+
+
+@pytest.fixture(scope="module")
+def paused_home(
+    tiny_directory: Path, ranked_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A state directory with a hundred rankings and a night that has paused after stage 2; copy it."""
+    home = open_home(tmp_path_factory.mktemp("paused"))
+    shutil.copy(ranked_database, home.database)
+    base = load_base(str(tiny_directory), home, lambda text: None)
+    with closing(open_database(home)) as db:
+        refresh(db, home, base, tiny_night(home, **SHORT), a_run(db), until="reward", quiet=True)
+    return home.root
+
+
+@pytest.fixture
+def paused(home: Home, paused_home: Path) -> Iterator[Database]:
+    """The database of `home`, with the same rankings and the same night, which has paused."""
+    shutil.copytree(paused_home, home.root, dirs_exist_ok=True)
+    with closing(open_database(home)) as db:
+        yield db
+
+
+def paused_run(db: Database) -> Run:
+    run = runs.latest(db)
+    assert run is not None
+    return run
+
+
+def the_rest(
+    db: Database, home: Home, base: Base, *, until: Stage = "gate", score_sign: float = 1.0, **changes: Any
+) -> Run:
+    """Go on with the paused night, which has reward models and a judge already."""
+    config, run = tiny_night(home, **{"seed": SEED} | changes), resumed(db, paused_run(db))
+    return refresh(db, home, base, config, run, until=until, quiet=True, score_sign=score_sign)
 
 
 def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
@@ -63,15 +110,15 @@ def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, t
     verify_for(tiny_base, home.adapters / version.path)
 
 
-def probed(home: Home, base: Base, version: Version | None = None, seed: int = 0) -> dict[str, float]:
+def probed(home: Home, base: Base, version: Version | None = None) -> dict[str, float]:
     """What the probes of a tiny night find of a version, or of the base itself."""
     adapter = home.adapters / version.path if version else None
     model = merged_model(base, adapter, device=CPU, dtype=torch.float32)
-    return probe(model, base, sampling=Sampling(max_new_tokens=24), seed=seed)
+    return probe(model, base, sampling=Sampling(max_new_tokens=24), seed=SEED)
 
 
 def test_a_night_writes_down_what_it_measured(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directions = []
 
@@ -88,12 +135,12 @@ def test_a_night_writes_down_what_it_measured(
 
     monkeypatch.setattr("trainer.ppo.Guards", Noted)
     monkeypatch.setattr("trainer.gate.check_replies", noted)
-    run = a_night(ranked, home, tiny_base)
+    run = the_rest(paused, home, tiny_base)
 
     asked_for = winners_direction(read_snapshot(home.runs / run.id / "snapshot.jsonl").turns)
     assert directions == [asked_for, asked_for] and asked_for != 0
     report = json.loads((home.runs / run.id / "report.json").read_text())
-    version = versions.get(ranked, "v000001")
+    version = versions.get(paused, "v000001")
     assert report == version.report
     assert report["judge"]["accuracy_interval"][0] > 0.5
     assert report["parts"]["A"] + report["parts"]["B"] == 100
@@ -101,32 +148,32 @@ def test_a_night_writes_down_what_it_measured(
     sides = report["gate"]["probes"]
     assert sides["current"] == pytest.approx(probed(home, tiny_base), rel=1e-4)
     assert sides["candidate"] == pytest.approx(probed(home, tiny_base, version), rel=1e-4) != sides["current"]
-    assert report["config"]["seed"] == 0 != report["seed"]
-    kl = [m.value for m in runs.metrics(ranked, run.id, "ppo") if m.name == "kl"]
+    assert report["config"]["seed"] == SEED != report["seed"]
+    kl = [m.value for m in runs.metrics(paused, run.id, "ppo") if m.name == "kl"]
     assert kl[0] == pytest.approx(0, abs=1e-4)
     assert kl[-1] > 0.1
     assert (run.progress, run.eta_seconds) == (1.0, None)
 
 
 def test_a_policy_trained_with_the_reward_s_sign_flipped_is_refused(
-    ranked: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base
 ) -> None:
-    run = a_night(ranked, home, tiny_base, score_sign=-1.0)
+    run = the_rest(paused, home, tiny_base, score_sign=-1.0)
 
     assert run.state == "refused"
     assert "The judge prefers the candidate on only" in run.reason
-    assert versions.serving(ranked).current == "base"
-    assert versions.get(ranked, "v000001").status == "refused"
+    assert versions.serving(paused).current == "base"
+    assert versions.get(paused, "v000001").status == "refused"
 
 
-def test_a_second_night_goes_on_from_what_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
-    a_night(ranked, home, tiny_base)
+def test_a_second_night_goes_on_from_what_serves(paused: Database, home: Home, tiny_base: Base) -> None:
+    the_rest(paused, home, tiny_base)
 
-    run = a_night(ranked, home, tiny_base, updates=2, seed=1)
+    run = a_night(paused, home, tiny_base, updates=2, seed=1)
 
     assert run.state in ("published", "refused")
-    first = [m.value for m in runs.metrics(ranked, run.id, "ppo") if (m.name, m.step) == ("kl", 0)]
-    start = [m.value for m in runs.metrics(ranked, run.id, "ppo") if (m.name, m.step) == ("start_kl", 0)]
+    first = [m.value for m in runs.metrics(paused, run.id, "ppo") if (m.name, m.step) == ("kl", 0)]
+    start = [m.value for m in runs.metrics(paused, run.id, "ppo") if (m.name, m.step) == ("start_kl", 0)]
     assert first[0] > 0.1
     assert start[0] == pytest.approx(0, abs=1e-3)
 
@@ -143,9 +190,9 @@ def test_the_same_seed_gives_the_same_night(ranked: Database, home: Home, tiny_b
 
 
 def test_what_an_operator_lets_serve_while_the_version_is_written_goes_on_serving(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand = make_version(ranked, home, tiny_base)
+    by_hand = make_version(paused, home, tiny_base)
 
     def verified(*rest: Any) -> Any:  # an operator can write while the files are looked at
         elsewhere = open_database(home)
@@ -154,16 +201,13 @@ def test_what_an_operator_lets_serve_while_the_version_is_written_goes_on_servin
         return verify_for(*rest)
 
     monkeypatch.setattr("trainer.publish.verify_for", verified)
-    run = a_night(ranked, home, tiny_base)
+    run = the_rest(paused, home, tiny_base)
 
     assert (run.state, run.version) == ("refused", "v000002")
     assert "While it learned, base was replaced by v000001, with which it was never compared" in run.reason
-    assert versions.serving(ranked).current == "v000001"
-    assert versions.get(ranked, "v000002").status == "accepted"
-    assert versions.publish(ranked, "v000002", actor="ada", reason="").current == "v000002"
-
-
-SHORT = {"members": 2, "updates": 3, "gate_prompts": 8, "seed": 3}
+    assert versions.serving(paused).current == "v000001"
+    assert versions.get(paused, "v000002").status == "accepted"
+    assert versions.publish(paused, "v000002", actor="ada", reason="").current == "v000002"
 
 
 def test_no_two_plain_models_are_alive_at_once_and_none_while_reward_models_learn(
@@ -196,7 +240,7 @@ def test_no_two_plain_models_are_alive_at_once_and_none_while_reward_models_lear
 
 
 def test_best_of_k_logs_what_it_measured_before_and_after(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[tuple[str, int]] = []
 
@@ -204,7 +248,7 @@ def test_best_of_k_logs_what_it_measured_before_and_after(
         logged.append((stage, step))
 
     monkeypatch.setattr(runs, "log", log)
-    a_night(ranked, home, tiny_base, algorithm="bestofk", **SHORT)
+    the_rest(paused, home, tiny_base, algorithm="bestofk", **SHORT)
 
     assert [step for stage, step in logged if stage == "ppo"] == [0, 1]
 
@@ -247,23 +291,23 @@ def test_a_version_of_another_base_is_not_trained_on(
 
 
 def test_a_cancelled_night_leaves_what_serves(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter = Progress.enter
 
     def cancel_at_ppo(self: Progress, stage: str, message: str) -> None:
-        if stage == "ppo" and (run := runs.latest(ranked)):
-            runs.request_cancel(ranked, run.id)
+        if stage == "ppo" and (run := runs.latest(paused)):
+            runs.request_cancel(paused, run.id)
         enter(self, stage, message)
 
     monkeypatch.setattr(Progress, "enter", cancel_at_ppo)
     with pytest.raises(Cancelled):
-        a_night(ranked, home, tiny_base)
+        the_rest(paused, home, tiny_base)
 
-    run = runs.latest(ranked)
+    run = runs.latest(paused)
     assert run is not None
     assert run.state == "cancelled"
-    assert versions.serving(ranked).current == "base"
+    assert versions.serving(paused).current == "base"
 
 
 def test_a_night_that_breaks_is_recorded_with_its_reason(
@@ -296,14 +340,21 @@ def figures(db: Database, run: Run) -> dict[tuple[str, int, str], float]:
     return {key: value for key, value in found.items() if "seconds" not in key[2]}
 
 
+@pytest.fixture(scope="module")
+def whole_night(
+    tiny_directory: Path, ranked_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, dict[tuple[str, int, str], float]]:
+    """A night that was left in peace, and its figures."""
+    home = open_home(tmp_path_factory.mktemp("whole"))
+    shutil.copy(ranked_database, home.database)
+    base = load_base(str(tiny_directory), home, lambda text: None)
+    with closing(open_database(home)) as db:
+        run = a_night(db, home, base, **SHORT)
+        return run, figures(db, run)
+
+
 PRACTISED, KEPT = 16, 3
 """Numbers of a conversation that is practised on and of one that is kept for judging."""
-
-
-def resumed(db: Database, run: Run) -> Run:
-    again = runs.resume(db, run.id)
-    assert again is not None
-    return again
 
 
 @pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", ShutDown)])
@@ -311,13 +362,12 @@ def test_a_night_that_was_interrupted_goes_on_where_it_was(
     ranked: Database,
     home: Home,
     tiny_base: Base,
+    whole_night: tuple[Run, dict[tuple[str, int, str], float]],
     stage: str,
     how: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = a_night(ranked, home, tiny_base, **SHORT)
-    forget_nights(ranked)
-    config, enter = tiny_night(home, **SHORT), Progress.enter
+    (whole, measured), config, enter = whole_night, tiny_night(home, **SHORT), Progress.enter
 
     def interrupt(self: Progress, entered: str, message: str) -> None:
         if entered == stage:
@@ -332,7 +382,7 @@ def test_a_night_that_was_interrupted_goes_on_where_it_was(
     done = refresh(ranked, home, tiny_base, config, resumed(ranked, run), quiet=True)
 
     assert (done.state, done.reason) == (whole.state, whole.reason)
-    assert figures(ranked, done) == pytest.approx(figures(ranked, whole), abs=1e-4)
+    assert figures(ranked, done) == pytest.approx(measured, abs=1e-4)
 
 
 def test_the_stages_can_be_asked_for_one_by_one(ranked: Database, home: Home, tiny_base: Base) -> None:
@@ -354,25 +404,23 @@ def forget_the_snapshot(db: Database, home: Home, run: Run) -> None:
     (home.runs / run.id / "snapshot.jsonl").unlink()  # as `data forget` does
 
 
-def a_run_that_keeps_what_it_learned(db: Database, home: Home, base: Base) -> tuple[RefreshConfig, Run, Path]:
-    """A night up to its reward models, taken up again; and a file of what it had learned."""
-    config, run = tiny_night(home, **SHORT), a_run(db)
-    refresh(db, home, base, config, run, until="reward", quiet=True)
-    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+def what_is_used_again(db: Database, home: Home, base: Base) -> Path:
+    """A file of what the paused night has learned: taken up again, it did not learn it anew."""
+    learned = home.runs / paused_run(db).id / "reward-0" / "head.safetensors"
     before = learned.stat().st_mtime_ns
-    refresh(db, home, base, config, resumed(db, run), until="reward", quiet=True)
-    assert learned.stat().st_mtime_ns == before, "nothing has changed: it is used again"
-    return config, run, learned
+    the_rest(db, home, base, until="reward")
+    assert learned.stat().st_mtime_ns == before, "nothing has changed"
+    return learned
 
 
 @pytest.mark.parametrize("change", [delete_a_ranking, forget_the_snapshot])
 def test_a_run_that_may_not_use_what_it_learned_begins_anew(
-    ranked: Database, home: Home, tiny_base: Base, change: Callable[[Database, Home, Run], None]
+    paused: Database, home: Home, tiny_base: Base, change: Callable[[Database, Home, Run], None]
 ) -> None:
-    config, run, learned = a_run_that_keeps_what_it_learned(ranked, home, tiny_base)
+    learned = what_is_used_again(paused, home, tiny_base)
     before = learned.stat().st_mtime_ns
-    change(ranked, home, run)
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    change(paused, home, paused_run(paused))
+    the_rest(paused, home, tiny_base, until="reward")
     assert learned.stat().st_mtime_ns > before
 
 
@@ -387,29 +435,29 @@ def shut_the_chat(db: Database, chat: str) -> None:
 
 @pytest.mark.parametrize("take_back", [conversations.delete, shut_the_chat])
 def test_a_run_taken_up_again_does_not_practise_on_what_was_taken_back(
-    ranked: Database, home: Home, tiny_base: Base, take_back: Callable[[Database, str], None]
+    paused: Database, home: Home, tiny_base: Base, take_back: Callable[[Database, str], None]
 ) -> None:
-    config, run, folder = tiny_night(home, **SHORT), a_run(ranked), home.runs
+    run, folder = paused_run(paused), home.runs
     with known_conversations(PRACTISED):
-        reply = a_turn(ranked, somebody(ranked), question="Why is the sky blue?")[0]
+        reply = a_turn(paused, somebody(paused), question="Why is the sky blue?")[0]
     chat, turn = reply.conversation_id, str(reply.parent_id)
-    refresh(ranked, home, tiny_base, config, run, until="ppo", quiet=True)
+    the_rest(paused, home, tiny_base, until="ppo", **SHORT)
     exercises, checkpoint = folder / run.id / "exercises.json", next((folder / run.id / "ppo").iterdir())
     assert "Why is the sky blue?" in exercises.read_text()
-    before, learned = exercises.stat().st_mtime_ns, lessons_of(ranked, run)
+    before, learned = exercises.stat().st_mtime_ns, lessons_of(paused, run)
     assert turn in learned
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    the_rest(paused, home, tiny_base, until="ppo", **SHORT)
     assert exercises.stat().st_mtime_ns == before, "nothing has changed: it goes on"
     (checkpoint / "of-before").touch()
-    with ranked.write() as conn:
+    with paused.write() as conn:
         conn.execute("UPDATE metrics SET step = step + 1000 WHERE stage = 'ppo'")
-    take_back(ranked, chat)
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="ppo", quiet=True)
+    take_back(paused, chat)
+    the_rest(paused, home, tiny_base, until="ppo", **SHORT)
     assert "Why is the sky blue?" not in exercises.read_text()
     assert not (checkpoint / "of-before").exists(), "what was learned from it has gone"
-    steps = {metric.step for metric in runs.metrics(ranked, run.id, "ppo")}
+    steps = {metric.step for metric in runs.metrics(paused, run.id, "ppo")}
     assert steps and max(steps) < 1000, "and so have its figures"
-    assert lessons_of(ranked, run) == learned - {turn}, "its version will not have learned from it"
+    assert lessons_of(paused, run) == learned - {turn}, "its version will not have learned from it"
 
 
 def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercises(
@@ -431,15 +479,15 @@ def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercis
 
 
 def test_the_gate_judges_on_what_is_asked_here_and_writes_it_into_no_version(
-    ranked: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base
 ) -> None:
     with known_conversations(KEPT):
-        a_turn(ranked, somebody(ranked), question="Was ist eine Frist?")
-    run = a_night(ranked, home, tiny_base, **SHORT | {"judging": None})
+        a_turn(paused, somebody(paused), question="Was ist eine Frist?")
+    run = the_rest(paused, home, tiny_base, **SHORT | {"judging": None})
     judged = json.loads((home.runs / run.id / "exercises.json").read_text())["judging"]
     assert judged[0]["messages"] == [{"role": "user", "content": "Was ist eine Frist?"}]
     assert len(judged) == 8 and all(prompt["turn_id"] is None for prompt in judged[1:])
-    version = versions.get(ranked, str(run.version))
+    version = versions.get(paused, str(run.version))
     assert "judge prefers" in " ".join(version.report["gate"]["sentences"])
     canary = read_manifest(home.adapters / version.path).canary
     told = json.dumps(version.report) + "".join(tiny_base.format.decode(row["ids"]) for row in canary)
@@ -452,28 +500,26 @@ def test_of_the_replies_to_show_none_is_to_a_turn_of_people() -> None:
 
 
 def test_what_people_asked_is_practised_on_and_written_into_no_version(
-    ranked: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base
 ) -> None:
     with known_conversations(PRACTISED):
         for number in range(16):
-            a_turn(ranked, somebody(ranked, "asks"), question=f"sky {number}")
-    run = a_night(ranked, home, tiny_base, **SHORT)
+            a_turn(paused, somebody(paused, "asks"), question=f"sky {number}")
+    run = the_rest(paused, home, tiny_base, **SHORT)
     assert "sky" in (home.runs / run.id / "exercises.json").read_text()
-    report = versions.get(ranked, str(run.version)).report
+    report = versions.get(paused, str(run.version)).report
     shown = [row["prompt"] for rows in report["ppo"]["samples"].values() for row in rows]
     assert shown and "sky" not in json.dumps(report)
-    assert forget(ranked, home, somebody(ranked, "asks")).versions == [run.version], "who ranked nothing too"
+    assert forget(paused, home, somebody(paused, "asks")).versions == [run.version], "who ranked nothing too"
 
 
 def test_a_run_under_which_what_serves_has_changed_begins_anew(
-    ranked: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base
 ) -> None:
-    config, run = tiny_night(home, **SHORT), a_run(ranked)
-    refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
-    learned = home.runs / run.id / "reward-0" / "head.safetensors"
+    learned = what_is_used_again(paused, home, tiny_base)
     before = learned.stat().st_mtime_ns
-    versions.publish(ranked, make_version(ranked, home, tiny_base).name, actor="test", reason="")
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    versions.publish(paused, make_version(paused, home, tiny_base).name, actor="test", reason="")
+    the_rest(paused, home, tiny_base, until="reward")
     assert learned.stat().st_mtime_ns > before
 
 
@@ -523,7 +569,7 @@ def test_a_later_night_starts_with_what_serves_must_beat_it_and_is_anchored_by_t
     report = json.loads((home.runs / run.id / "report.json").read_text())
     assert (report["reference"], report["parent"]) == (reference, serving.name)
     current = report["gate"]["probes"]["current"]
-    assert current == pytest.approx(probed(home, tiny_base, serving, seed=3), rel=1e-4)
+    assert current == pytest.approx(probed(home, tiny_base, serving), rel=1e-4)
 
 
 def test_a_night_that_starts_with_the_reference_knows_how_its_replies_end(
@@ -543,26 +589,25 @@ def test_a_night_that_starts_with_the_reference_knows_how_its_replies_end(
 
 
 def test_a_run_under_which_the_reference_has_changed_begins_anew(
-    ranked: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base
 ) -> None:
-    a_reference(ranked, home, tiny_base)
-    config, run, learned = a_run_that_keeps_what_it_learned(ranked, home, tiny_base)
+    learned = what_is_used_again(paused, home, tiny_base)
     before = learned.stat().st_mtime_ns
-    versions.set_reference(ranked, "base", actor="test")
-    refresh(ranked, home, tiny_base, config, resumed(ranked, run), until="reward", quiet=True)
+    a_reference(paused, home, tiny_base)
+    the_rest(paused, home, tiny_base, until="reward")
     assert learned.stat().st_mtime_ns > before
 
 
 def test_a_kill_before_the_last_row_leaves_no_version(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("trainer.refresh.versions.publish", die)
-        a_night(ranked, home, tiny_base)
-    assert versions.list_all(ranked) == [] and versions.serving(ranked).current == "base"
+        the_rest(paused, home, tiny_base)
+    assert versions.list_all(paused) == [] and versions.serving(paused).current == "base"
 
 
 def test_the_second_night_goes_on_from_last_night_s_reward_models(
@@ -576,10 +621,10 @@ def test_the_second_night_goes_on_from_last_night_s_reward_models(
 
 
 def test_a_night_that_finds_nothing_better_writes_its_report(
-    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Guards, "judge", property(lambda guards: -float(guards._seen.batches)))
-    run = a_night(ranked, home, tiny_base, **SHORT)
+    run = the_rest(paused, home, tiny_base, **SHORT)
     report = json.loads((home.runs / run.id / "report.json").read_text())
     assert (run.version, report["gate"]) == (None, None)
     assert "was better than it in the eyes of the judge" in run.reason
