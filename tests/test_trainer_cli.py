@@ -14,7 +14,6 @@ import pytest
 
 from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
-from chatbot.engine import Engine
 from chatbot.flags import run_cli
 from data import rankings, runs, schedules, versions
 from data.database import Database
@@ -22,7 +21,7 @@ from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
 from tests.flags import to_flags
-from tests.nights import rank_by_taste, tiny_night
+from tests.nights import tiny_night
 from tests.test_watch import wait_for
 from trainer.__main__ import run
 from trainer.progress import SHUT_DOWN
@@ -36,7 +35,7 @@ Call = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def call(db: Database, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(home: Home, capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs a command with `--json`; gives its exit code and what it printed."""
 
     def run_it(*arguments: str) -> tuple[int, Any]:
@@ -257,12 +256,8 @@ def test_reward_models_are_trained_and_examined_on_files(
 
 
 def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
-    call: Call, db: Database, home: Home, tiny_base: Base, tmp_path: Path
+    call: Call, ranked: Database, home: Home, tiny_base: Base, tmp_path: Path
 ) -> None:
-    engine = Engine(tiny_base)
-    engine.start()
-    rank_by_taste(db, engine)
-    engine.close()
     config = tiny_night(home, gate_prompts=8)
     code, rewards = call("reward", f"--model={tiny_base.directory}", *to_flags(config))
     assert code == 0 and rewards["state"] == "interrupted"
@@ -274,30 +269,26 @@ def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
     assert code in (0, 5) and judged["state"] in ("published", "refused")
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
-    version = versions.list_all(db)[0].name
+    version = versions.list_all(ranked)[0].name
     code, scored = call("score", f"--version={version}", f"--data={file}", f"--model={tiny_base.directory}")
     assert code == 0 and [row["id"] for row in scored] == ["0", "1"] and len(scored[0]["scores"]) == 2
 
 
 def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
-    db: Database, home: Home, tiny_base: Base
+    ranked: Database, home: Home, tiny_base: Base
 ) -> None:
-    engine = Engine(tiny_base)
-    engine.start()
-    rank_by_taste(db, engine)
-    engine.close()
     flags = [f"--model={tiny_base.directory}", *to_flags(tiny_night(home, reward_epochs=10_000))]
     night = subprocess.Popen([sys.executable, "-m", "trainer", "refresh", *flags])
     try:
-        wait_for(lambda: (run := runs.latest(db)) is not None and run.message.startswith("Training"), 60)
+        wait_for(lambda: (run := runs.latest(ranked)) is not None and run.message.startswith("Training"), 60)
         night.terminate()
         assert night.wait(30) == 130
     finally:
         night.kill()
-    stopped = runs.latest(db)
+    stopped = runs.latest(ranked)
     assert stopped is not None and stopped.state == "interrupted"
     assert stopped.reason == SHUT_DOWN
-    assert runs.resume(db, stopped.id) is not None
+    assert runs.resume(ranked, stopped.id) is not None
 
 
 def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directory: Path) -> None:
