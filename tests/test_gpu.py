@@ -20,13 +20,15 @@ from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick
 from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
 from data.home import Home
-from data.records import Sampling
+from data.records import Prompt, Sampling
 from tests.jobs import a_job
 from tests.learners import ranked
 from tests.tiny import base_of
+from trainer.canary import canaries, exact_format
 from trainer.checkpoint import PPOResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
+from trainer.forward import logprobs_of
 from trainer.ppo import train_ppo
 from trainer.reward import normalise, score_replies, tokenise, train_reward
 from trainer.sampler import MergedSampler
@@ -113,10 +115,21 @@ def test_the_engine_goes_on_from_its_replies_while_versions_change(base: Base, t
 
 def test_memory_that_is_given_back_is_there_for_other_processes() -> None:
     held = torch.empty(2**30, dtype=torch.uint8, device=CUDA)
-    free = free_bytes(CUDA)
+    free, _ = torch.cuda.mem_get_info()
     del held
     give_back(CUDA)
-    assert free_bytes(CUDA) - free > 2**29 and bytes_to_keep(CUDA, 0) >= 2**28
+    assert torch.cuda.mem_get_info()[0] - free > 2**29
+    assert free_bytes(CUDA) > 2**29 and bytes_to_keep(CUDA, 0) >= 2**28
+
+
+def test_a_canary_is_read_on_the_gpu_as_exactly_as_on_a_cpu(base: Base) -> None:
+    assert exact_format(base, four_bit=False) == (pick_device(), torch.float32)
+    asked = [Prompt(({"role": "user", "content": f"Say {i}."},), None, "test") for i in range(8)]
+    model = load_model(base, device=torch.device("cpu"), dtype=torch.float32)
+    for canary in canaries(base, None, asked, seed=0):
+        ids, start = canary["ids"], canary["reply_start"]
+        (told,) = logprobs_of(model, [ids[:start]], [ids[start:]], temperature=1.0)
+        assert canary["logprob"] == pytest.approx(float(told.mean()), abs=1e-3)
 
 
 @torch.no_grad()
