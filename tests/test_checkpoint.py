@@ -24,11 +24,21 @@ class PowerCut(Exception):
     """What ends a run here in place of a kill."""
 
 
-def a_night(base: Base, folder: Path | None, *, cut_at: int | None = None, **changes: Any) -> PPOResult:
-    """A run with everything on that a checkpoint has to hold; `cut_at` ends it after so many updates."""
+def a_night(
+    base: Base,
+    folder: Path | None,
+    *,
+    cut_at: int | None = None,
+    made: list[int] | None = None,
+    **changes: Any,
+) -> PPOResult:
+    """A run with everything on that a checkpoint has to hold; `cut_at` ends it after so many updates, and
+    `made` hears which it makes."""
     policy = a_learner(base)
 
     def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
+        if made is not None:
+            made.append(update)
         if update == cut_at:
             raise PowerCut
 
@@ -66,9 +76,11 @@ def test_resume_equals_uninterrupted(tiny_base: Base, tmp_path: Path) -> None:
         with pytest.raises(PowerCut):
             a_night(tiny_base, tmp_path, cut_at=cut_at)
     shutil.rmtree(tmp_path / "update-00004")  # and go on from the one before
-    resumed = a_night(tiny_base, tmp_path)
+    made: list[int] = []
+    resumed = a_night(tiny_base, tmp_path, made=made)
     assert_same(resumed, whole)
     assert resumed.notes == whole.notes
+    assert made == [3, 4, 5], "a run that began anew would be the same too"
 
 
 def half_a_night(base: Base, folder: Path) -> None:
