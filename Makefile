@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 serve: $(INSTALLED) ## chat at http://127.0.0.1:7860; more with ARGS="--port 8000"
 	$(BIN)/chatbot serve $(ARGS)
 
-# A process a core, each with the tests of whole files, which share what they set up.
-test: WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
+# A process a core, at most four, each with the tests of whole files, which share what they set up.
+test: WORKERS ?= -n $$($(BIN)/python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))') --dist loadfile
 # On tiny models threads only wait for each other, and the longer the busier the machine is.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## ruff, mypy, and every test that needs no GPU and no patience

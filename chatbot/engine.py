@@ -30,7 +30,8 @@ from data.records import BASE_VERSION
 log = logging.getLogger(__name__)
 
 _BUILDING = 1.25
-"""Of the weights of a version, what must be free to build it: layers are converted one after the other,"""
+"""Of the weights of a version, what must be free to build it: a CPU converts layers one after the other, a
+GPU merges one at a time, and replies under way go on growing,"""
 _CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 5, "int8": 6}
 """and on a CPU the embedding beside them, as much as so many copies of it in float32 (benchmarks/RESULTS.md).
 What transformers decodes is not converted."""

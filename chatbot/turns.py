@@ -1,10 +1,9 @@
 """A turn: a person's message, K replies to it, streamed and stored. The only way a turn happens.
 
-The chat page, the terminal and the simulated raters all come through here. The order of things: the
-message is fitted to the context, since one that can never be answered is not taken; it is stored; the replies
-are begun as unfinished rows that already carry version, seed and sampling; the engine writes, and a thread of
-the turn stores each reply when it ends. Whoever shows the turn only follows it: closing a page loses nothing.
-A reply that the database refuses for now, because it is locked or the disk full, is kept and tried again.
+The chat page, the terminal and the simulated raters all come through here. The message is fitted to the
+context, since one that can never be answered is not taken; it is stored; the replies are begun as unfinished
+rows with version, seed and sampling; the engine writes, and a thread of the turn stores each when it ends.
+Who shows a turn only follows it: closing a page loses nothing, nor does a database that is locked or full.
 """
 
 import logging
@@ -26,7 +25,8 @@ from data.text import clean
 
 log = logging.getLogger(__name__)
 
-_KEEP_ENDED_SECONDS, _STORE_AGAIN_SECONDS = 60.0, 1.0
+_KEEP_ENDED_SECONDS = 60.0
+_STORE_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from data import exchange, people, rankings, runs, versions
 from data.backups import backup_files
 from data.database import Database, open_database
-from data.errors import NotFound, Problem, Refused
+from data.errors import NotFound, Problem, Refused, out_of_memory
 from data.files import file_to_be
 from data.forgetting import Forgotten, forget
 from data.formats import FORMATS
@@ -34,14 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found, text = options.run(home, options)
         out = sys.stderr if getattr(options, "file", None) == "-" else sys.stdout
         print(json.dumps(found, ensure_ascii=False) if options.json else text, file=out)
-    except Problem as problem:
-        print(json.dumps({"error": str(problem)}) if options.json else problem, file=sys.stderr)
-        return problem.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        problem = error if isinstance(error, Problem) else out_of_memory(error)
+        if problem is None:
+            raise
+        print(json.dumps({"error": str(problem)}) if options.json else problem, file=sys.stderr)
+        return problem.exit_code
     return 0
 
 

@@ -39,11 +39,12 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAI
 
 
 def out_of_memory(error: BaseException) -> Problem | None:
-    """What to tell instead of an error that came because memory ran out; None for any other."""
+    """What to tell of an error that came because memory ran out; None for any other."""
     is_of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     if not (is_of_torch or isinstance(error, MemoryError)):
         return None
+    told = f" ({'. '.join(str(error).split('. ')[:2]).rstrip('.')})" if str(error) else ""
     return Problem(
-        "The memory of this machine or of its GPU ran out - close other programs that use it, take a smaller "
-        "--model or --four-bit or, to learn, --quick, a smaller --minibatch or --reward-batch 1."
+        f"The memory of this machine or of its GPU ran out{told} - close other programs that use it, take a "
+        "smaller --model or --four-bit or, to learn, --quick, a smaller --minibatch or --reward-batch 1."
     )

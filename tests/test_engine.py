@@ -474,7 +474,9 @@ def test_what_a_version_that_cannot_be_built_took_is_given_back(
 
     monkeypatch.setattr("chatbot.engine.prepare", fail)
     monkeypatch.setattr("chatbot.engine.give_back", lambda device: given_back.append(held[0]() is None))
-    with pytest.raises(Problem, match="ran out - close other programs"):
+    with pytest.raises(
+        Problem, match=r"ran out \(CUDA out of memory. Tried to allocate 1.05 GiB\) - close other programs"
+    ):
         engine.load("v000001", adapter)
     assert given_back == [True] and engine.known_versions == ["base"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16

@@ -123,7 +123,8 @@ def test_memory_that_ran_out_is_a_sentence_with_a_remedy(
 
     assert run_cli(run, []) == 2
     said = capsys.readouterr().err
-    assert said.startswith("The memory of this machine or of its GPU ran out - close other programs")
+    assert said.startswith("The memory of this machine or of its GPU ran out")
+    assert str(error).split(". ")[0] in said and " - close other programs" in said
     assert run_cli(run, ["--json"]) == 2 and json.loads(capsys.readouterr().out) == {"error": said.strip()}
 
 

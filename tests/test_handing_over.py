@@ -18,6 +18,7 @@ from tests.test_scoring import likes_z
 from tests.test_sft import a_stage, import_politeness
 from trainer.config import RefreshConfig
 from trainer.gate import replay
+from trainer.guards import Guards
 from trainer.improving import improve_policy
 from trainer.scoring import train_and_evaluate
 from trainer.team import Team
@@ -46,6 +47,8 @@ def test_a_gpu_s_memory_is_given_back_and_the_team_parts_before_the_chief_works_
         told.append("judged")
         return replay(*given, **how)
 
+    monkeypatch.setattr(Guards, "judge", property(lambda guards: float(guards._seen.batches)))
+    monkeypatch.setattr(Guards, "keeps_endings", True)  # so that there is a candidate
     monkeypatch.setattr("trainer.refresh.merged_model", load)
     monkeypatch.setattr("trainer.refresh.improve_policy", improve)
     monkeypatch.setattr("trainer.refresh.replay", judge)
@@ -65,6 +68,7 @@ def test_a_gpu_s_memory_is_given_back_and_the_team_parts_before_the_chief_works_
         "judged",
         "3 models gone",
         "judged",
+        "4 models gone",  # a server is about to build what it computed the canaries with
     ]
 
 

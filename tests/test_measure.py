@@ -2,6 +2,7 @@
 
 import json
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
+from chatbot.engine import Engine
 from chatbot.models import merged_model
 from data.database import Database
 from data.errors import NotFound, Refused
@@ -71,6 +73,22 @@ def test_versions_are_measured_against_the_first(db: Database, home: Home, tiny_
     assert version["tokens_mean"] <= 128 == report["sampling"]["max_new_tokens"]
     json.dumps(report, allow_nan=False)
     assert "v000001" in as_table(report)[2] and "temperature 0.8" in as_table(report)[-1]
+
+
+def test_the_engine_s_weights_are_gone_when_the_kl_is_read(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Engine]] = []
+
+    def engine(*given: Any, **how: Any) -> Engine:
+        made = Engine(*given, **how)
+        held.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("trainer.measure.Engine", engine)
+    monkeypatch.setattr("trainer.measure._kls", lambda *_: {"base": float(held[0]() is not None)})
+    report = measure(tiny_base, home, db, taste=few_e, names=["base"], prompts=PROMPTS, precision="float32")
+    assert report["versions"]["base"]["kl"] == 0.0, "it is still there"
 
 
 def test_the_same_seed_measures_the_same(db: Database, home: Home, tiny_base: Base) -> None:

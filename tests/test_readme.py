@@ -102,13 +102,14 @@ def test_commands_exist_and_explain_themselves(
 
 
 @pytest.mark.parametrize("command", {split(command)[0]: command for command in HELP}.values())
-def test_each_program_starts_by_itself(command: str) -> None:
+def test_each_program_starts_by_itself(command: str, tmp_path: Path) -> None:
     program, arguments = split(command)
     words = [sys.executable, "-m", program, *arguments]
-    environment = {"PATH": "/usr/bin:/bin"}
+    environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_HOME": str(tmp_path / "var")}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
+    assert not (tmp_path / "var").exists(), "--help must not touch the state"
 
 
 def test_the_readme_names_no_figure_of_speed_or_quality() -> None:

@@ -31,7 +31,7 @@ def night_in_a_process(model: str, home: str, checkpoints: str, out: str, begun:
 def go(base: Base, folder: Path, out: Path, *, kill_at: int | None = None, later: float = 0.0) -> int:
     """Run a night in a child; its exit code.
 
-    It is killed `later` seconds after it has begun to write the checkpoint of update `kill_at`.
+    It is killed `later` seconds after it has begun to write the checkpoint of update `kill_at`, or one after.
     """
     begun = PROCESSES.Event()
     home = folder.parent / "home"
@@ -41,7 +41,9 @@ def go(base: Base, folder: Path, out: Path, *, kill_at: int | None = None, later
     child.start()
     assert begun.wait(120)
     if kill_at is not None:
-        while child.is_alive() and not any(folder.glob(f"update-{kill_at:05d}*")):
+        while child.is_alive() and not any(
+            p.name >= f"update-{kill_at:05d}" for p in folder.glob("update-*")
+        ):
             time.sleep(0.001)
         time.sleep(later)
         child.kill()

@@ -32,7 +32,8 @@ def canaries(
 ) -> list[Canary]:
     """Replies of `adapter` to the first eight of `prompts`, with the mean log-probability of their tokens.
 
-    With `four_bit` the base is quantised as it was in training: its log-probabilities are other ones.
+    They are read as `exact_format` says; a canary tells where that was not float32. With `four_bit` the base
+    is quantised as it was in training: its log-probabilities are other ones.
     """
     device, dtype = exact_format(base, four_bit=four_bit)
     with device:  # onto a GPU from the files, not by way of as much of the machine's own memory
@@ -40,7 +41,7 @@ def canaries(
     ids = [base.format.fit(prompt.messages, base.context // 2).ids for prompt in prompts[:_COUNT]]
     sampling = Sampling(max_new_tokens=_TOKENS)
     end = base.format.end_of_turn
-    replies = sample_replies(  # in float32 a large base has room for one of its kind
+    replies = sample_replies(  # where a large base is read, there is room for one of its kind
         model, ids, sampling=sampling, end_of_turn=end, seed=seed, rows=_COUNT, copies=False
     )
     logprobs = logprobs_of(model, ids, [r.reply for r in replies], temperature=1.0)

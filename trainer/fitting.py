@@ -135,9 +135,8 @@ def _beginning(night: Night) -> dict[str, str | None]:
 
 
 def _clear(folder: Path) -> None:
-    """Nothing but the log and the watcher's mark stays."""
+    """Nothing but the log and the watcher's mark stays; first goes what all else is nothing without."""
     folder.mkdir(parents=True, exist_ok=True)
-    # The snapshot goes first: without it nothing else is used.
     for path in sorted(folder.iterdir(), key=lambda path: path.name != SNAPSHOT):
         if path.is_dir():
             shutil.rmtree(path)
@@ -191,7 +190,7 @@ def fit_rewards(
     assert found is not None, "the chief has read the database"
     lessons, before = found
     for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
-        seed, lesson = night.config.seed + (own == "B"), lessons[own]
+        seed, lesson = _seed(night, own), lessons[own]
         message = _message(night, name, lesson)
         night.progress.enter(name, message)
         fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=ensemble.JUDGE)
@@ -216,6 +215,10 @@ def fit_rewards(
     return reports
 
 
+def _seed(night: Night, part: str) -> int:
+    return night.config.seed + (part == "B")
+
+
 def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesson], Path | None]:
     """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
     before = newest_accepted(night) if night.config.warm_start else None
@@ -225,7 +228,7 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesso
             _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
             night.config,
-            night.config.seed + (part == "B"),
+            _seed(night, part),
             everything=_part(everything, part),
             learned=before.learned[part] if before else None,
             saved_rank=before.rank if before else None,

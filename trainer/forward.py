@@ -41,7 +41,7 @@ A CPU gains nothing from more (benchmarks/RESULTS.md); a GPU does, until they fi
 """
 _KEPT_NUMBERS = 34
 """What a layer that learns keeps of a token until the backward pass, for each of the model's width: 20 in the
-embedded model, 17 by arXiv 2205.05198, section 4.1. What the backward pass computes comes on top."""
+embedded model, 17 by arXiv 2205.05198, section 4.1; and as much again for what the backward pass computes."""
 _KEPT_OF_LOGITS = 10
 """Bytes: each as the head gives it in 16 bits, in float32, and as a log-probability."""
 

@@ -8,6 +8,7 @@ first version's spread; and how far the version has moved from the base, in nats
     trainer measure --taste concise --versions base,v000001 --prompts prompts.jsonl
 """
 
+import gc
 import random
 import statistics
 from collections.abc import Sequence
@@ -116,7 +117,8 @@ def measure(
             progress(number + 1, len(names))
     finally:
         engine.close()
-        del engine  # whose versions are in memory: what is read next may need it
+        del engine  # with the weights of its versions, for which there may be no room beside what comes next
+        gc.collect()
     kls = _kls(base, home, db, answers, sampling.temperature, four_bit)
     first = answers[names[0]]
     return {

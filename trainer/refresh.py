@@ -246,6 +246,8 @@ def _publish(
     adapter = night.folder / "policy"
     policy.save("policy", adapter)
     prompts, four_bit = judging(night.base, night.config), night.config.four_bit
+    canary = canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit)
+    torch.cuda.empty_cache()  # of that model: a server beside it is about to build the version
     writing = write_candidate(
         night.db,
         night.home,
@@ -253,7 +255,7 @@ def _publish(
         adapter_dir=adapter,
         run=night.run,
         parent=night.parent,
-        canary=canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit),
+        canary=canary,
         snapshot_sha256=snapshot.sha256,
         rankings=len(snapshot.turns),
         rewards=records(policy, night.folder),
