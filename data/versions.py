@@ -180,17 +180,22 @@ def publish(
         return _serve(db, conn, name, before.current, reason)
 
 
+def rollback_target(db: Database) -> str | None:
+    """What served before, else the parent of what serves; None where the base serves and nothing before it."""
+    now = serving(db)
+    if now.previous or now.current == BASE_VERSION:
+        return now.previous
+    return get(db, now.current).parent
+
+
 def rollback(db: Database, *, actor: str, reason: str = "") -> Serving:
-    """Serves what served before, else the parent of what serves; Refused where the base already serves."""
+    """Serves `rollback_target`; Refused where there is none."""
     with db.write() as conn:
-        before = serving(db)
-        if before.current == BASE_VERSION:
+        before, target = serving(db).current, rollback_target(db)
+        if target is None:
             raise Refused("The base model serves already - there is nothing to roll back to.")
-        target = before.previous or get(db, before.current).parent
-        people.record(
-            db, actor, "rollback", {"version": target, "before": before.current, "reason": clean(reason)}
-        )
-        return _serve(db, conn, target, None, reason or f"Rolled back from {before.current}.")
+        people.record(db, actor, "rollback", {"version": target, "before": before, "reason": clean(reason)})
+        return _serve(db, conn, target, None, reason or f"Rolled back from {before}.")
 
 
 def history(db: Database, limit: int = 1000) -> list[AuditEntry]:

@@ -330,6 +330,16 @@ def test_rolling_back_takes_two_steps(db: Database, page: gr.Blocks, operator: P
     assert versions.history(db)[0].person == "olga"
 
 
+def test_a_base_published_by_mistake_is_rolled_back_by_the_button_that_says_so(
+    db: Database, page: gr.Blocks, operator: Person
+) -> None:
+    add_version(db, "v000001")
+    call(page, "carry_out", operator, call(page, "arm_publish", operator, "base")[3])
+    armed = call(page, "arm_rollback", operator)
+    call(page, "carry_out", operator, armed[3])
+    assert versions.serving(db).current == "v000001"
+
+
 def test_a_change_armed_before_another_swap_is_refused(
     db: Database, page: gr.Blocks, operator: Person
 ) -> None:

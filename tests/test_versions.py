@@ -123,6 +123,13 @@ def test_rolling_back_goes_to_the_previous_then_up_the_parents_to_the_base(db: D
     assert versions.history(db)[0].detail == {"version": "base", "before": "v000001", "reason": ""}
 
 
+def test_publishing_the_base_can_be_rolled_back_like_any_other_change(db: Database) -> None:
+    versions.publish(db, made(db).name, actor="trainer", reason="night")
+    versions.publish(db, "base", actor="ada", reason="by mistake")
+    assert versions.rollback_target(db) == "v000001"
+    assert versions.rollback(db, actor="ada").current == "v000001"
+
+
 def test_the_line_of_a_version_is_its_parents_up_to_the_base(db: Database) -> None:
     for parent in ("base", "v000001", "v000001", "v000003"):
         made(db, parent)

@@ -45,7 +45,7 @@ def build_versions(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 
     def arm_rollback(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
-        return _arm(visit, "rollback", versions.serving(desk.db).current, _back(desk.db))
+        return _arm(visit, "rollback", versions.serving(desk.db).current, versions.rollback_target(desk.db))
 
     def arm_publish(target: str | None, request: gr.Request) -> list[Any]:
         visit = desk.open(request)
@@ -76,7 +76,7 @@ def _choices(db: Database, visit: Visit) -> list[Any]:
         *(version.name for version in versions.list_all(db) if version.status != "refused"),
     ]
     others = [name for name in dict.fromkeys(reversed(names)) if name != current]
-    back = _back(db)
+    back = versions.rollback_target(db)
     label = visit.say("rollback_to", name=back) if back else visit.say("rollback_none")
     return [
         f"<h2 class='ns-heading'>{visit.html('change')}</h2>",
@@ -148,14 +148,6 @@ def record_html(visit: Visit, name: str, record: dict[tuple[str, str], tuple[int
 # Changing what serves
 
 
-def _back(db: Database) -> str | None:
-    """Where a roll back would lead: what served before, else the parent; None from the base."""
-    serving = versions.serving(db)
-    if serving.previous:
-        return serving.previous
-    return None if serving.current == BASE_VERSION else versions.get(db, serving.current).parent
-
-
 def _arm(visit: Visit, action: str, current: str, target: str | None) -> list[Any]:
     """Show the question for `action`; the order it is armed with travels in a hidden field."""
     if not target:
@@ -177,7 +169,7 @@ def _change(db: Database, visit: Visit, armed_with: str) -> str:
     action, current, target = (*armed_with.split(" "), "", "", "")[:3]
     with db.write():
         now = versions.serving(db).current
-        if now != current or (action, target) not in {("publish", target), ("rollback", _back(db))}:
+        if now != current or (action, target) not in {("publish", target), ("rollback", versions.rollback_target(db))}:
             raise Refused(visit.say("moved_on", current=now))
         if action == "rollback":
             serving = versions.rollback(db, actor=visit.person.name)
