@@ -1,4 +1,4 @@
-"""How well the reward models foretell real people, beside two rules that read next to nothing.
+"""How well the reward models predict real people, beside two rules that read next to nothing.
 
     python benchmarks/preferences.py --rows 32 --members 1      # does it run? a few minutes on two cores
     python benchmarks/preferences.py                            # full sizes, the whole ensemble: hours there

@@ -50,7 +50,7 @@ from data.prompts import practice_prompts, read_prompts
 from data.records import Prompt, Sampling
 from trainer import ppo
 from trainer.bestofk import train_best_of_k
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
@@ -58,7 +58,7 @@ from trainer.forward import Reply, logprobs_of, sample_replies
 from trainer.guards import Guards
 from trainer.measure import compare
 from trainer.ppo import train_ppo
-from trainer.reward import winners_direction
+from trainer.reward import length_preference
 from trainer.sampler import MergedSampler
 from trainer.sft import train_sft
 from trainer.tastes import Taste, load_taste
@@ -197,7 +197,7 @@ class Bench:
                 reference=None,
                 starts_at_reference=True,
                 endings=endings_of(self.reference, rewards_of(policy, self.reference, config.pessimism)),
-                winners_direction=winners_direction(self.turns),
+                length_preference=length_preference(self.turns),
                 tell=tell,
             )
         curve = [{**seen, **update} for seen, update in zip(curve, result.history, strict=False)]
@@ -300,7 +300,7 @@ def longer(row: str, done: Mapping[str, dict[str, Any]]) -> float:
     return float(done["ppo"]["seconds"] / done[row.removesuffix("-long")]["seconds"])
 
 
-def end_of(result: PPOResult) -> dict[str, Any]:
+def end_of(result: PolicyResult) -> dict[str, Any]:
     """Which update was kept, of how many, and what stopped it."""
     return {"best_update": result.best_update, "updates": result.updates, "stopped": result.stopped}
 

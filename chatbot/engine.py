@@ -21,7 +21,7 @@ from chatbot.kernels import Format
 from chatbot.llama import Llama
 from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
-from chatbot.padded import AnyModel
+from chatbot.padded import TransformersModel
 from chatbot.prefixes import Prefixes
 from chatbot.runner import Runner, prepare, runner_for
 from data.errors import Refused, out_of_memory
@@ -30,18 +30,18 @@ from data.records import BASE_VERSION
 log = logging.getLogger(__name__)
 
 _BUILDING = 1.25
-"""Of the weights of a version, what must be free to build it: a CPU converts layers one after the other, a
-GPU merges one at a time, and replies under way go on growing,"""
+"""Free memory needed to build a version, as a multiple of its weights. The slack covers the layer that
+is being converted (CPU) or merged (GPU), and replies that grow meanwhile."""
 _CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 5, "int8": 6}
-"""and on a CPU the embedding beside them, as much as so many copies of it in float32 (benchmarks/RESULTS.md).
-What transformers decodes is not converted."""
+"""On a CPU also so many float32 copies of the embedding, which is converted at once (benchmarks/RESULTS.md).
+Models that transformers runs are not converted."""
 
 
 @dataclass
 class _Loaded:
     """A version in memory."""
 
-    weights: Llama | AnyModel
+    weights: Llama | TransformersModel
     runner: Runner
 
 
@@ -111,7 +111,7 @@ class Engine(AnyEngine):
         with self._lock:
             self._loaded.setdefault(name, _Loaded(weights, self._runner(weights)))
 
-    def _weights(self, adapter: Path | None) -> Llama | AnyModel:
+    def _weights(self, adapter: Path | None) -> Llama | TransformersModel:
         with on_one_thread():
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
@@ -192,7 +192,7 @@ class Engine(AnyEngine):
         for request in theirs:
             request.notice()
 
-    def _runner(self, weights: Llama | AnyModel) -> Runner:
+    def _runner(self, weights: Llama | TransformersModel) -> Runner:
         return runner_for(weights, self.base.format.end_of_turn, keep=Prefixes(self._to_keep))
 
 

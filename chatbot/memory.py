@@ -31,7 +31,7 @@ _KEPT = 256 * 2**20
 _KEPT_ON_GPU = 1 / 32
 """Of the memory of a GPU, where that is more."""
 _KEPT_CONTEXTS = 2
-"""The longest conversations, where that is more and no more than _KEPT_OF_FREE: each is kept whole."""
+"""Room for so many conversations of full length, where that is more, up to _KEPT_OF_FREE."""
 _KEPT_OF_FREE = 1 / 16
 """Of the memory that is free before a model is loaded."""
 _GROUP = Path("/sys/fs/cgroup")

@@ -24,7 +24,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 200
 MAX_TOKENS = 100_000
 USUAL_TOKENS = 1024
-"""The longest reply to who names no limit, where there is room for it."""
+"""The `max_tokens` of a request that names none, where there is room for it."""
 MAX_SEED = 2**62
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate by itself, which JSON can name and no reply can have."""

@@ -20,7 +20,7 @@ from chatbot.sampling import Job, draw
 from chatbot.shelves import SHORTEST
 
 
-class AnyModel:
+class TransformersModel:
     """A merged model as transformers runs it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -38,7 +38,7 @@ class AnyModel:
 class PaddedRunner:
     """Decodes the jobs of one version. Used by one thread."""
 
-    def __init__(self, weights: AnyModel, end_of_turn: int) -> None:
+    def __init__(self, weights: TransformersModel, end_of_turn: int) -> None:
         self._model = weights.model
         self._end_of_turn = end_of_turn
         self._waiting: list[tuple[int, Job]] = []  # the most urgent rank first, of one rank as they came

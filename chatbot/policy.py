@@ -8,7 +8,6 @@ This is the training copy, in which base and LoRA stand side by side. For genera
 with the adapter merged in (models.py).
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -205,14 +204,6 @@ class Policy:
     def bring_back(self, name: str, kept: dict[str, Tensor]) -> None:
         """Set the adapter to what `keep` gave."""
         self._set_state(name, kept)
-
-    def delta_norm(self, name: str) -> float:
-        """The Frobenius norm of all scale * B A together: 0 for an adapter that changes nothing."""
-        total = 0.0
-        for _, a, b, scale, _ in self._lora_layers(name):
-            # ||BA||_F^2 = tr(A A^T B^T B): r x r products instead of the full matrix.
-            total += scale**2 * float(torch.sum((a @ a.T) * (b.T @ b)))
-        return math.sqrt(max(total, 0.0))
 
     def _lora_layers(self, name: str) -> Iterator[tuple[str, Tensor, Tensor, float, Tensor]]:
         for path, module in self._plain.named_modules():

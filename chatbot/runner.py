@@ -14,10 +14,10 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
-from chatbot.attention import Piece
+from chatbot.attention import PromptChunk
 from chatbot.kernels import Format
 from chatbot.llama import Llama, can_run
-from chatbot.padded import AnyModel, PaddedRunner
+from chatbot.padded import PaddedRunner, TransformersModel
 from chatbot.prefixes import Prefixes
 from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import Place
@@ -52,17 +52,19 @@ class Runner(Protocol):
         versions, `beside` them, wait until it is done."""
 
 
-def prepare(model: PreTrainedModel, form: Format, *, takes: bool = False) -> Llama | AnyModel:
+def prepare(model: PreTrainedModel, form: Format, *, takes: bool = False) -> Llama | TransformersModel:
     """The weights of a merged model in the fastest way there is to decode it; with `takes` the model is used
     up. Raises Refused where there is no such way in this format."""
     if can_run(model):
         return Llama(model, form, takes=takes)
     if form == "int8":
         raise Refused("This model is decoded by transformers, which has no int8 here - use bfloat16.")
-    return AnyModel(model)
+    return TransformersModel(model)
 
 
-def runner_for(weights: Llama | AnyModel, end_of_turn: int, *, keep: Prefixes | None = None) -> Runner:
+def runner_for(
+    weights: Llama | TransformersModel, end_of_turn: int, *, keep: Prefixes | None = None
+) -> Runner:
     """A runner without jobs. `keep` holds prefixes of these weights; models of any kind keep none."""
     if isinstance(weights, Llama):
         return LlamaRunner(weights, end_of_turn, keep=keep)
@@ -70,7 +72,7 @@ def runner_for(weights: Llama | AnyModel, end_of_turn: int, *, keep: Prefixes | 
 
 
 @dataclass(eq=False)
-class _Reading:
+class _Prefilling:
     """A job whose prompt is being read."""
 
     job: Job
@@ -79,7 +81,7 @@ class _Reading:
 
 
 @dataclass(eq=False)
-class _Writing:
+class _Decoding:
     """A row under way; its place holds all its tokens but the last."""
 
     row: Row
@@ -97,8 +99,8 @@ class LlamaRunner:
         self._shelves = llama.shelves()
         self._kept = keep
         self._times = 1 if llama.device.type == "cpu" else ON_GPU
-        self._reading: list[_Reading] = []  # the most urgent first, of one rank as they came
-        self._writing: dict[Place, _Writing] = {}
+        self._reading: list[_Prefilling] = []  # the most urgent first, of one rank as they came
+        self._writing: dict[Place, _Decoding] = {}
 
     @property
     def width(self) -> int:
@@ -119,7 +121,7 @@ class LlamaRunner:
         place = self._shelves.take(len(job.prompt), rows=len(job.rows))
         if self._kept:
             self._kept.recall(job.prompt, place)
-        insort(self._reading, _Reading(job, place, rank), key=lambda reading: reading.rank)
+        insort(self._reading, _Prefilling(job, place, rank), key=lambda reading: reading.rank)
 
     def step(self, beside: int = 0) -> None:
         """One pass: a token to every row under way, and to those whose prompt is read with it."""
@@ -143,7 +145,7 @@ class LlamaRunner:
             draw(logits[at], [w.row for w in writing], [w.sampling for w in writing], self._end_of_turn)
         self._drop_ended()
 
-    def _next_pieces(self, under_way: int) -> list[Piece]:
+    def _next_pieces(self, under_way: int) -> list[PromptChunk]:
         """As much of the first prompts as one step may read while so many rows wait for it."""
         left = ALONE * self._times
         if under_way:
@@ -154,11 +156,11 @@ class LlamaRunner:
             if left <= 0:
                 break
             start = reading.place.length
-            pieces.append(Piece(reading.place, reading.job.prompt[start : start + left]))
+            pieces.append(PromptChunk(reading.place, reading.job.prompt[start : start + left]))
             left -= len(pieces[-1].token_ids)
         return pieces
 
-    def _begin(self, reading: _Reading) -> list[_Writing]:
+    def _begin(self, reading: _Prefilling) -> list[_Decoding]:
         """The prompt is read: its rows get places of their own."""
         self._reading.remove(reading)
         rows = [row for row in reading.job.rows if row.finish_reason is None]
@@ -166,7 +168,7 @@ class LlamaRunner:
         if not rows:
             self._shelves.leave(reading.place)
         begun = [
-            _Writing(row, place, reading.job.prompt, reading.job.sampling)
+            _Decoding(row, place, reading.job.prompt, reading.job.sampling)
             for row, place in zip(rows, places, strict=False)
         ]
         self._writing |= {writing.place: writing for writing in begun}

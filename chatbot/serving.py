@@ -90,10 +90,6 @@ class Trainer:
     def start(self) -> None:
         self._thread.start()
 
-    @property
-    def process_id(self) -> int | None:
-        return self._child.pid if self._child else None
-
     def ask_to_end(self) -> None:
         """Signal the child and start it no more."""
         with self._lock:

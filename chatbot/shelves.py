@@ -1,4 +1,4 @@
-"""Where keys and values of rows in the making stand.
+"""The KV cache: the keys and values of the rows being generated.
 
 The K replies to a prompt stand together: its keys and values are there once, and behind them the tokens that
 each reply adds, as they come. Every column belongs to one of the rows or to all; a mask keeps the rows apart.

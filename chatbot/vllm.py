@@ -47,7 +47,7 @@ class Failed(Refused):
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenDelta:
     """The next tokens of a reply."""
 
     token_ids: list[int]
@@ -150,7 +150,7 @@ class Server:
 
     async def write(
         self, model: str, prompt: Sequence[int], sampling: Sampling, seed: int, end_of_turn: int
-    ) -> AsyncGenerator[Piece]:
+    ) -> AsyncGenerator[TokenDelta]:
         """A reply to `prompt`, as it is written. Closing the iterator ends it there."""
         body = {
             "model": model,
@@ -186,7 +186,7 @@ class Server:
         except httpx.HTTPError as error:
             raise self._gone(error) from error
 
-    async def _piece(self, chunk: dict[str, Any]) -> Piece:
+    async def _piece(self, chunk: dict[str, Any]) -> TokenDelta:
         if error := chunk.get("error"):
             raise await self._failure(int(error.get("code") or 500), json.dumps(chunk))
         choice = chunk["choices"][0]
@@ -195,7 +195,7 @@ class Server:
         match choice.get("finish_reason"):
             case None | "stop" | "length" as finish_reason:
                 logprobs = (choice.get("logprobs") or {}).get("token_logprobs", [])
-                return Piece(choice["token_ids"], logprobs, finish_reason)
+                return TokenDelta(choice["token_ids"], logprobs, finish_reason)
             case other:
                 await self.check()
                 raise Failed(f"{self.url} broke a reply off ({other}) - see its log.")

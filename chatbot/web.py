@@ -2,7 +2,6 @@
 
 `open_site` is there at once and answers sign-in and health while the model still loads; `mount_pages` adds
 the chat at `/`, the operator's page at `/operate` and the API for programs at `/v1` when it can answer.
-`build_app` is both, for who has a model.
 Each mount has its own `auth_dependency`: hiding a page's parts protects nothing, a separate mount does.
 """
 
@@ -77,15 +76,6 @@ class Site:
             return False
 
 
-def build_app(db: Database, turns: "Turns", home: Home, config: ServeConfig) -> FastAPI:
-    """The whole application around a model that is loaded."""
-    from chatbot.following import Follower
-
-    app = open_site(Site(db, home, config, Metrics(db)))
-    mount_pages(app, turns, Follower(db, home, turns.engine))
-    return app
-
-
 def open_site(site: Site) -> FastAPI:
     """The application without its Gradio pages: sign-in, account, health and metrics."""
     app = FastAPI(title="Night School", docs_url=None, redoc_url=None, openapi_url=None)
@@ -119,7 +109,7 @@ def mount_pages(app: FastAPI, turns: "Turns", follower: "Follower") -> None:
     site: Site = app.state.site
     mount_api(app, turns)  # first: the chat's mount takes what is left
     mount(app, "/operate", "operator", build_operate(site.db, site.home, site.config, follower.answering))
-    mount(app, "/", "user", build_chat(site.db, turns, site.home, site.config))
+    mount(app, "/", "user", build_chat(site.db, turns, site.config))
     site.turns = turns
     site.metrics.turns = turns
 

@@ -32,7 +32,7 @@ _LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _OpenStream:
     """A reply that is being read from a server, and the timeout that ends the wait for its next token."""
 
     row: Row
@@ -54,7 +54,7 @@ class Writing:
         self._replicas = replicas
         self._end_of_turn = end_of_turn
         self._ended = ended
-        self._readings: set[_Reading] = set()
+        self._readings: set[_OpenStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, request: Generation) -> None:
@@ -125,7 +125,7 @@ class Writing:
         # The timeout runs into TimeoutError only where `leave_if_over` lets it.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit, contextlib.aclosing(pieces):
-                reading = _Reading(row, replica, limit)
+                reading = _OpenStream(row, replica, limit)
                 self._readings.add(reading)
                 try:
                     async for piece in pieces:

@@ -115,7 +115,7 @@ def stats(db: Database, home: Home, options: Any) -> Answer:
         "replies": _count(db, "messages WHERE role = 'assistant' AND author_id IS NULL"),
         "demonstrations": _count(db, "messages WHERE role = 'assistant' AND author_id IS NOT NULL"),
         **rankings.counts(db),
-        "new_rankings": rankings.count(db, after=runs.last_success_at(db)),
+        "new_rankings": rankings.count(db, after=runs.learned_until(db)),
         "versions": _count(db, "versions"),
         "serving": versions.serving(db).current,
         "runs": _count(db, "runs"),

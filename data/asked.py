@@ -39,7 +39,7 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
     return list(found.values())
 
 
-def that_may_teach(db: Database, turn_ids: Collection[str]) -> set[str]:
+def still_teaching(db: Database, turn_ids: Collection[str]) -> set[str]:
     """Those of these turns that are still there and may still teach."""
     wanted = "m.id IN (SELECT value FROM json_each(?))"
     rows = db.query(f"SELECT m.id {_MAY_TEACH} AND {wanted}", (to_json(list(turn_ids)),))

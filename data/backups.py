@@ -1,4 +1,4 @@
-"""The backups of a home as files: their names, which to keep, and putting a finished file in its place.
+"""The backups of a home as files: their names, and which to keep.
 
 A backup's name begins with its UTC time, so that names sort by age: `20261121T033000Z.db`, or with a label
 `20261121T033000Z-before-migration.db`. Making and restoring them is in recovery.py.
@@ -51,14 +51,14 @@ def _dated(path: Path) -> float:
 
 
 def newest_at(home: Home, now: float) -> float | None:
-    """When the newest backup without a label was made, but for those of a clock that was ahead; or None."""
+    """When the newest backup without a label was made, ignoring any dated after `now`; None without one."""
     return max((made for _, made in _unlabelled(home) if made <= now), default=None)
 
 
 def rotate(home: Home) -> list[Path]:
     """Deletes the backups that `KEPT` does not keep, never one with a label; returns what it deleted.
 
-    So goes what a process that was killed left half written, a day before the newest backup or earlier.
+    Also deletes half-written `.part` files that are at least a day older than the newest backup.
     """
     ours = _unlabelled(home)
     newest = ours[0][1] if ours else 0.0

@@ -1,6 +1,6 @@
 """Demonstrations: replies that people wrote or edited themselves, and imported ones, to learn to imitate.
 
-An edit counts twice in Night School: as a ranking, since it beats what it replaced (comparisons.py), and as a
+An edit counts twice in Night School: as a ranking, since it beats what it replaced (snapshots.py), and as a
 demonstration. Of one person's edits of a reply only the last counts, and an edit that somebody has edited in
 turn gives way to theirs. What teaches is decided as for rankings: chats that may train, people who are not
 disabled.

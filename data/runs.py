@@ -251,7 +251,7 @@ def metrics(db: Database, run_id: str, stage: str | None = None) -> list[Metric]
     ]
 
 
-def last_success_at(db: Database) -> float | None:
+def learned_until(db: Database) -> float | None:
     """The time of the newest ranking that a published or refused run has seen; later ones are new."""
     row = db.one("SELECT max(snapshot_at) AS at FROM runs WHERE state IN ('published', 'refused')")
     return row["at"] if row else None

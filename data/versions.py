@@ -181,7 +181,7 @@ def publish(
 
 
 def rollback_target(db: Database) -> str | None:
-    """What served before, else the parent of what serves; None where the base serves and nothing before it."""
+    """What served before, else the parent of what serves; None where nothing did before the base."""
     now = serving(db)
     if now.previous or now.current == BASE_VERSION:
         return now.previous

@@ -94,7 +94,7 @@ class Court:
             self.judge,
             self.config,
             sampling=self.sampling,
-            winners_direction=0.0,
+            length_preference=0.0,
             probes=(probe(model, self.policy.base, sampling=self.sampling, seed=0), self._probes),
             tell=lambda fraction, message: None,
         )

@@ -1,17 +1,20 @@
 """A tiny policy with all its roles, replies to train on, and rankings of text, for tests of the trainer."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from chatbot import adapters
 from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.records import RankingKind, Sampling
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.ppo import train_ppo
@@ -31,6 +34,13 @@ def shake(policy: Policy, name: str, size: float = 0.1, seed: int = 7) -> None:
         for parameter in policy.parameters(name):
             if parameter is not length:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+
+
+def delta_norm(policy: Policy, name: str) -> float:
+    """Of an adapter, as the manifest of its version would have it."""
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save(name, Path(folder))
+        return adapters.measure_delta(Path(folder))
 
 
 def a_learner(base: Base, *, size: float = 0.1, members: int = 2) -> Policy:
@@ -116,7 +126,7 @@ def a_config(**changes: Any) -> RefreshConfig:
 PROMPTS = [[1, 80], [1, 90, 91], [1, 100], [1, 110, 111]]
 
 
-def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any) -> PPOResult:
+def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any) -> PolicyResult:
     """PPO on four short prompts, from the base unless `more` says otherwise."""
     merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     usual = {
@@ -128,7 +138,7 @@ def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any
     return train_ppo(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
 
 
-def foretold(accuracies: Mapping[str, float], pairs: int = 3000) -> dict[str, Any]:
-    """The report of a night that foretold so much of these people's rankings, half of it by each model."""
+def predicted(accuracies: Mapping[str, float], pairs: int = 3000) -> dict[str, Any]:
+    """The report of a night that predicted so much of these people's rankings, half of it by each model."""
     by_person = {person: {"accuracy": a, "pairs": pairs // 2} for person, a in accuracies.items()}
     return {"reward": {"accuracy_by_person": by_person}, "judge": {"accuracy_by_person": by_person}}

@@ -67,9 +67,9 @@ def test_a_turn_that_was_taken_back_may_teach_no_longer(db: Database) -> None:
     left, shut, gone = (a_turn(db, ada)[0] for _ in range(3))
     hers = a_turn(db, eve)[0]
     turns = [str(reply.parent_id) for reply in (left, shut, gone, hers)]
-    assert asked.that_may_teach(db, turns) == set(turns)
+    assert asked.still_teaching(db, turns) == set(turns)
     conversations.set_may_train(db, shut.conversation_id, False)
     conversations.delete(db, gone.conversation_id)
     people.set_disabled(db, eve.id, True)
-    assert asked.that_may_teach(db, turns) == {left.parent_id}
-    assert asked.that_may_teach(db, []) == set()
+    assert asked.still_teaching(db, turns) == {left.parent_id}
+    assert asked.still_teaching(db, []) == set()

@@ -16,7 +16,7 @@ from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
 from trainer import bestofk, ensemble, sampler
 from trainer.bestofk import kl_bound, passes_of, train_best_of_k
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, minibatches, sample_replies
 from trainer.sampler import MergedSampler
@@ -30,7 +30,7 @@ def config_of(**changes: Any) -> RefreshConfig:
     return a_config(**(few | changes))
 
 
-def a_run(policy: Policy, config: RefreshConfig, **more: Any) -> PPOResult:
+def a_run(policy: Policy, config: RefreshConfig, **more: Any) -> PolicyResult:
     merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     usual: dict[str, Any] = {"sampling": SAMPLING, "reference": None}
     return train_best_of_k(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))

@@ -21,7 +21,6 @@ from chatbot.turns import Turns
 from data import conversations, people, rankings
 from data.database import Database
 from data.errors import Busy, Problem, Refused
-from data.home import Home
 from data.records import FinishReason, Person, RankingKind, Sampling
 from data.snapshots import take_snapshot
 from tests.operating import add_version
@@ -513,9 +512,9 @@ def test_a_turn_is_followed_to_its_end_past_a_busy_database(
     assert last[1]["turn_id"] == turn_id and boards == []
 
 
-def test_no_event_of_the_page_is_described_as_an_api(actions: Actions, home: Home) -> None:
+def test_no_event_of_the_page_is_described_as_an_api(actions: Actions) -> None:
     async def build() -> gr.Blocks:
-        return build_chat(actions.db, actions.turns, home, actions.config)
+        return build_chat(actions.db, actions.turns, actions.config)
 
     # Outside a running loop Gradio makes one of its own for each page and never closes it.
     page = asyncio.run(build())

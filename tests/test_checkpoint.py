@@ -14,7 +14,7 @@ from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run, some_replies
 from trainer import checkpoint
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.endings import Endings
 
 CONFIG = a_config(updates=5, ppo_lr=5e-4, inner_epochs=2, minibatch=2, target_kl=0.5, ema=0.9, ptx=0.5)
@@ -31,7 +31,7 @@ def a_night(
     cut_at: int | None = None,
     made: list[int] | None = None,
     **changes: Any,
-) -> PPOResult:
+) -> PolicyResult:
     """A run with everything on that a checkpoint has to hold; `cut_at` ends it after so many updates, and
     `made` hears which it makes."""
     policy = a_learner(base)
@@ -55,7 +55,7 @@ def a_night(
     return result
 
 
-def figures(result: PPOResult) -> list[dict[str, float]]:
+def figures(result: PolicyResult) -> list[dict[str, float]]:
     """The history without the seconds, which differ."""
     return [
         {name: value for name, value in metrics.items() if not name.startswith("seconds")}
@@ -63,7 +63,7 @@ def figures(result: PPOResult) -> list[dict[str, float]]:
     ]
 
 
-def assert_same(one: PPOResult, other: PPOResult) -> None:
+def assert_same(one: PolicyResult, other: PolicyResult) -> None:
     for ours, theirs in zip(figures(one), figures(other), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert (one.best_update, one.updates, one.stopped) == (other.best_update, other.updates, other.stopped)

@@ -170,7 +170,7 @@ def test_a_run_writes_down_what_it_imitated_and_saw_no_rankings(
 ) -> None:
     (row,) = map(json.loads, (home.runs / learned / "demonstrations.jsonl").read_text().splitlines())
     assert (row["ranking_id"], row["reply"]) == (collect(db)[0].message_id, "two")
-    assert runs.last_success_at(db) is None
+    assert runs.learned_until(db) is None
 
 
 def test_forgetting_a_person_names_the_version_that_imitated_them_and_deletes_the_file(

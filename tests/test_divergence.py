@@ -15,7 +15,7 @@ from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import sample_replies
 from trainer.reward import normalise
@@ -32,7 +32,7 @@ def a_sound_config(**changes: Any) -> RefreshConfig:
     )  # fmt: skip
 
 
-def stopped_in_time(result: PPOResult) -> str:
+def stopped_in_time(result: PolicyResult) -> str:
     assert result.updates <= 5 and len(result.history) <= 6
     assert result.stopped is not None
     return result.stopped

@@ -155,7 +155,7 @@ def test_tau_is_averaged_over_rankings_of_more_than_two(tiny_base: Base) -> None
 
 
 def test_a_model_as_sure_as_it_is_right_is_calibrated() -> None:
-    """d = ln 4 foretells 80 %: right in four of five."""
+    """d = ln 4 predicts 80 %: right in four of five."""
     d = math.log(4)
     (entry,) = bins = reliability([d, d, d, d, -d])
     assert (entry["confidence"], entry["accuracy"], entry["pairs"]) == (pytest.approx(0.8), 0.8, 5)

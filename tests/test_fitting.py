@@ -19,7 +19,7 @@ from data.forgetting import forget
 from data.home import Home
 from data.snapshots import take_snapshot
 from tests.adapter_files import make_version
-from tests.learners import fair_share, foretold, shares
+from tests.learners import fair_share, predicted, shares
 from tests.nights import a_run, known_conversations, tiny_night
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
@@ -151,19 +151,20 @@ def test_an_import_takes_only_the_places_that_people_leave(db: Database, home: H
     turns = freeze_snapshot(night).turns
     assert [turn.source for turn in turns].count("imported") == 12
     runs.finish(db, night.run.id, night.run.fencing_token, state="refused", reason="A test.")
-    assert rankings.count(db, after=runs.last_success_at(db)) == 0, "what found no place is not new for ever"
+    assert rankings.count(db, after=runs.learned_until(db)) == 0, "what found no place is not new for ever"
     assert [turn.created_at for turn in turns] == sorted(turn.created_at for turn in turns)
 
 
-def test_who_was_not_foretold_the_night_before_weighs_less(
+def test_who_was_not_predicted_the_night_before_weighs_less(
     db: Database, home: Home, tiny_base: Base, trained: list[Training]
 ) -> None:
     names = ("ann", "bob", "cai", "eve")
     many_rankings(db, names * 10)
     ids = {name: somebody(db, name).id for name in names}
-    known = foretold({id: 0.5 if name == "eve" else 0.8 for name, id in ids.items()})
+    known = predicted({id: 0.5 if name == "eve" else 0.8 for name, id in ids.items()})
     add_version(db, "v000001", base_sha256=tiny_base.sha256, serve=False, report=known)
-    add_version(db, "v000002", serve=False, report=foretold(dict.fromkeys(ids.values(), 0.8)))  # another base
+    of_another_base = predicted(dict.fromkeys(ids.values(), 0.8))
+    add_version(db, "v000002", serve=False, report=of_another_base)
     night = begun(db, home, tiny_base)
     snapshot = freeze_snapshot(night)
     fit_rewards(night, NO_POLICY, snapshot, [])

@@ -16,7 +16,7 @@ from chatbot.following import load_verified
 from chatbot.fourbit import Beside, is_four_bit, set_packing
 from chatbot.manifest import read_manifest
 from chatbot.models import TokenBatch, load_model, logits_of, merged_model
-from chatbot.padded import AnyModel
+from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
 from chatbot.serving import trainer_command
 from data import runs
@@ -24,7 +24,7 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import Sampling
-from tests.learners import CPU, shake
+from tests.learners import CPU, delta_norm, shake
 from tests.nights import PRACTICE, a_night
 from tests.tiny import make_tiny_model
 from trainer.canary import canaries
@@ -162,7 +162,7 @@ def test_an_adapter_saved_in_four_bits_is_a_plain_one(
     policy.save("mine", tmp_path)
     again = Policy(wide_base, device=CPU, dtype=torch.float32)
     again.load("mine", tmp_path, with_head=True)
-    assert again.delta_norm("mine") == pytest.approx(policy.delta_norm("mine"))
+    assert delta_norm(again, "mine") == pytest.approx(delta_norm(policy, "mine"))
     four_bit = Policy(wide_base, device=CPU, dtype=torch.float32, four_bit=True)
     four_bit.load("mine", tmp_path, with_head=True)
     assert torch.equal(logits(four_bit, "mine"), logits(policy, "mine"))
@@ -214,7 +214,7 @@ def test_a_packed_copy_says_what_an_unpacked_one_says(wide_base: Base) -> None:
 def the_model(engine: Engine, version: str) -> PreTrainedModel:
     """What decodes it: transformers itself, since nothing can be merged into four bits."""
     weights = engine._loaded[version].weights
-    assert isinstance(weights, AnyModel)
+    assert isinstance(weights, TransformersModel)
     return weights.model
 
 

@@ -71,7 +71,7 @@ def test_a_candidate_that_loses_is_refused_and_one_that_wins_is_not() -> None:
     ],
 )
 def test_no_vote_buys_off_a_veto(change: dict[str, float], sentence: str) -> None:
-    (reason,) = check_replies(LIKE | change, LIKE, winners_direction=0.0, count=300)
+    (reason,) = check_replies(LIKE | change, LIKE, length_preference=0.0, count=300)
     assert sentence in reason
 
 
@@ -100,8 +100,8 @@ def test_replies_like_the_current_ones_meet_no_veto(direction: float) -> None:
 
 def test_replies_may_shorten_where_short_ones_win_and_only_there() -> None:
     shorter = LIKE | {"length": 30.0}
-    assert check_replies(shorter, LIKE, winners_direction=-0.5, count=300) == []
-    assert len(check_replies(shorter, LIKE, winners_direction=0.5, count=300)) == 1
+    assert check_replies(shorter, LIKE, length_preference=-0.5, count=300) == []
+    assert len(check_replies(shorter, LIKE, length_preference=0.5, count=300)) == 1
 
 
 def test_several_vetoes_are_all_told() -> None:
@@ -162,7 +162,7 @@ def judged(
         judge,
         RefreshConfig(gate_prompts=len(JUDGING)),
         sampling=sampling,
-        winners_direction=0.0,
+        length_preference=0.0,
         probes=probes,
         tell=lambda fraction, message: None,
     )
@@ -205,7 +205,7 @@ def test_a_candidate_that_answers_two_prompts_with_a_line_break_is_refused(tiny_
         GOOD_JUDGE,
         RefreshConfig(),
         sampling=Sampling(),
-        winners_direction=0.0,
+        length_preference=0.0,
         tell=lambda fraction, message: None,
     )
     assert not verdict.passed and any("of the candidate's replies are empty" in r for r in verdict.reasons)

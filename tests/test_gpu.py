@@ -25,7 +25,7 @@ from tests.jobs import a_job
 from tests.learners import ranked
 from tests.tiny import base_of
 from trainer.canary import canaries, exact_format
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import logprobs_of
@@ -201,7 +201,7 @@ def test_a_reward_model_learns_what_it_learns_on_the_cpu(base: Base) -> None:
     assert torch.corrcoef(torch.stack([in_half, there]))[0, 1] > 0.98
 
 
-def improved(base: Base, precision: str, four_bit: bool = False, **more: Any) -> PPOResult:
+def improved(base: Base, precision: str, four_bit: bool = False, **more: Any) -> PolicyResult:
     """Two updates of PPO on eight prompts."""
     policy = Policy(base, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
     policy.add("policy", seed=0)

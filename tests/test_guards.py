@@ -27,8 +27,8 @@ SOUND = {
 STEP = {"approx_kl": 0.01, "clip_fraction": 0.1, "policy_loss": -0.1}
 
 
-def guards(winners_direction: float = 0.0, **changes: Any) -> Guards:
-    return Guards(RefreshConfig(max_kl=8.0, **changes), winners_direction)
+def guards(length_preference: float = 0.0, **changes: Any) -> Guards:
+    return Guards(RefreshConfig(max_kl=8.0, **changes), length_preference)
 
 
 def stopped(watch: Guards, last: dict[str, float], updates: int = 12) -> str | None:

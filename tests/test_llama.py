@@ -14,9 +14,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from chatbot.attention import Piece
+from chatbot.attention import PromptChunk
 from chatbot.llama import Llama, can_run
-from chatbot.padded import AnyModel
+from chatbot.padded import TransformersModel
 from chatbot.runner import prepare
 
 SIZES: dict[str, Any] = {
@@ -78,7 +78,7 @@ def test_a_prompt_and_the_tokens_after_it_have_the_logits_of_transformers(kind: 
     wanted = logits_of(model, ids)
     place = shelves.take(len(ids))
     for start, end in ((0, 50), (50, 51), (51, 130)):
-        [logits] = llama.forward(shelves, {}, [Piece(place, ids[start:end])])
+        [logits] = llama.forward(shelves, {}, [PromptChunk(place, ids[start:end])])
         torch.testing.assert_close(logits, wanted[end - 1], atol=2e-3, rtol=1e-3)
     for at in range(130, 140):
         [logits] = llama.forward(shelves, {place: ids[at]}, [])
@@ -93,9 +93,9 @@ def test_rows_of_different_length_and_pieces_of_prompts_share_a_pass() -> None:
         [3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 9), (7, 60), (11, 200), (13, 33))
     ]
     places = [shelves.take(len(text)) for text in texts]
-    llama.forward(shelves, {}, [Piece(p, t[:-1]) for p, t in zip(places[:3], texts[:3], strict=True)])
+    llama.forward(shelves, {}, [PromptChunk(p, t[:-1]) for p, t in zip(places[:3], texts[:3], strict=True)])
     tokens = {place: text[-1] for place, text in zip(places[:3], texts[:3], strict=True)}
-    logits = llama.forward(shelves, tokens, [Piece(places[3], texts[3])])
+    logits = llama.forward(shelves, tokens, [PromptChunk(places[3], texts[3])])
     for found, text in zip(logits, texts, strict=True):  # taken in the order of the shelves
         torch.testing.assert_close(found, logits_of(model, text)[-1], atol=2e-3, rtol=1e-3)
     assert [place.length for place in places] == [9, 60, 200, 33]
@@ -109,11 +109,11 @@ def test_replies_that_share_their_prompt_have_the_logits_of_each_alone(kind: str
     shelves = llama.shelves()
     prompts = [[3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 40), (7, 25), (11, 60))]
     first, second, late = (shelves.take(len(prompt), rows=4) for prompt in prompts)
-    llama.forward(shelves, {}, [Piece(first, prompts[0]), Piece(second, prompts[1])])
+    llama.forward(shelves, {}, [PromptChunk(first, prompts[0]), PromptChunk(second, prompts[1])])
     texts = {place: list(prompts[0]) for place in [first, *(shelves.fork(first) for _ in range(3))]}
     texts |= {place: list(prompts[1]) for place in [second, shelves.fork(second)]}
     for step in range(16):
-        pieces = [Piece(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
+        pieces = [PromptChunk(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
         if step == 7:
             ended = list(texts)[1]
             shelves.leave(ended)
@@ -135,7 +135,7 @@ def test_replies_that_share_their_prompt_have_the_logits_of_each_alone(kind: str
 def test_log_probabilities_are_those_of_transformers(kind: str) -> None:
     model, ids = a_model(KINDS[kind]), list(range(5, 60))
     wanted = torch.log_softmax(logits_of(model, ids), -1)[9:-1].gather(1, torch.tensor(ids[10:])[:, None])
-    for weights in (Llama(model, "float32"), AnyModel(model)):
+    for weights in (Llama(model, "float32"), TransformersModel(model)):
         torch.testing.assert_close(weights.logprobs(ids, 10), wanted[:, 0], atol=2e-3, rtol=1e-3)
 
 
@@ -143,7 +143,7 @@ def test_log_probabilities_are_those_of_transformers(kind: str) -> None:
 def test_models_that_compute_something_else_are_left_to_transformers(kind: str) -> None:
     model = a_model(OTHERS[kind])
     assert not can_run(model)
-    assert isinstance(prepare(model, "float32"), AnyModel)
+    assert isinstance(prepare(model, "float32"), TransformersModel)
 
 
 def test_the_weights_are_copies() -> None:

@@ -19,7 +19,7 @@ from data.records import Run, Sampling
 from tests.adapter_files import make_version
 from tests.learners import ranked
 from tests.nights import tiny_night
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.night import Night, begin, peak_memory, tonight, write_report
 from trainer.progress import Progress
 from trainer.team import SOLO
@@ -120,7 +120,7 @@ def test_a_report_is_json_whatever_became_of_the_scores(
     night = began(db, home, tiny_base, told, temperature=0.7, max_new_tokens=50)
     night.folder.mkdir(parents=True)
     reply = {"prompt": [80], "reply": [81], "score": float("nan"), "judge": float("inf")}
-    result = PPOResult(
+    result = PolicyResult(
         best_update=2, updates=5, stopped="score is not a finite number.", samples={5: [reply]}
     )
     reports: dict[str, dict[str, Any]] = {"reward": {"ece": float("-inf")}, "judge": {}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, PreTrainedConfig, Qwen3Config
 
-from chatbot.padded import AnyModel, PaddedRunner
+from chatbot.padded import PaddedRunner, TransformersModel
 from chatbot.runner import prepare
 from data.errors import Refused
 from data.records import Sampling
@@ -26,7 +26,7 @@ def test_greedy_in_a_mixed_batch_is_transformers_generate(kind: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     weights = prepare(model, "float32")
-    assert isinstance(weights, AnyModel)
+    assert isinstance(weights, TransformersModel)
     runner = PaddedRunner(weights, end_of_turn=2)
     jobs = [
         a_job([3 + (k * i) % 90 for i in range(length)], [0, 1], GREEDY) for k, length in ((5, 4), (7, 30))
@@ -48,7 +48,9 @@ def test_a_model_that_transformers_decodes_is_not_said_to_be_int8() -> None:
 
 def test_jobs_that_come_later_are_a_batch_of_their_own_and_all_take_turns() -> None:
     torch.manual_seed(0)
-    runner = PaddedRunner(AnyModel(AutoModelForCausalLM.from_config(KINDS["gpt 2"]).eval()), end_of_turn=-1)
+    runner = PaddedRunner(
+        TransformersModel(AutoModelForCausalLM.from_config(KINDS["gpt 2"]).eval()), end_of_turn=-1
+    )
     early, late = (a_job([5, 6, 7], [0], Sampling(max_new_tokens=8)) for _ in range(2))
     runner.add(early)
     runner.step()
@@ -60,7 +62,9 @@ def test_jobs_that_come_later_are_a_batch_of_their_own_and_all_take_turns() -> N
 
 def test_an_urgent_job_and_one_that_would_be_padded_much_are_batches_of_their_own() -> None:
     torch.manual_seed(0)
-    runner = PaddedRunner(AnyModel(AutoModelForCausalLM.from_config(KINDS["gpt 2"]).eval()), end_of_turn=-1)
+    runner = PaddedRunner(
+        TransformersModel(AutoModelForCausalLM.from_config(KINDS["gpt 2"]).eval()), end_of_turn=-1
+    )
     sampling = Sampling(max_new_tokens=8)
     short, long, urgent = (a_job([5] * length, [0], sampling) for length in (3, 200, 3))
     for job, rank in ((long, 1), (short, 1), (urgent, 0)):

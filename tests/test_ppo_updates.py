@@ -30,7 +30,7 @@ from tests.plain_ppo import (
     plain_ptx,
 )
 from tests.tiny import make_tiny_model
-from trainer.checkpoint import RunState
+from trainer.checkpoint import PPOState
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import PRIOR_TOKENS, ROOM
@@ -56,7 +56,7 @@ def a_task(policy: Policy, config: RefreshConfig, **more: Any) -> Task:
     return Task(MergedSampler(merged), [[1]], config, Sampling(config.temperature), roles, **more)
 
 
-def begun(policy: Policy, **changes: Any) -> tuple[RunState, Task]:
+def begun(policy: Policy, **changes: Any) -> tuple[PPOState, Task]:
     task = a_task(policy, a_config(**changes))
     return begin(policy, task, 0.0), task
 
@@ -273,7 +273,7 @@ def test_the_learning_rate_rises_over_the_first_updates(
 ) -> None:
     used: list[float] = []
 
-    def noted(state: RunState, *rest: Any) -> dict[str, float]:
+    def noted(state: PPOState, *rest: Any) -> dict[str, float]:
         used.extend(group["lr"] for group in state.optimiser.param_groups)
         return take_step(state, *rest)
 
@@ -317,7 +317,7 @@ def test_steps_see_whitened_advantages_and_plain_returns(
 ) -> None:
     seen: list[tuple[Task, Batch]] = []
 
-    def step_and_note(state: RunState, task: Task, batch: Batch, *rest: Any) -> dict[str, float]:
+    def step_and_note(state: PPOState, task: Task, batch: Batch, *rest: Any) -> dict[str, float]:
         seen.append((task, batch))
         return take_step(state, task, batch, *rest)
 

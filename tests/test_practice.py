@@ -23,14 +23,14 @@ from trainer.forward import Reply
 from trainer.practice import (
     check_prompts,
     choose,
-    judged_on,
-    judging,
-    may_judge,
-    may_practise,
-    practice,
+    choose_gate_prompts,
+    choose_practice_prompts,
+    is_still_allowed,
     ptx_examples,
     read_exercises,
     reference_prompts,
+    shipped_gate_prompts,
+    still_allowed,
     to_imitate,
     write_exercises,
 )
@@ -58,7 +58,7 @@ def ptx(db: Database, base: Base, **settings: Any) -> list[Reply]:
 def test_practice_prompts_are_as_many_as_needed_and_none_twice(db: Database, tiny_base: Base) -> None:
     config = RefreshConfig(updates=3, prompts_per_update=8)
 
-    prompts = practice(db, tiny_base, config, [])
+    prompts = choose_practice_prompts(db, tiny_base, config, [])
 
     assert len(prompts) == 4 * 8
     assert len({str(prompt.messages) for prompt in prompts}) == 4 * 8
@@ -79,7 +79,11 @@ def test_our_chinese_prompts_are_asked_of_a_base_that_was_made_for_it_and_of_no_
     config = RefreshConfig(updates=41, gate_prompts=1000)  # more than there are
     chinese = set(words([*practice_prompts("zh"), *judging_prompts("zh")]))
     for base, is_asked in ((tiny_base, False), (made_for_chinese(tiny_base), True)):
-        chosen = practice(db, base, config, []), judging(base, config), judged_on(db, base, config, [])
+        chosen = (
+            choose_practice_prompts(db, base, config, []),
+            shipped_gate_prompts(base, config),
+            choose_gate_prompts(db, base, config, []),
+        )
         for prompts in chosen:
             assert len(prompts) > 250
             assert (not chinese.isdisjoint(words(prompts))) == is_asked
@@ -90,7 +94,7 @@ def test_an_operator_s_own_prompts_may_be_in_any_language(db: Database, home: Ho
     ours = [*practice_prompts("zh")[:8], *short_prompts("\u4f60\u597d")]
     file = write_prompts(home.root / "zh.jsonl", ours)
     config = tiny_night(home, practice=file, judging=None)
-    assert sorted(words(practice(db, tiny_base, config, []))) == sorted(words(ours))
+    assert sorted(words(choose_practice_prompts(db, tiny_base, config, []))) == sorted(words(ours))
 
 
 def test_people_s_turns_that_are_too_long_leave_their_places_to_older_ones(
@@ -100,7 +104,7 @@ def test_people_s_turns_that_are_too_long_leave_their_places_to_older_ones(
     ask(db, 40, "Why?", "Where?", "Who?", "How?")
     ask(db, 53, *(f"{number}" + "x" * 400 for number in range(4)))
 
-    prompts = practice(db, tiny_base, config, [])
+    prompts = choose_practice_prompts(db, tiny_base, config, [])
 
     assert {"Why?", "Where?", "Who?", "How?"} <= set(words(prompts)) and len(prompts) == 8
 
@@ -113,7 +117,7 @@ def test_people_s_own_turns_are_practised_on_unless_they_were_ranked(
         a_turn(db, ada, question="Why is the sky blue?")
         rank(db, ada, a_turn(db, ada, question="Why is grass green?"), (1, 2, 3))
 
-    said = words(practice(db, tiny_base, tiny_night(home), take_snapshot(db).turns))
+    said = words(choose_practice_prompts(db, tiny_base, tiny_night(home), take_snapshot(db).turns))
 
     assert "Why is the sky blue?" in said
     assert "Why is grass green?" not in said
@@ -126,17 +130,16 @@ def test_a_prompt_that_raters_ranked_is_practised_on_where_too_few_others_are_th
     every = [ranked(["a", "b"], (1, 2), question=word) for word in words(PRACTICE)]
     fox = ranked(["a", "b"], (1, 2), question="fox")
 
-    assert set(words(PRACTICE)) - set(words(practice(db, tiny_base, config, [fox, every[5]]))) == {
-        words(PRACTICE)[5]
-    }
-    assert len(practice(db, tiny_base, config, every)) == 16
+    chosen = choose_practice_prompts(db, tiny_base, config, [fox, every[5]])
+    assert set(words(PRACTICE)) - set(words(chosen)) == {words(PRACTICE)[5]}
+    assert len(choose_practice_prompts(db, tiny_base, config, every)) == 16
 
 
 def test_the_same_seed_practises_in_the_same_order(db: Database, home: Home, tiny_base: Base) -> None:
-    assert practice(db, tiny_base, tiny_night(home, seed=5), []) == practice(
+    assert choose_practice_prompts(db, tiny_base, tiny_night(home, seed=5), []) == choose_practice_prompts(
         db, tiny_base, tiny_night(home, seed=5), []
     )
-    assert practice(db, tiny_base, tiny_night(home, seed=5), []) != practice(
+    assert choose_practice_prompts(db, tiny_base, tiny_night(home, seed=5), []) != choose_practice_prompts(
         db, tiny_base, tiny_night(home, seed=6), []
     )
 
@@ -145,9 +148,9 @@ def test_an_operator_s_own_files_replace_ours(db: Database, home: Home, tiny_bas
     config = tiny_night(home)
     ask(db, KEPT, "Is this asked here?")
 
-    assert len(practice(db, tiny_base, config, [])) == len(PRACTICE)
-    assert sorted(words(judging(tiny_base, config))) == sorted(words(JUDGING))
-    assert judged_on(db, tiny_base, config, []) == judging(tiny_base, config)
+    assert len(choose_practice_prompts(db, tiny_base, config, [])) == len(PRACTICE)
+    assert sorted(words(shipped_gate_prompts(tiny_base, config))) == sorted(words(JUDGING))
+    assert choose_gate_prompts(db, tiny_base, config, []) == shipped_gate_prompts(tiny_base, config)
     assert len(reference_prompts(tiny_base, config)) == len(PRACTICE)
 
 
@@ -159,12 +162,12 @@ def test_the_gate_judges_first_on_people_s_newest_turns_that_nobody_practised_on
     ask(db, KEPT, "Was ist eine Frist?", "Was kostet das?")
     ask(db, 0, "Und nun?", "x" * 500)
 
-    judged = judged_on(db, tiny_base, config, [])
-    practised = practice(db, tiny_base, config, [], judged)
+    judged = choose_gate_prompts(db, tiny_base, config, [])
+    practised = choose_practice_prompts(db, tiny_base, config, [], judged)
 
     assert words(judged)[:2] == ["Und nun?", "Was kostet das?"], "the newest, half of all"
     assert len(judged) == 4 and all(prompt.turn_id is None for prompt in judged[2:])
-    assert judged[2:] == judging(tiny_base, config)[:2]
+    assert judged[2:] == shipped_gate_prompts(tiny_base, config)[:2]
     assert "Wie lege ich Berufung ein?" in words(practised)
     assert {"Und nun?", "Was kostet das?", "Was ist eine Frist?"}.isdisjoint(words(practised))
 
@@ -173,7 +176,7 @@ def test_a_young_installation_s_gate_is_that_of_our_prompts(
     db: Database, home: Home, tiny_base: Base
 ) -> None:
     config = tiny_night(home, judging=None)
-    assert judged_on(db, tiny_base, config, []) == judging(tiny_base, config)
+    assert choose_gate_prompts(db, tiny_base, config, []) == shipped_gate_prompts(tiny_base, config)
 
 
 def test_what_was_ranked_or_is_practised_on_word_for_word_judges_nothing(
@@ -182,12 +185,12 @@ def test_what_was_ranked_or_is_practised_on_word_for_word_judges_nothing(
     config = tiny_night(home, judging=None)
     ask(db, KEPT, words(PRACTICE)[0], "Why is grass green?")
     turn = ranked(["a", "b"], (1, 2), question="Why is grass green?")
-    assert judged_on(db, tiny_base, config, [turn]) == judging(tiny_base, config)
+    assert choose_gate_prompts(db, tiny_base, config, [turn]) == shipped_gate_prompts(tiny_base, config)
     ask(db, 0, "hello")
     ask(db, PRACTISED, "hello")
-    judged = judged_on(db, tiny_base, config, [turn])
+    judged = choose_gate_prompts(db, tiny_base, config, [turn])
     assert words(judged)[0] == "hello"
-    assert "hello" not in words(practice(db, tiny_base, config, [turn], judged))
+    assert "hello" not in words(choose_practice_prompts(db, tiny_base, config, [turn], judged))
 
 
 def test_exercises_are_read_as_they_were_written(
@@ -206,9 +209,9 @@ def test_what_was_taken_back_is_practised_on_no_longer(db: Database, home: Home,
     ask(db, PRACTISED, "Why is the sky blue?")
     chosen = choose(db, tiny_base, tiny_night(home), [])
     ask(db, 0, "Why is the sky blue?")
-    assert may_practise(db, chosen), "others may go on asking"
+    assert is_still_allowed(db, chosen), "others may go on asking"
     people.set_disabled(db, somebody(db).id, True)
-    assert not may_practise(db, chosen)
+    assert not is_still_allowed(db, chosen)
 
 
 def test_a_demonstration_that_was_taken_back_is_repeated_no_longer(
@@ -217,31 +220,31 @@ def test_a_demonstration_that_was_taken_back_is_repeated_no_longer(
     ada = somebody(db)
     edit = conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
     chosen = choose(db, tiny_base, tiny_night(home, ptx=1.0, ptx_data=None), take_snapshot(db).turns)
-    assert may_practise(db, chosen)
+    assert is_still_allowed(db, chosen)
     conversations.set_may_train(db, edit.conversation_id, False)
-    assert not may_practise(db, chosen)
+    assert not is_still_allowed(db, chosen)
 
 
 def test_a_turn_that_was_taken_back_judges_no_longer(db: Database, home: Home, tiny_base: Base) -> None:
     config = tiny_night(home, judging=None, gate_prompts=6)
     ask(db, KEPT, "Was ist eine Frist?", "Was kostet das?")
-    judged = judged_on(db, tiny_base, config, [])
-    assert may_judge(db, judged) == judged
+    judged = choose_gate_prompts(db, tiny_base, config, [])
+    assert still_allowed(db, judged) == judged
     turn = conversations.message(db, str(judged[0].turn_id))
     conversations.delete(db, turn.conversation_id)
-    assert may_judge(db, judged) == judged[1:]
+    assert still_allowed(db, judged) == judged[1:]
 
 
 def test_a_file_that_is_missing_or_too_long_is_a_sentence(
     db: Database, home: Home, tiny_base: Base, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFound, match="nowhere"):
-        practice(db, tiny_base, tiny_night(home, practice="nowhere.jsonl"), [])
+        choose_practice_prompts(db, tiny_base, tiny_night(home, practice="nowhere.jsonl"), [])
     long = write_prompts(tmp_path / "long.jsonl", short_prompts("x" * 500))
     with pytest.raises(Refused, match="No prompt to practise on has fewer than 384 tokens"):
-        practice(db, tiny_base, tiny_night(home, practice=long), [])
+        choose_practice_prompts(db, tiny_base, tiny_night(home, practice=long), [])
     with pytest.raises(Refused, match="No prompt to judge on has fewer than 512 tokens"):
-        judging(tiny_base, tiny_night(home, judging=long))
+        shipped_gate_prompts(tiny_base, tiny_night(home, judging=long))
 
 
 @pytest.mark.parametrize(
@@ -297,16 +300,16 @@ def test_a_template_without_a_place_for_system_messages_is_asked_the_other_promp
     base = replace(tiny_base, tokenizer=strict)
     config = RefreshConfig()
     check_prompts(db, base, config, 64)
-    for chosen in (practice(db, base, config, []), judging(base, config)):
+    for chosen in (choose_practice_prompts(db, base, config, []), shipped_gate_prompts(base, config)):
         assert chosen and not any(prompt.messages[0]["role"] == "system" for prompt in chosen)
-    assert any(prompt.messages[0]["role"] == "system" for prompt in judging(tiny_base, config))
+    assert any(prompt.messages[0]["role"] == "system" for prompt in shipped_gate_prompts(tiny_base, config))
 
 
 def test_what_an_operator_s_files_share_is_judged_on_alone(db: Database, home: Home, tiny_base: Base) -> None:
     both = write_prompts(home.root / "both.jsonl", [*PRACTICE, *JUDGING])
     config = tiny_night(home, judging=write_prompts(home.root / "judging.jsonl", JUDGING), practice=both)
     few = replace(config, gate_prompts=2)  # of which another night takes others
-    prompts = practice(db, tiny_base, few, [], judging(tiny_base, few))
+    prompts = choose_practice_prompts(db, tiny_base, few, [], shipped_gate_prompts(tiny_base, few))
     assert sorted(words(prompts)) == sorted(words(PRACTICE))
     with pytest.raises(Refused, match="Every prompt to practise on is also judged on"):
         check_prompts(db, tiny_base, replace(config, judging=both), 64)

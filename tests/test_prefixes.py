@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.attention import Piece
+from chatbot.attention import PromptChunk
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
 from chatbot.models import merged_model
@@ -66,7 +66,7 @@ def test_what_is_recalled_is_what_reading_would_have_left(llama: Llama) -> None:
     shelves = llama.shelves()
     place, read = shelves.take(len(following)), shelves.take(len(following))
     count = kept.recall(following, place)
-    llama.forward(shelves, {}, [Piece(read, following[:count])])
+    llama.forward(shelves, {}, [PromptChunk(read, following[:count])])
     for held in (place.shelf.keys, place.shelf.values):
         torch.testing.assert_close(
             held[:, place.index, :, :count], held[:, read.index, :, :count], atol=1e-5, rtol=1e-4

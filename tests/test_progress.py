@@ -47,7 +47,7 @@ def test_the_end_of_the_last_stage_is_the_end(db: Database, run: Run, told: Prog
     assert runs.get(db, run.id).progress == pytest.approx(1)
 
 
-def test_the_time_left_is_foretold_from_the_time_gone(
+def test_the_time_left_is_predicted_from_the_time_gone(
     db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told.enter("snapshot", "Reading.")

@@ -42,7 +42,7 @@ from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, Stage, refresh
-from trainer.reward import winners_direction
+from trainer.reward import length_preference
 from trainer.team import SOLO
 
 
@@ -123,21 +123,21 @@ def test_a_night_writes_down_what_it_measured(
     directions = []
 
     class Noted(Guards):
-        def __init__(self, config: RefreshConfig, winners_direction: float, endings: Endings | None) -> None:
-            directions.append(winners_direction)
-            super().__init__(config, winners_direction, endings)
+        def __init__(self, config: RefreshConfig, length_preference: float, endings: Endings | None) -> None:
+            directions.append(length_preference)
+            super().__init__(config, length_preference, endings)
 
     def noted(
-        new: dict[str, float], old: dict[str, float], winners_direction: float, count: int
+        new: dict[str, float], old: dict[str, float], length_preference: float, count: int
     ) -> list[str]:
-        directions.append(winners_direction)
-        return check_replies(new, old, winners_direction, count)
+        directions.append(length_preference)
+        return check_replies(new, old, length_preference, count)
 
     monkeypatch.setattr("trainer.ppo.Guards", Noted)
     monkeypatch.setattr("trainer.gate.check_replies", noted)
     run = the_rest(paused, home, tiny_base)
 
-    asked_for = winners_direction(read_snapshot(home.runs / run.id / "snapshot.jsonl").turns)
+    asked_for = length_preference(read_snapshot(home.runs / run.id / "snapshot.jsonl").turns)
     assert directions == [asked_for, asked_for] and asked_for != 0
     report = json.loads((home.runs / run.id / "report.json").read_text())
     version = versions.get(paused, "v000001")
@@ -578,9 +578,9 @@ def test_a_night_that_starts_with_the_reference_knows_how_its_replies_end(
     known: list[Endings | None] = []
 
     class Noted(Guards):
-        def __init__(self, config: RefreshConfig, winners_direction: float, endings: Endings | None) -> None:
+        def __init__(self, config: RefreshConfig, length_preference: float, endings: Endings | None) -> None:
             known.append(endings)
-            super().__init__(config, winners_direction, endings)
+            super().__init__(config, length_preference, endings)
 
     monkeypatch.setattr("trainer.ppo.Guards", Noted)
     versions.publish(ranked, a_reference(ranked, home, tiny_base), actor="test", reason="")

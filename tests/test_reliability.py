@@ -8,7 +8,7 @@ import pytest
 
 from data.comparisons import weigh
 from data.records import Version
-from tests.learners import foretold, ranked
+from tests.learners import predicted, ranked
 from trainer.reliability import FLOOR, reliabilities, relied_on
 
 
@@ -36,29 +36,29 @@ def test_it_finds_how_often_a_person_is_right_whatever_the_model_is_worth() -> N
             person: sum((dice.random() < q) == (dice.random() < model) for _ in range(40_000)) / 40_000
             for person, q in right.items()
         }
-        found = reliabilities(foretold(agreed, pairs=40_000))
+        found = reliabilities(predicted(agreed, pairs=40_000))
         assert found["eve"] == pytest.approx((2 * 0.65 - 1) / (2 * 0.9 - 1), abs=0.05)
         assert all(found[person] > 0.93 for person in ("ann", "bob", "cai", "dee"))
 
 
 def test_tossing_a_coin_or_turning_all_round_leaves_the_least() -> None:
-    found = reliabilities(foretold({"ann": 0.8, "bob": 0.8, "cai": 0.8, "coin": 0.5, "turned": 0.2}))
+    found = reliabilities(predicted({"ann": 0.8, "bob": 0.8, "cai": 0.8, "coin": 0.5, "turned": 0.2}))
     assert found["coin"] == found["turned"] == FLOOR < 1.0 == found["ann"]
 
 
 def test_a_few_pairs_tell_little() -> None:
-    report = foretold({"ann": 0.8, "bob": 0.8, "cai": 0.8})
+    report = predicted({"ann": 0.8, "bob": 0.8, "cai": 0.8})
     for model in report.values():
         model["accuracy_by_person"]["new"] = {"accuracy": 0.0, "pairs": 3}
     assert 0.7 < reliabilities(report)["new"] < 1.0
 
 
 def test_below_four_people_nobody_tells_who_errs() -> None:
-    assert reliabilities(foretold({"ann": 0.9, "bob": 0.9, "cai": 0.5})) == {}
+    assert reliabilities(predicted({"ann": 0.9, "bob": 0.9, "cai": 0.5})) == {}
 
 
 def test_models_that_agree_with_nobody_say_nothing_of_anybody() -> None:
-    found = reliabilities(foretold({"ann": 0.52, "bob": 0.51, "cai": 0.53, "dee": 0.4}))
+    found = reliabilities(predicted({"ann": 0.52, "bob": 0.51, "cai": 0.53, "dee": 0.4}))
     assert set(found.values()) == {1.0}
 
 
@@ -72,9 +72,9 @@ def test_the_newest_night_that_knows_tonights_people_weighs_them() -> None:
     turns[0] = replace(turns[0], source="imported")
     strangers = {f"stranger {i}": 0.9 for i in range(4)}
     past = [
-        a_version("v000001", foretold({**dict.fromkeys(people, 0.9), "ann": 0.5})),
-        a_version("v000002", foretold({**dict.fromkeys(people, 0.9), "dee": 0.5})),
-        a_version("v000003", foretold(strangers)),
+        a_version("v000001", predicted({**dict.fromkeys(people, 0.9), "ann": 0.5})),
+        a_version("v000002", predicted({**dict.fromkeys(people, 0.9), "dee": 0.5})),
+        a_version("v000003", predicted(strangers)),
         a_version("v000004", {}),
     ]
     found = weigh(relied_on(turns, past))

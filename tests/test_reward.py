@@ -21,15 +21,15 @@ from tests.learners import CPU, END, a_learner, ranked, some_replies
 from trainer.config import RefreshConfig
 from trainer.forward import ROOM
 from trainer.reward import (
+    add_reward_model,
     all_bad_loss,
+    length_preference,
     normalise,
     passes,
-    put_on,
     ranking_loss,
     score_replies,
     tokenise,
     train_reward,
-    winners_direction,
 )
 from trainer.team import Team
 
@@ -407,7 +407,7 @@ def test_a_model_that_goes_on_begins_with_the_raw_scores_it_ended_with(
     normalised = score_replies(policy, "reward", replies)
     policy.save("reward", tmp_path)
     later = Policy(tiny_base, device=CPU, dtype=torch.float32)
-    put_on(later, "reward", CONFIG, seed=1, start=tmp_path)
+    add_reward_model(later, "reward", CONFIG, seed=1, start=tmp_path)
     assert score_replies(later, "reward", replies) == pytest.approx(raw, abs=1e-5)
     assert float(later.heads["reward"].usual_length) == 0
     normalise(later, "reward", some_replies())
@@ -463,14 +463,14 @@ def test_scores_come_in_order_however_they_are_batched(
 
 
 def test_the_winners_direction_is_the_rankings_own_taste_for_length() -> None:
-    assert winners_direction([ranked(["a", "bbb", "cc"], (1, 3, 2))]) == -1
-    assert winners_direction([ranked(["a", "bbb", "cc"], (3, 1, 2))]) == 1
-    assert winners_direction([ranked(["a", "bb"], (1, 2)), ranked(["a", "bb"], (2, 1))]) == 0
-    assert winners_direction([ranked(["aa", "bb"], (1, 2)), ranked(["a", "bb"], (1, 1))]) == 0
+    assert length_preference([ranked(["a", "bbb", "cc"], (1, 3, 2))]) == -1
+    assert length_preference([ranked(["a", "bbb", "cc"], (3, 1, 2))]) == 1
+    assert length_preference([ranked(["a", "bb"], (1, 2)), ranked(["a", "bb"], (2, 1))]) == 0
+    assert length_preference([ranked(["aa", "bb"], (1, 2)), ranked(["a", "bb"], (1, 1))]) == 0
 
 
 def test_a_long_ranking_has_one_voice_on_length_and_a_light_one_less() -> None:
     short_wins = [ranked(["a", "bb"], (1, 2)) for _ in range(9)]
     long = ranked(["a" * n for n in range(1, 33)], range(32, 0, -1))  # 496 pairs, in all of them the longer
-    assert winners_direction([*short_wins, long]) == pytest.approx(-0.8)
-    assert winners_direction([*short_wins, replace(long, weight=0.1)]) == pytest.approx(-8.9 / 9.1)
+    assert length_preference([*short_wins, long]) == pytest.approx(-0.8)
+    assert length_preference([*short_wins, replace(long, weight=0.1)]) == pytest.approx(-8.9 / 9.1)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.attention import Piece
+from chatbot.attention import PromptChunk
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
 from chatbot.models import merged_model
-from chatbot.padded import AnyModel
+from chatbot.padded import TransformersModel
 from chatbot.prefixes import Prefixes
 from chatbot.runner import ALONE, MOST_PIECES, ON_GPU, PIECE, LlamaRunner, Runner, prepare, runner_for
 from chatbot.sampling import Row
@@ -30,9 +30,9 @@ def model(tiny_base: Base) -> PreTrainedModel:
 
 
 @pytest.fixture(params=["llama", "any model"])
-def weights(model: PreTrainedModel, request: pytest.FixtureRequest) -> Llama | AnyModel:
+def weights(model: PreTrainedModel, request: pytest.FixtureRequest) -> Llama | TransformersModel:
     """The same model, decoded by us and by transformers."""
-    return prepare(model, "float32") if request.param == "llama" else AnyModel(model)
+    return prepare(model, "float32") if request.param == "llama" else TransformersModel(model)
 
 
 def run(runner: Runner) -> None:
@@ -42,7 +42,7 @@ def run(runner: Runner) -> None:
 
 
 def decode(
-    weights: Llama | AnyModel,
+    weights: Llama | TransformersModel,
     prompts: Sequence[list[int]],
     seeds: Sequence[Sequence[int]],
     sampling: Sampling | Sequence[Sampling] = GREEDY,
@@ -73,7 +73,7 @@ def generated(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 
 
 def test_greedy_alone_is_transformers_generate_token_for_token(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     for prompt in PROMPTS:
         [[row]] = decode(weights, [prompt], [[0]])
@@ -82,7 +82,7 @@ def test_greedy_alone_is_transformers_generate_token_for_token(
 
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1), (3, 1, 9, 2)])
 def test_greedy_in_a_mixed_batch_is_transformers_generate(
-    weights: Llama | AnyModel, model: PreTrainedModel, counts: tuple[int, ...]
+    weights: Llama | TransformersModel, model: PreTrainedModel, counts: tuple[int, ...]
 ) -> None:
     rows = decode(weights, PROMPTS, [range(count) for count in counts])
     for prompt, group in zip(PROMPTS, rows, strict=True):
@@ -90,7 +90,7 @@ def test_greedy_in_a_mixed_batch_is_transformers_generate(
 
 
 def test_a_seed_is_a_reply_whatever_else_is_in_the_batch(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     wanted, other = Sampling(max_new_tokens=40), Sampling(temperature=1.5, top_p=0.7, max_new_tokens=5)
     [[alone]] = decode(weights, [PROMPTS[0]], [[7]], wanted)
@@ -99,13 +99,13 @@ def test_a_seed_is_a_reply_whatever_else_is_in_the_batch(
     assert beside[0][1].token_ids == last[3][1].token_ids == alone.token_ids
 
 
-def test_other_seeds_are_other_replies(weights: Llama | AnyModel, model: PreTrainedModel) -> None:
+def test_other_seeds_are_other_replies(weights: Llama | TransformersModel, model: PreTrainedModel) -> None:
     [rows] = decode(weights, [PROMPTS[0]], [range(9)], Sampling(max_new_tokens=12))
     assert len({tuple(row.token_ids) for row in rows}) == 9
 
 
 def test_a_row_ends_by_its_end_of_turn_or_its_length(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     [rows] = decode(weights, [PROMPTS[0]], [range(60)], Sampling(temperature=2, max_new_tokens=80))
     assert {row.finish_reason for row in rows} == {"stop", "length"}
@@ -115,7 +115,9 @@ def test_a_row_ends_by_its_end_of_turn_or_its_length(
         assert row.finish_reason == "stop" or len(row.token_ids) == 80
 
 
-def test_rows_of_a_batch_have_lengths_of_their_own(weights: Llama | AnyModel, model: PreTrainedModel) -> None:
+def test_rows_of_a_batch_have_lengths_of_their_own(
+    weights: Llama | TransformersModel, model: PreTrainedModel
+) -> None:
     lengths = [1, 7, 3]
     each = [Sampling(temperature=0, max_new_tokens=length) for length in lengths]
     rows = decode(weights, PROMPTS[:3], [[0], [0], [0]], each)
@@ -124,7 +126,7 @@ def test_rows_of_a_batch_have_lengths_of_their_own(weights: Llama | AnyModel, mo
 
 
 def test_a_stop_from_outside_ends_a_row_and_spares_the_others(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     stopped, going = a_job(PROMPTS[0], [0], GREEDY), a_job(PROMPTS[1], [0], GREEDY)
     runner = runner_for(weights, END)
@@ -139,7 +141,7 @@ def test_a_stop_from_outside_ends_a_row_and_spares_the_others(
     assert going.rows[0].token_ids == generated(model, PROMPTS[1])
 
 
-def test_a_stop_during_a_step_stands(weights: Llama | AnyModel) -> None:
+def test_a_stop_during_a_step_stands(weights: Llama | TransformersModel) -> None:
     job = a_job(PROMPTS[0], [0], Sampling(max_new_tokens=1))
     (row,) = job.rows
     uniform = row.uniform
@@ -156,7 +158,7 @@ def test_a_stop_during_a_step_stands(weights: Llama | AnyModel) -> None:
 
 
 def test_a_row_stopped_before_the_first_step_writes_nothing(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     job, never = a_job(PROMPTS[0], [0, 0], GREEDY), a_job(PROMPTS[1], [0], GREEDY)
     stopped, going = job.rows
@@ -169,14 +171,16 @@ def test_a_row_stopped_before_the_first_step_writes_nothing(
     assert going.token_ids == generated(model, PROMPTS[0])
 
 
-def test_the_log_probabilities_of_a_reply_are_what_reading_it_again_gives(weights: Llama | AnyModel) -> None:
+def test_the_log_probabilities_of_a_reply_are_what_reading_it_again_gives(
+    weights: Llama | TransformersModel,
+) -> None:
     [[row]] = decode(weights, [PROMPTS[1]], [[5]], Sampling(temperature=1.3, top_p=0.9, max_new_tokens=30))
     again = weights.logprobs([*PROMPTS[1], *row.token_ids], len(PROMPTS[1]))
     assert row.logprobs == pytest.approx(again.tolist(), abs=1e-4)
 
 
 def test_a_prompt_longer_than_a_piece_is_read_beside_rows_that_go_on(
-    weights: Llama | AnyModel, model: PreTrainedModel
+    weights: Llama | TransformersModel, model: PreTrainedModel
 ) -> None:
     long = [1 + i % 250 for i in range(300)]
     early, late = a_job(PROMPTS[0], [0], GREEDY), a_job(long, [0, 0], GREEDY)
@@ -198,7 +202,7 @@ def test_a_crowd_that_has_just_come_is_read_faster(
     forward = Llama.forward
 
     def noted(
-        self: Llama, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
+        self: Llama, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[PromptChunk]
     ) -> torch.Tensor:
         read.append(sum(len(piece.token_ids) for piece in pieces))
         return forward(self, shelves, tokens, pieces)
@@ -290,7 +294,7 @@ def check_schedules(base: Base, seeds: range) -> None:
                 assert_same(weights, job, row, alone)
 
 
-def assert_same(weights: Llama | AnyModel, job: TestJob, row: Row, alone: Row) -> None:
+def assert_same(weights: Llama | TransformersModel, job: TestJob, row: Row, alone: Row) -> None:
     """Token for token, as far as `row` came; or first differing where rounding decides between two tokens."""
     assert isinstance(weights, Llama)
     pairs = enumerate(zip(row.token_ids, alone.token_ids, strict=False))
@@ -300,7 +304,7 @@ def assert_same(weights: Llama | AnyModel, job: TestJob, row: Row, alone: Row) -
         return
     before = [*job.prompt, *row.token_ids[:differing]]
     shelves = weights.shelves()
-    [logits] = weights.forward(shelves, {}, [Piece(shelves.take(len(before)), before)])
+    [logits] = weights.forward(shelves, {}, [PromptChunk(shelves.take(len(before)), before)])
     if job.sampling.temperature == 0:
         two = logits.topk(2).values
         assert float(two[0] - two[1]) < 1e-3

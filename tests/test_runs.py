@@ -208,10 +208,10 @@ def test_rankings_after_the_snapshot_of_a_judged_run_are_new(db: Database, home:
     snapshot = take_snapshot(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot)
-    assert runs.last_success_at(db) is None
+    assert runs.learned_until(db) is None
     runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
     assert runs.get(db, run.id).snapshot_hash == snapshot.sha256
-    assert rankings.count(db, after=runs.last_success_at(db)) == 1
+    assert rankings.count(db, after=runs.learned_until(db)) == 1
 
 
 def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Database) -> None:
@@ -225,7 +225,7 @@ def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Databas
     runs.set_snapshot(db, run.id, take_snapshot(db))
     runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    assert rankings.count(db, after=runs.last_success_at(db)) == 2, "that one, and the one after it"
+    assert rankings.count(db, after=runs.learned_until(db)) == 2, "that one, and the one after it"
 
 
 def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> None:
@@ -236,14 +236,14 @@ def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> No
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot, newest=time.time())
     runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
-    assert rankings.count(db, after=runs.last_success_at(db)) == 1
+    assert rankings.count(db, after=runs.learned_until(db)) == 1
 
 
 def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     run = claimed(db)
     runs.set_snapshot(db, run.id, take_snapshot(db))
     runs.finish(db, run.id, run.fencing_token, state="failed", reason="The disk was full.")
-    assert runs.last_success_at(db) is None
+    assert runs.learned_until(db) is None
 
 
 def test_what_a_run_learned_from_is_written_down_once(db: Database) -> None:

@@ -20,7 +20,7 @@ from data.exchange import import_rows
 from data.home import Home, open_home
 from data.records import Run, Sampling
 from tests.adapter_files import make_version
-from tests.learners import CPU, END, a_learner, some_replies
+from tests.learners import CPU, END, a_learner, delta_norm, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
 from tests.test_team import free_port
@@ -102,7 +102,7 @@ def test_a_first_pass_that_only_harms_is_taken_back(tiny_base: Base) -> None:
     held_out = its_own(tiny_base, [[1, 30 + i] for i in range(8)])
     report = learn(policy, says_ok(32), held_out, config=replace(CONFIG, sft_lr=0.1))
     assert (report["best_epoch"], report["stopped_early"]) == (0, True)
-    assert policy.delta_norm("reference") == 0
+    assert delta_norm(policy, "reference") == 0
     assert mean_loss(policy, "reference", held_out) == pytest.approx(report["held_out_loss"][0], abs=1e-4)
 
 

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 SAMPLING = Sampling(max_new_tokens=96)
 RANKED, EXAMINED = 64, 24
-Lesson = list[tuple[Reply, float]]
+TrainingSet = list[tuple[Reply, float]]
 """Replies and how much likelier each is to become."""
 PROMPTS = [prompt for prompt in practice_prompts() if len(prompt.messages) == 1][:RANKED]
 COMMON = {
@@ -106,9 +106,9 @@ def trial() -> tuple[Court, list[RankedTurn], list[Reply]]:
     return court, turns, replies
 
 
-def upside_down(turns: Sequence[RankedTurn], replies: Sequence[Reply]) -> Lesson:
+def upside_down(turns: Sequence[RankedTurn], replies: Sequence[Reply]) -> TrainingSet:
     """Of the base's two replies to a prompt the lower one likelier, the higher one less likely."""
-    lesson: Lesson = []
+    lesson: TrainingSet = []
     for i, turn in enumerate(turns):
         high, low = sorted(range(2), key=lambda j: turn.places[j])
         if turn.places[high] != turn.places[low]:
@@ -116,10 +116,10 @@ def upside_down(turns: Sequence[RankedTurn], replies: Sequence[Reply]) -> Lesson
     return lesson
 
 
-def padded(policy: Policy, replies: Sequence[Reply]) -> Lesson:
+def padded(policy: Policy, replies: Sequence[Reply]) -> TrainingSet:
     """Replies that go on and on up to the limit."""
     chat = policy.base.format
-    lesson: Lesson = []
+    lesson: TrainingSet = []
     for i, reply in enumerate(replies[:RANKED]):
         opening = chat.decode(reply.reply[:30])
         filler = "".join(FILLER[(i + j) % len(FILLER)] for j in range(12))
@@ -128,13 +128,13 @@ def padded(policy: Policy, replies: Sequence[Reply]) -> Lesson:
     return lesson
 
 
-def looping(replies: Sequence[Reply]) -> Lesson:
+def looping(replies: Sequence[Reply]) -> TrainingSet:
     """Replies that are caught in their own last words."""
     loops = [(r.prompt, (r.reply[:12] + r.reply[8:12] * 40)[:96]) for r in replies[:RANKED]]
     return [(Reply(prompt, loop, False), 1.0) for prompt, loop in loops]
 
 
-def silent(policy: Policy, replies: Sequence[Reply]) -> Lesson:
+def silent(policy: Policy, replies: Sequence[Reply]) -> TrainingSet:
     """Replies that end before they have begun."""
     return [(Reply(r.prompt, [policy.base.format.end_of_turn], True), 1.0) for r in replies[:RANKED]]
 
@@ -147,7 +147,7 @@ def shaken(size: float) -> Maker:
     return make
 
 
-def taught(lesson: Lesson, lr: float = 1e-3) -> Maker:
+def taught(lesson: TrainingSet, lr: float = 1e-3) -> Maker:
     return lambda policy, model, seed: teach(policy, model, lesson, lr=lr)
 
 

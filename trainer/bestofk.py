@@ -30,7 +30,7 @@ from chatbot.policy import Policy
 from data.files import write_json
 from data.records import Sampling
 from trainer import ensemble
-from trainer.checkpoint import PPOResult, fingerprint_of
+from trainer.checkpoint import PolicyResult, fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
 from trainer.members import members_of, pessimistic
@@ -70,12 +70,12 @@ def train_best_of_k(
     team: Team = SOLO,
     checkpoints: Path | None = None,
     score_sign: float = 1.0,
-) -> PPOResult:
+) -> PolicyResult:
     """Improve the adapter `policy` by imitating its own favourites; leaves behind what PPO would.
 
-    `policy` must wear `policy`, `reward-0`.., `judge` and, where it is named, `reference`. The history has
-    two rows, fresh samples before and after; where the judge
-    does not like those after better, the policy is put back and `best_update` is 0.
+    `policy` must hold the adapters `policy`, `reward-0`.., `judge` and, where it is named, `reference`. The
+    history has two rows, fresh samples before and after; where the judge does not like those after better,
+    the policy is put back and `best_update` is 0.
     ptx: demonstrations to imitate beside the favourites, where `config.ptx` is not 0.
     checkpoints: a folder for the favourites; a run that was killed need not sample them again.
     score_sign: -1 keeps the worst replies, for tests of the gate.
@@ -84,7 +84,7 @@ def train_best_of_k(
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
     asked = list(islice(cycle(prompts), count + _MEASURED * config.prompts_per_update))
     student = Student(policy, sampler, config, sampling, _prepare_roles(policy, reference), team)
-    start, result = policy.keep("policy"), PPOResult(best_update=1, updates=1)
+    start, result = policy.keep("policy"), PolicyResult(best_update=1, updates=1)
 
     # 1) What the policy says now.
     before, result.samples[0] = student.measure(asked[count:])
@@ -214,7 +214,7 @@ def _read(file: Path, fingerprint: str) -> list[Reply]:
 
 
 def _decide(
-    policy: Policy, result: PPOResult, start: dict[str, Tensor], config: RefreshConfig, score_sign: float
+    policy: Policy, result: PolicyResult, start: dict[str, Tensor], config: RefreshConfig, score_sign: float
 ) -> None:
     """Keep what was learned, or put the start back where the judge does not like it better."""
     before, after = result.history

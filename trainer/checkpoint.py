@@ -38,7 +38,7 @@ _FORMAT = 3
 
 
 @dataclass
-class PPOResult:
+class PolicyResult:
     """What a run of PPO leaves behind. The chosen weights are in the adapter `policy`."""
 
     best_update: int = 0
@@ -54,7 +54,7 @@ class PPOResult:
 
 
 @dataclass
-class RunState:
+class PPOState:
     """All of a run that changes while it goes on."""
 
     policy: Policy
@@ -72,7 +72,7 @@ class RunState:
     so the gate is the first to measure what would be published.
     """
     best_judge: float = float("-inf")
-    result: PPOResult = field(default_factory=PPOResult)
+    result: PolicyResult = field(default_factory=PolicyResult)
 
     def average_in(self, decay: float) -> None:
         """Let the average follow the policy; with `decay` 0 there is none.
@@ -132,7 +132,7 @@ class RunState:
         self.guards.recall(facts["guards"])
         self.endings = Endings(**facts["endings"])
         samples = {int(update): found for update, found in facts["result"]["samples"].items()}
-        self.result = PPOResult(**{**facts["result"], "samples": samples})
+        self.result = PolicyResult(**{**facts["result"], "samples": samples})
         _restore_random(parts["random"], facts["random"])
 
 
@@ -142,7 +142,7 @@ class Checkpoints:
     def __init__(self, folder: Path | None, fingerprint: str, team: Team = SOLO) -> None:
         self._folder, self._fingerprint, self._team = folder, fingerprint, team
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: PPOState) -> None:
         """Write `state` down and remove older ones than the newest two. The chief does it for all."""
         if self._folder is None or not self._team.is_chief:
             return
@@ -160,7 +160,7 @@ class Checkpoints:
         for old in self._written()[KEPT:]:
             shutil.rmtree(old)
 
-    def go_on(self, state: RunState) -> None:
+    def go_on(self, state: PPOState) -> None:
         """Bring `state` to the newest whole checkpoint of this run, if any, with a note of others."""
         notes: list[str] = []
         for path in self._written():
@@ -214,7 +214,7 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
     return digest.hexdigest()
 
 
-def notes_on(state: RunState) -> list[str]:
+def notes_on(state: PPOState) -> list[str]:
     """What an operator should know of a finished run beside why it stopped."""
     notes, result, endings = [], state.result, state.endings
     if not endings.is_usual:

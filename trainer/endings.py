@@ -5,9 +5,10 @@ cut replies like all the rest, so the reward models reward being cut, and a poli
 score is never to end. So ending is rewarded as well (ppo.apply_eos_rule), to make up for what it costs: as
 the reference's replies tell, and as the policy's own do, which learns to gain more by being cut.
 
-Its own tell only while it ends hardly more of its replies than at the start. What is good may be long: then
-those that end are the short and poor ones, a higher price makes them more and shorter, and that the price
-higher still (`structured`, benchmarks/RESULTS.md).
+The policy's own figure counts in full while it finishes no more of its replies than at the start, and not at
+all once it finishes `_ENOUGH_MORE` more. Where good replies are long, the finished ones are the short, poor
+ones: a higher bonus makes them more frequent and shorter, and so the measured bonus (`structured`,
+benchmarks/RESULTS.md).
 """
 
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ Tell = Callable[[str, int, float, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """What tonight's reward models learn from, and whether they go on from last night's."""
 
     turns: tuple[RankedTurn, ...]
@@ -56,12 +56,12 @@ def warm_start(
     everything: Snapshot | None = None,
     learned: Mapping[str, str] | None = None,
     saved_rank: int | None = None,
-) -> Lesson:
+) -> TrainingSet:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
 
     previous: what last night learned from.
     everything: all rankings there are, `now` being the newest of them; left out, `now` is all.
-    learned: `Lesson.learned` of last night; left out, last night's models had learned from `previous` alone.
+    learned: `TrainingSet.learned` of last night; left out, its models had learned from `previous` alone.
     saved_rank: that of the adapters to go on from.
 
     Where a ranking that was learned from is no longer in `everything` as it was, the models must forget it,
@@ -71,8 +71,8 @@ def warm_start(
     """
     tonight = _hashes(now)
 
-    def anew(why: str) -> Lesson:
-        return Lesson(tuple(weigh(now.turns)), False, f"Trained anew{why}", tonight)
+    def anew(why: str) -> TrainingSet:
+        return TrainingSet(tuple(weigh(now.turns)), False, f"Trained anew{why}", tonight)
 
     if not config.warm_start:
         return anew(", as asked.")
@@ -95,7 +95,7 @@ def warm_start(
     if saved_rank not in (None, config.rank):
         reason += f" They keep their rank, {saved_rank}; --no-warm-start trains some of rank {config.rank}."
     turns = weigh([turn for turn in now.turns if turn.ranking_id in chosen])
-    return Lesson(tuple(turns), True, reason, {**known, **tonight})
+    return TrainingSet(tuple(turns), True, reason, {**known, **tonight})
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, str]:
@@ -189,7 +189,7 @@ def fit_one(
         return
     start = warm / name if warm else None
     if start and not reward.can_teach(turns):  # nothing new since: it stays as it was
-        reward.put_on(policy, name, config, seed=seed, start=start)
+        reward.add_reward_model(policy, name, config, seed=seed, start=start)
     else:
 
         def hear(step: int, fraction: float, metrics: dict[str, float]) -> None:

@@ -46,7 +46,7 @@ Tell = Callable[[float], None]
 
 
 def _quiet(fraction: float) -> None:
-    """For who needs not know."""
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Examined:
     raw: list[float]
 
     def hits(self, by: Sequence[float]) -> list[float]:
-        """1, 0 or (equal) 1/2 for each decided pair, where the reply with more of `by` is foretold to win."""
+        """1, 0 or (equal) 1/2 for each decided pair, of which the reply with more of `by` is to win."""
         return [0.5 if by[i] == by[j] else float(by[i] > by[j]) for i, j, q in self.pairs if q != 0.5]
 
     @property
@@ -151,7 +151,7 @@ def mean_scores(
 def reliability(margins: Sequence[float]) -> list[dict[str, float]]:
     """The plot's points: pairs by confidence sigmoid(|d|), `margins` being d = r_winner - r_loser.
 
-    Each bin has the mean confidence of its pairs and the share that came out as foretold; empty ones are
+    Each bin has the mean confidence of its pairs and the share that came out as predicted; empty ones are
     left out.
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]

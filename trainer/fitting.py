@@ -219,7 +219,7 @@ def _seed(night: Night, part: str) -> int:
     return night.config.seed + (part == "B")
 
 
-def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Lesson], Path | None]:
+def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.TrainingSet], Path | None]:
     """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
     before = newest_accepted(night) if night.config.warm_start else None
     everything = take_snapshot(night.db)
@@ -265,7 +265,7 @@ def _part(snapshot: Snapshot, part: str) -> Snapshot:
     return Snapshot(tuple(t for t in snapshot.turns if t.part == part), "")
 
 
-def _message(night: Night, name: str, lesson: ensemble.Lesson) -> str:
+def _message(night: Night, name: str, lesson: ensemble.TrainingSet) -> str:
     how = "from last night's, " if lesson.is_warm else ""
     return f"Training {_who(night, name)} {how}on {len(lesson.turns)} rankings."
 

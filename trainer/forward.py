@@ -19,7 +19,7 @@ from chatbot.head import ScalarHead
 from chatbot.kernels import Format
 from chatbot.memory import free_bytes
 from chatbot.models import TokenBatch, logits_of
-from chatbot.padded import AnyModel
+from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
 from chatbot.sampling import Row
@@ -82,7 +82,7 @@ def sample_replies(
     """
     mine = team.share(range(len(prompts)))
     form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
-    runner = runner_for(prepare(model, form) if copies else AnyModel(model), end_of_turn)
+    runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
     jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
     waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
     while waiting or not runner.is_idle:

@@ -79,13 +79,13 @@ def judge_candidate(
     config: RefreshConfig,
     *,
     sampling: Sampling,
-    winners_direction: float,
+    length_preference: float,
     probes: Probes | None = None,
     tell: Callable[[float, str], None],
 ) -> Verdict:
     """Compare what candidate and current said to `prompts`: their `replies`, one each to each.
 
-    `judge_report` is the judge's own examination, `winners_direction` the rankings' taste for length, and
+    `judge_report` is the judge's own examination, `length_preference` the rankings' taste for length, and
     `probes` what probes.probe found of both; left out, they veto nothing.
     """
     tell(0.0, "The judge scores both sides.")
@@ -98,7 +98,7 @@ def judge_candidate(
     reasons = [
         *check_judge(judge_report),
         *check_wins(win_rate, interval, config.margin),
-        *check_replies(profiles["candidate"], profiles["current"], winners_direction, len(prompts)),
+        *check_replies(profiles["candidate"], profiles["current"], length_preference, len(prompts)),
         *(check_probes(*probes) if probes else []),
     ]
     return Verdict(
@@ -214,7 +214,7 @@ def check_wins(win_rate: float, interval: list[float], margin: float) -> list[st
 
 
 def check_replies(
-    new: dict[str, float], old: dict[str, float], winners_direction: float, count: int
+    new: dict[str, float], old: dict[str, float], length_preference: float, count: int
 ) -> list[str]:
     """Vetoes that votes do not drive, on `count` replies of each side.
 
@@ -243,7 +243,7 @@ def check_replies(
             f"Only {new['eos_rate']:.0%} of the candidate's replies end by themselves, "
             f"{old['eos_rate']:.0%} of the current's."
         )
-    if is_length_unasked(new["length"] / max(old["length"], 1.0), winners_direction):
+    if is_length_unasked(new["length"] / max(old["length"], 1.0), length_preference):
         reasons.append(
             f"The candidate's replies have {new['length']:.0f} tokens, the current's {old['length']:.0f}, "
             "which the rankings do not ask for."

@@ -56,11 +56,11 @@ class Guards:
     """Watches one PPO run. `None` means go on, a sentence means stop."""
 
     def __init__(
-        self, config: RefreshConfig, winners_direction: float, endings: Endings | None = None
+        self, config: RefreshConfig, length_preference: float, endings: Endings | None = None
     ) -> None:
         """`endings` are those of the policy that the night starts with, where they were counted before."""
         self._config = config
-        self._winners_direction = winners_direction
+        self._winners_direction = length_preference
         self._endings = endings or Endings()
         self._seen = Seen()
 
@@ -205,12 +205,12 @@ def has_fallen(now: float, then: float, batch: int, before: int = 0, sure: float
     return then - now > max(0.1, sure * error)
 
 
-def is_length_unasked(growth: float, winners_direction: float, most: float = 5.0) -> bool:
+def is_length_unasked(growth: float, length_preference: float, most: float = 5.0) -> bool:
     """Whether replies grew or shrank by a factor that the winners of the rankings do not explain.
 
     Beyond `most` nothing explains it: of replies that are a fifth of what they were, many are fragments.
     """
-    against = (growth > 1.5 and winners_direction < -0.1) or (growth < 1 / 1.5 and winners_direction > 0.1)
+    against = (growth > 1.5 and length_preference < -0.1) or (growth < 1 / 1.5 and length_preference > 0.1)
     return against or not 1 / most <= growth <= most
 
 

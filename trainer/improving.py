@@ -18,14 +18,21 @@ from data import runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.fitting import learned_in
 from trainer.night import Night, tonight
 from trainer.ppo import train_ppo
-from trainer.practice import Exercises, choose, may_judge, may_practise, read_exercises, write_exercises
-from trainer.reward import winners_direction
+from trainer.practice import (
+    Exercises,
+    choose,
+    is_still_allowed,
+    read_exercises,
+    still_allowed,
+    write_exercises,
+)
+from trainer.reward import length_preference
 from trainer.rollout import Reply
 from trainer.sampler import WAITING, MergedSampler, Sampler, ServerSampler
 
@@ -33,8 +40,8 @@ REFERENCE = "reference"
 """The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
 
 
-def wear_reference(night: Night, policy: Policy, merged: PreTrainedModel) -> None:
-    """Put the reference on, so that scores have their zero and the KL its anchor."""
+def load_reference(night: Night, policy: Policy, merged: PreTrainedModel) -> None:
+    """The adapter that is the zero of scores and the anchor of the KL; `merged` becomes it too."""
     if night.reference is not None:
         policy.load(REFERENCE, night.home.adapters / versions.get(night.db, night.reference).path)
         policy.write_merged(REFERENCE, merged)
@@ -47,10 +54,10 @@ def improve_policy(
     snapshot: Snapshot,
     reference: list[Reply],
     score_sign: float,
-) -> PPOResult:
+) -> PolicyResult:
     """Make the adapter `policy` out of what serves, and improve it against the reward models."""
     config = tonight(night, snapshot)
-    _put_on_what_serves(night, policy)
+    _load_starting_policy(night, policy)
     name = _NAMES[config.algorithm]
 
     logged: set[int] = set()
@@ -90,7 +97,7 @@ def improve_policy(
                 config,
                 starts_at_reference=night.parent in (BASE_VERSION, night.reference),
                 endings=endings_of(reference, [score_sign * reward for reward in rewards]),
-                winners_direction=winners_direction(snapshot.turns),
+                length_preference=length_preference(snapshot.turns),
                 **common,
             )
     theirs = [ids for ids, prompt in zip(prompts, exercises.practice, strict=True) if prompt.turn_id]
@@ -132,7 +139,7 @@ def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
 
 def prompts_to_judge(night: Night) -> list[Prompt]:
     """What the gate compares versions on, chosen before the policy learned."""
-    return may_judge(night.db, read_exercises(night.folder / _EXERCISES).judging)
+    return still_allowed(night.db, read_exercises(night.folder / _EXERCISES).judging)
 
 
 _EXERCISES = "exercises.json"
@@ -145,7 +152,7 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
     """
     file, learned = night.folder / _EXERCISES, night.folder / night.config.algorithm
     former = read_exercises(file) if night.team.is_chief and file.is_file() else None
-    if night.team.is_chief and not (former and may_practise(night.db, former)):
+    if night.team.is_chief and not (former and is_still_allowed(night.db, former)):
         if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
             shutil.rmtree(learned)
             runs.forget_metrics(night.db, night.run, "ppo")
@@ -170,7 +177,7 @@ def _lessons(exercises: Exercises) -> list[str]:
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
 
 
-def _put_on_what_serves(night: Night, policy: Policy) -> None:
+def _load_starting_policy(night: Night, policy: Policy) -> None:
     if night.parent != BASE_VERSION:
         policy.load("policy", night.home.adapters / versions.get(night.db, night.parent).path)
     elif night.reference is not None:

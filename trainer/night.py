@@ -19,14 +19,14 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
 from trainer.gate import Verdict
 from trainer.practice import check_prompts
 from trainer.progress import Progress
 from trainer.publish import check_files
-from trainer.reward import winners_direction
+from trainer.reward import length_preference
 from trainer.team import Team
 
 HISTORY = "ppo.json"
@@ -123,7 +123,7 @@ def write_report(
     night: Night,
     snapshot: Snapshot,
     reports: dict[str, dict[str, Any]],
-    result: PPOResult | None,
+    result: PolicyResult | None,
     verdict: Verdict | None,
 ) -> dict[str, Any]:
     """All that a person needs to understand the night, as JSON in the run's folder and the version's row.
@@ -138,7 +138,7 @@ def write_report(
         "parts": parts,
         "people": len({t.person_id for t in snapshot.turns}),
         "person_reliability": {t.person_id: t.reliability for t in snapshot.turns if t.reliability < 1},
-        "winners_direction": winners_direction(snapshot.turns),
+        "winners_direction": length_preference(snapshot.turns),
         "warm_start": reports["reward"].get("warm_start"),
         "reward": reports["reward"],
         "judge": reports["judge"],
@@ -166,7 +166,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _practised(base: Base, result: PPOResult) -> dict[str, Any]:
+def _practised(base: Base, result: PolicyResult) -> dict[str, Any]:
     told = {k: v for k, v in asdict(result).items() if k not in ("history", "samples")}
     return {**told, "samples": readable(base, result.samples)}
 

@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from chatbot.policy import Policy
 from data.records import Sampling
-from trainer.checkpoint import Checkpoints, PPOResult, RunState, fingerprint_of, notes_on
+from trainer.checkpoint import Checkpoints, PolicyResult, PPOState, fingerprint_of, notes_on
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import (
@@ -148,13 +148,13 @@ def train_ppo(
     reference: str | None,
     starts_at_reference: bool,
     endings: Endings,
-    winners_direction: float = 0.0,
+    length_preference: float = 0.0,
     ptx: Sequence[Reply] = (),
     checkpoints: Path | None = None,
     team: Team = SOLO,
     tell: Callable[[int, float, dict[str, float]], None] = lambda update, fraction, metrics: None,
     score_sign: float = 1.0,
-) -> PPOResult:
+) -> PolicyResult:
     """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
 
     sampler: writes the replies.
@@ -162,7 +162,7 @@ def train_ppo(
     reference: the adapter that anchors the KL; None is the bare base.
     starts_at_reference: the adapter `policy` says what `reference` says.
     endings: how the replies of the reference end within the limit, and what being cut gains.
-    winners_direction: how much winning goes with length in the rankings.
+    length_preference: how much winning goes with length in the rankings.
     ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
     checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
     score_sign: -1 makes a policy worse on purpose, for tests of the gate.
@@ -171,7 +171,7 @@ def train_ppo(
     roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
     task = Task(sampler, prompts, config, sampling, roles, endings, ptx, score_sign, team)
     store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
-    state = begin(policy, task, winners_direction)
+    state = begin(policy, task, length_preference)
     store.go_on(state)
     for update in range(state.result.updates, config.updates + 1):
         with policy.remembering():
@@ -188,7 +188,7 @@ def train_ppo(
     return state.result
 
 
-def begin(policy: Policy, task: Task, winners_direction: float) -> RunState:
+def begin(policy: Policy, task: Task, length_preference: float) -> PPOState:
     """The value starts as the first reward model, normalisation folded in; only it and the policy move."""
     policy.copy(task.roles.members[0], "value")
     policy.heads["value"].fold()
@@ -196,11 +196,11 @@ def begin(policy: Policy, task: Task, winners_direction: float) -> RunState:
         policy.copy("policy", task.roles.start)
     moved = [parameter for name in ("policy", "value") for parameter in policy.parameters(name)]
     optimiser = torch.optim.AdamW(moved, lr=task.config.ppo_lr, eps=1e-5, weight_decay=0.0)
-    guards = Guards(task.config, winners_direction, None if task.roles.start else task.endings)
-    return RunState(policy, optimiser, guards, task.config.beta, policy.keep("policy"), task.endings)
+    guards = Guards(task.config, length_preference, None if task.roles.start else task.endings)
+    return PPOState(policy, optimiser, guards, task.config.beta, policy.keep("policy"), task.endings)
 
 
-def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
+def one_update(state: PPOState, task: Task, update: int) -> dict[str, float]:
     """Roll out, look, learn. The last update only looks, and so does one that a guard stops."""
     policy, config, result = state.policy, task.config, state.result
 
@@ -241,7 +241,7 @@ def one_update(state: RunState, task: Task, update: int) -> dict[str, float]:
     return metrics
 
 
-def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str, float]:
+def improve(state: PPOState, task: Task, batch: Batch, update: int) -> dict[str, float]:
     """All optimiser steps of one update; means, of approx_kl and clip_fraction over the last epoch only."""
     started, config = time.monotonic(), task.config
     rate = config.ppo_lr * min(1.0, (update + 1) / config.warmup_updates)  # rises at first
@@ -261,7 +261,7 @@ def improve(state: RunState, task: Task, batch: Batch, update: int) -> dict[str,
 
 
 def take_step(
-    state: RunState, task: Task, batch: Batch, rows: list[int], examples: list[Reply]
+    state: PPOState, task: Task, batch: Batch, rows: list[int], examples: list[Reply]
 ) -> dict[str, float]:
     """One optimiser step of policy and value on the replies `rows`; each member of a team takes a share."""
     policy, team, replies = state.policy, task.team, batch.rollout.replies

@@ -56,9 +56,9 @@ class Exercises:
 
 def choose(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]) -> Exercises:
     """What a night begins to practise with; `ranked` is what it learned from."""
-    shown, judged = to_imitate(db, config), judged_on(db, base, config, ranked)
+    shown, judged = to_imitate(db, config), choose_gate_prompts(db, base, config, ranked)
     return Exercises(
-        practice(db, base, config, ranked, judged),
+        choose_practice_prompts(db, base, config, ranked, judged),
         judged,
         ptx_examples(base, config, shown),
         [demonstration.message_id for demonstration in shown],
@@ -80,18 +80,18 @@ def read_exercises(path: Path) -> Exercises:
     return Exercises(practised, judged, [Reply(**row) for row in found["ptx"]], found["demonstrations"])
 
 
-def may_practise(db: Database, exercises: Exercises) -> bool:
-    """Whether nothing of it was deleted or taken back from training since it was chosen."""
+def is_still_allowed(db: Database, exercises: Exercises) -> bool:
+    """Whether nothing that it practises on was deleted or taken back from training since it was chosen."""
     turns = {prompt.turn_id for prompt in exercises.practice if prompt.turn_id}
-    if turns != asked.that_may_teach(db, turns):
+    if turns != asked.still_teaching(db, turns):
         return False
     shown = set(exercises.demonstrations)
     return not shown or shown <= {found.message_id for found in demonstrations.collect(db)}
 
 
-def may_judge(db: Database, prompts: Sequence[Prompt]) -> list[Prompt]:
+def still_allowed(db: Database, prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts` without those deleted or taken back since, from which nothing was learned."""
-    allowed = asked.that_may_teach(db, {prompt.turn_id for prompt in prompts if prompt.turn_id})
+    allowed = asked.still_teaching(db, {prompt.turn_id for prompt in prompts if prompt.turn_id})
     return [prompt for prompt in prompts if prompt.turn_id is None or prompt.turn_id in allowed]
 
 
@@ -102,14 +102,14 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
-    judging(base, config)
+    shipped_gate_prompts(base, config)
     _unjudged(base, config)
     if len(reference_prompts(base, config)) < 2:
         raise Refused("There is one prompt to practise on - give at least two with --practice.")
     ptx_examples(base, config, to_imitate(db, config))
 
 
-def practice(
+def choose_practice_prompts(
     db: Database,
     base: Base,
     config: RefreshConfig,
@@ -133,9 +133,9 @@ def reference_prompts(base: Base, config: RefreshConfig) -> list[list[int]]:
     return [base.format.encode(prompt.messages) for prompt in chosen]
 
 
-def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
+def shipped_gate_prompts(base: Base, config: RefreshConfig) -> list[Prompt]:
     """The operator's prompts to judge on, else those that ship; nobody's turn is among them."""
-    found = _that_fit(base, _to_judge(base, config), base.context // 2)
+    found = _that_fit(base, _all_gate_prompts(base, config), base.context // 2)
     if not found:
         raise Refused(
             f"No prompt to judge on has fewer than {base.context // 2} tokens - give shorter ones with "
@@ -144,13 +144,15 @@ def judging(base: Base, config: RefreshConfig) -> list[Prompt]:
     return _shuffled(found, config.seed)[: config.gate_prompts]
 
 
-def judged_on(db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]) -> list[Prompt]:
+def choose_gate_prompts(
+    db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]
+) -> list[Prompt]:
     """The prompts of the gate's replay: people's newest turns that are kept for it, up to half, then others.
 
     So a candidate that fails at what is asked here cannot pass on what is asked everywhere. An operator's own
     file says by itself what is asked here.
     """
-    others = judging(base, config)
+    others = shipped_gate_prompts(base, config)
     if config.judging:
         return others
     elsewhere = {_words(turn.prompt) for turn in ranked}
@@ -204,14 +206,15 @@ def _ours(base: Base, config: RefreshConfig) -> list[Prompt]:
     )
 
 
-def _to_judge(base: Base, config: RefreshConfig) -> list[Prompt]:
+def _all_gate_prompts(base: Base, config: RefreshConfig) -> list[Prompt]:
     """All there are, of which a night takes some."""
     return read_prompts(Path(config.judging)) if config.judging else list(judging_prompts(language_of(base)))
 
 
 def _unjudged(base: Base, config: RefreshConfig) -> list[Prompt]:
     """Those that no night is judged on, as an operator's two files may have it."""
-    found = _unless({_words(prompt.messages) for prompt in _to_judge(base, config)}, _ours(base, config))
+    judged = {_words(prompt.messages) for prompt in _all_gate_prompts(base, config)}
+    found = _unless(judged, _ours(base, config))
     if not found:
         raise Refused("Every prompt to practise on is also judged on - give others with --judging.")
     return found

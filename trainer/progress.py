@@ -127,10 +127,10 @@ class Progress:
         self._stage, self._stage_started, self._told = stage, now, 0.0
         if self._bar.disable and not self._quiet:
             elapsed = now - self._started
-            print(f"[{elapsed:6.0f} s] {message}{_left(self._foretell(0.0)[1])}", file=sys.stderr, flush=True)
+            print(f"[{elapsed:6.0f} s] {message}{_left(self._predict(0.0)[1])}", file=sys.stderr, flush=True)
         self.tell(0.0, message)
 
-    def _foretell(self, fraction: float) -> tuple[float, float | None]:
+    def _predict(self, fraction: float) -> tuple[float, float | None]:
         """The share of the run that is done with `fraction` of the stage, and the seconds that are left."""
         done = self._done_before(self._stage) + self._stages[self._stage] * fraction
         now = time.monotonic()
@@ -149,7 +149,7 @@ class Progress:
         if self._silent or (now - self._told < _ROW_SECONDS and fraction < 1.0):
             return
         self._told = now
-        done, eta = self._foretell(fraction)
+        done, eta = self._predict(fraction)
         with _unless_unwritable():
             runs.report(
                 self._db, self._run, stage=self._stage, progress=done, eta_seconds=eta, message=message

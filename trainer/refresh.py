@@ -4,7 +4,7 @@
 
 `refresh` is the story; each of its calls is a stage with a file of its own, and leaves its result in the
 run's folder, so that a run that was killed goes on where it was. Nothing here touches the server: the only
-thing it sees of a night is the row that says which version serves.
+thing the server sees of a night is the row that says which version serves.
 
 In a team (trainer/team.py) every member goes through stages 2 and 3; the gate and all that is written is the
 chief's.
@@ -29,25 +29,25 @@ from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
-from trainer.checkpoint import PPOResult
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.forward import fit_room
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
-from trainer.improving import improve_policy, prompts_to_judge, wear_reference
+from trainer.improving import improve_policy, load_reference, prompts_to_judge
 from trainer.night import HISTORY, Night, begin, tonight, write_report
-from trainer.practice import judging
+from trainer.practice import shipped_gate_prompts
 from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, end_of, reason_of
 from trainer.publish import Candidate, write_candidate
-from trainer.reward import winners_direction
+from trainer.reward import length_preference
 from trainer.rollout import Reply
 from trainer.team import SOLO, Team
 
 Stage = Literal["reward", "ppo", "gate"]
 
-_HEARING = 0.86
+_REPLAY_SHARE = 0.86
 """The part of the gate's time in which both sides reply; the rest is the judge's."""
 _PROBING = 0.35
 """The part of that which the probes take."""
@@ -85,7 +85,7 @@ def refresh(
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
             fit_room(policy, _dtype(config), config.depth)
-            reference = _hear_reference(night, policy)
+            reference = _load_and_sample_reference(night, policy)
             torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
             with policy.remembering():
                 reports = fit_rewards(night, policy, snapshot, reference)
@@ -120,7 +120,7 @@ def _dtype(config: RefreshConfig) -> Any:
     return pick_dtype(config.precision, pick_device())
 
 
-def _generating(night: Night, version: str | None) -> PreTrainedModel:
+def _merged(night: Night, version: str | None) -> PreTrainedModel:
     """A model to generate with: the base, or a version. What the GPU holds of the stage before goes first."""
     torch.cuda.empty_cache()
     path = versions.get(night.db, version).path if version not in (None, BASE_VERSION) else None
@@ -130,18 +130,18 @@ def _generating(night: Night, version: str | None) -> PreTrainedModel:
     )
 
 
-def _hear_reference(night: Night, policy: Policy) -> list[Reply]:
-    """Put the reference on; its replies, from a model that is gone before the reward models learn."""
-    merged = _generating(night, None)
-    wear_reference(night, policy, merged)
+def _load_and_sample_reference(night: Night, policy: Policy) -> list[Reply]:
+    """The reference's replies, from a model that is freed before the reward models learn."""
+    merged = _merged(night, None)
+    load_reference(night, policy, merged)
     return sample_reference(night, merged)
 
 
 def _improve(
     night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply], score_sign: float
-) -> PPOResult:
+) -> PolicyResult:
     """Stage 3; its figures in the run's folder say that there is a candidate to judge."""
-    result = improve_policy(night, policy, _generating(night, None), snapshot, reference, score_sign)
+    result = improve_policy(night, policy, _merged(night, None), snapshot, reference, score_sign)
     if night.team.is_chief:
         write_json(night.folder / HISTORY, result.history)
     return result
@@ -161,7 +161,7 @@ def _no_candidate(
     night: Night,
     snapshot: Snapshot,
     reports: dict[str, dict[str, Any]],
-    result: PPOResult | None,
+    result: PolicyResult | None,
     reason: str,
 ) -> Run:
     """The night ends before the gate: the judge is not fit to judge, or nothing beat what it began with."""
@@ -172,7 +172,7 @@ def _no_candidate(
     return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
 
 
-def _nothing_better(result: PPOResult) -> str:
+def _nothing_better(result: PolicyResult) -> str:
     reason = (
         f"Of {result.updates} updates, none that kept near the start and still ended its replies was better "
         "than it in the eyes of the judge."
@@ -187,8 +187,8 @@ def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[
     """
     night.progress.enter("gate", "Comparing the candidate with what serves.")
     prompts, config = prompts_to_judge(night), tonight(night, snapshot)
-    candidate, its_probes = _hear(night, _candidate(night, policy), prompts, config.seed, 0)
-    current, current_probes = _hear(night, _generating(night, night.parent), prompts, config.seed, 1)
+    candidate, its_probes = _probe_and_replay(night, _candidate(night, policy), prompts, config.seed, 0)
+    current, current_probes = _probe_and_replay(night, _merged(night, night.parent), prompts, config.seed, 1)
     return judge_candidate(
         policy,
         (candidate, current),
@@ -196,27 +196,29 @@ def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[
         judge_report,
         config,
         sampling=night.sampling,
-        winners_direction=winners_direction(snapshot.turns),
+        length_preference=length_preference(snapshot.turns),
         probes=(its_probes, current_probes),
-        tell=lambda fraction, message: night.progress.tell(_HEARING + (1 - _HEARING) * fraction, message),
+        tell=lambda fraction, message: night.progress.tell(
+            _REPLAY_SHARE + (1 - _REPLAY_SHARE) * fraction, message
+        ),
     )
 
 
 def _candidate(night: Night, policy: Policy) -> PreTrainedModel:
     """A model to generate with: what was learned."""
-    model = _generating(night, None)
+    model = _merged(night, None)
     policy.write_merged("policy", model)
     return model
 
 
-def _hear(
+def _probe_and_replay(
     night: Night, model: PreTrainedModel, prompts: Sequence[Prompt], seed: int, number: int
 ) -> tuple[list[Reply], dict[str, float]]:
     """What one side, `number` 0 or 1, replies, and what the probes find of it."""
     who = ("the candidate", "what serves")[number]
 
     def tell(fraction: float, message: str) -> None:
-        night.progress.tell((number + fraction) * _HEARING / 2, message)
+        night.progress.tell((number + fraction) * _REPLAY_SHARE / 2, message)
 
     probes = probe(
         model,
@@ -245,7 +247,7 @@ def _publish(
     night.progress.enter("publish", "Writing the version.")
     adapter = night.folder / "policy"
     policy.save("policy", adapter)
-    prompts, four_bit = judging(night.base, night.config), night.config.four_bit
+    prompts, four_bit = shipped_gate_prompts(night.base, night.config), night.config.four_bit
     canary = canaries(night.base, adapter, prompts, seed=night.config.seed, four_bit=four_bit)
     torch.cuda.empty_cache()  # of that model: a server beside it is about to build the version
     writing = write_candidate(

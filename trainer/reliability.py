@@ -1,4 +1,4 @@
-"""How much a person's rankings tell, from how well models that never saw them foretold them.
+"""How much a person's rankings tell, from how well models that never saw them predicted them.
 
 Of a pair of replies, let a person say what is right with probability q and a model with probability m, each
 erring on its own: the "one-coin" worker of crowdsourcing (Dawid and Skene 1979, with one rate a person). They
@@ -10,8 +10,8 @@ and m, which nobody knows, falls out where the same models are held against ever
 
     reliability = (2 agreement of the person - 1) / (2 agreement of all others - 1)
 
-It is 1 for who is foretold like the others, 0 for who tosses a coin. Whoever is foretold better is worth no
-more than 1, and nobody less than FLOOR: a taste that others do not share is still somebody's.
+It is 1 for someone as predictable as the others, 0 for someone who tosses a coin. Whoever is more predictable
+is worth no more than 1, and nobody less than FLOOR: a taste that others do not share is still somebody's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _LEAST_AGREEMENT = 0.55
 
 
 def reliabilities(report: Mapping[str, Any]) -> dict[str, float]:
-    """By person, from 0.1 to 1, of everybody whose rankings were foretold in the night of this report.
+    """By person, from 0.1 to 1, of everybody whose rankings were predicted in the night of this report.
 
     Empty where they are too few for a majority to tell who errs, as it is for the cap on a person.
     """

@@ -32,9 +32,9 @@ from trainer.team import SOLO, Team
 
 _ALL_BAD_WEIGHT = 0.1
 _LENGTH_GAIN, _LENGTH_LR = 500.0, 0.15
-"""What a length is worth is one number, which Adam would move no faster than each of the hundreds of weights
-that vote on what is said. So its learning rate is the first of these times theirs, but at most the second, in
-log odds for a reply e times as long.
+"""The length weight is a single number, which Adam would move only as fast as one of the head's hundreds of
+weights. So its learning rate is `_LENGTH_GAIN` times theirs, at most `_LENGTH_LR`, in log odds for a reply e
+times as long.
 """
 _MOST_PADDED = 4
 """Times the room of a pass that padded sequences may take: attention unpacks what the rest shares."""
@@ -125,7 +125,7 @@ def train_reward(
         raise Refused("The rankings hold no preference, only ties - rank some replies above others.")
     tokenised = tokenise(turns, policy.base.format, policy.base.context)
     data = _weighed([t for t in tokenised if t.pairs or t.turn.kind == "all_bad"])
-    level = put_on(policy, name, config, seed=seed, start=start)
+    level = add_reward_model(policy, name, config, seed=seed, start=start)
     # A difference of scores has no bias: its gradient is rounding noise, which Adam would take for a signal.
     head = policy.heads[name]
     parameters = [p for p in policy.parameters(name) if p is not head.bias]
@@ -153,7 +153,9 @@ def train_reward(
             tell(step, step / steps, metrics)
 
 
-def put_on(policy: Policy, name: str, config: RefreshConfig, *, seed: int, start: Path | None) -> float:
+def add_reward_model(
+    policy: Policy, name: str, config: RefreshConfig, *, seed: int, start: Path | None
+) -> float:
     """Add reward model `name` to `policy`, fresh or from `start`, un-normalised; returns its mean score.
 
     Normalisation is taken off, not folded in: the loss reads a difference of raw scores as log odds.
@@ -284,7 +286,7 @@ def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team 
     head.std.mul_(scores.std().clamp(min=1e-3))
 
 
-def winners_direction(turns: Sequence[RankedTurn]) -> float:
+def length_preference(turns: Sequence[RankedTurn]) -> float:
     """From -1 (the shorter reply always wins) to 1 (the longer one): the rankings' own taste for length.
 
     Each ranking counts with its weight, however many pairs it has, as in the loss.

@@ -38,7 +38,7 @@ from trainer.config import RefreshConfig
 from trainer.examples import as_replies, split
 from trainer.forward import Reply, fit_room, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
-from trainer.practice import judging
+from trainer.practice import shipped_gate_prompts
 from trainer.progress import FINE_TUNING, Cancelled, Progress, end_of, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
@@ -73,7 +73,7 @@ def fine_tune(
                 torch.set_num_threads(config.threads)
             before = versions.serving(db).reference
             folder = home.runs / run.id
-            prompts = judging(base, config)  # a file that is none must not cost the training
+            prompts = shipped_gate_prompts(base, config)  # a file that is none must not cost the training
             found = _freeze_demonstrations(db, folder, config, run, progress)
             dtype = pick_dtype(config.precision, pick_device())
             policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)

@@ -22,7 +22,6 @@ from chatbot.pages.sidebar import Sidebar
 from chatbot.turns import Turns
 from data.database import Database
 from data.errors import NotFound, Problem
-from data.home import Home
 from data.records import Person
 
 FOLLOW_SECONDS = 0.25
@@ -39,7 +38,7 @@ QUIET: dict[str, Any] = {
 """Every event: no spinner, none swallowed while an earlier one still streams, none described as an API."""
 
 
-def build_chat(db: Database, turns: Turns, home: Home, config: ServeConfig) -> gr.Blocks:
+def build_chat(db: Database, turns: Turns, config: ServeConfig) -> gr.Blocks:
     """The page at `/`, ready to be mounted with an `auth_dependency` that gives the person's id."""
     actions = Actions(db, turns, config)
     page = gr.Blocks(title="Night School", fill_width=True, analytics_enabled=False)

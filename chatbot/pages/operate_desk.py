@@ -72,8 +72,8 @@ class Desk:
         return Visit(person, language, schedules.get(self.db).zone)
 
 
-def attempt(action: Callable[[], str]) -> bool:
-    """Do `action` and show the sentence it returns, or the problem it met. True when it was done.
+def attempt(action: Callable[[], str]) -> None:
+    """Do `action` and show the sentence it returns, or the problem it met.
 
     Toasts render HTML, so whatever they show is escaped.
     """
@@ -81,9 +81,8 @@ def attempt(action: Callable[[], str]) -> bool:
         said = action()
     except Problem as problem:
         gr.Warning(escape(str(problem)))
-        return False
-    gr.Info(escape(said))
-    return True
+    else:
+        gr.Info(escape(said))
 
 
 def panel(value: str = "", classes: str = "ns-panel") -> gr.HTML:

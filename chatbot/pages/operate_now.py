@@ -149,7 +149,7 @@ def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) ->
         parts.append(f"<p role='status'>{visit.html(key)}</p>")
     if not parts:
         parts.append(f"<p>{visit.html('idle')}</p>")
-    new: int | str = desk.count_rankings(desk.db, runs.last_success_at(desk.db), MOST_COUNTED)
+    new: int | str = desk.count_rankings(desk.db, runs.learned_until(desk.db), MOST_COUNTED)
     new = f"{MOST_COUNTED:,}+" if new == MOST_COUNTED else new
     need = schedules.get(desk.db).min_rankings
     parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=new, need=need)}</p>")

@@ -59,7 +59,7 @@ def reward_html(db: Database, visit: Visit, report: Mapping[str, Any]) -> str:
 
 
 def _accuracy_html(visit: Visit, name: str, said: Mapping[str, Any]) -> str:
-    """The share of pairs foretold, with its interval, and two baselines on the same pairs."""
+    """The share of pairs predicted, with its interval, and two baselines on the same pairs."""
     pairs, accuracy = number(said.get("pairs")), number(said["accuracy"]) or 0.0
     note = visit.say("pairs", n=round(pairs)) if pairs is not None else ""
     lines = [Range(visit.say("accuracy"), accuracy, interval(said.get("accuracy_interval")), note)]

@@ -169,7 +169,8 @@ def _change(db: Database, visit: Visit, armed_with: str) -> str:
     action, current, target = (*armed_with.split(" "), "", "", "")[:3]
     with db.write():
         now = versions.serving(db).current
-        if now != current or (action, target) not in {("publish", target), ("rollback", versions.rollback_target(db))}:
+        offered = {("publish", target), ("rollback", versions.rollback_target(db))}
+        if now != current or (action, target) not in offered:
             raise Refused(visit.say("moved_on", current=now))
         if action == "rollback":
             serving = versions.rollback(db, actor=visit.person.name)
