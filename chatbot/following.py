@@ -76,17 +76,16 @@ class Follower:
         elif time.monotonic() < self._retry_at:
             return False
         try:
-            self._change_to(wanted)
+            load_verified(self._db, self._home, self._engine, wanted)
+            if versions.serving(self._db).current != wanted:  # rolled back, or followed, while it was built
+                self._engine.unload(wanted)
+                return False
+            self._engine.serve(wanted)
         except Exception as error:
             self._keep_what_serves(wanted, error)
             return False
         log.info("Serving %s.", wanted)
         return True
-
-    def _change_to(self, name: str) -> None:
-        if name != BASE_VERSION:
-            load_verified(self._db, self._home, self._engine, name)
-        self._engine.serve(name)
 
     def _keep_what_serves(self, wanted: str, error: Exception) -> None:
         reason = str(error) or type(error).__name__

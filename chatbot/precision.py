@@ -1,13 +1,17 @@
 """In which format a base decodes fastest on this machine: measured once, and remembered.
 
 What is timed is a step of one row and a step of four, on a few layers of the base and its head. int8 rounds
-the weights (benchmarks/RESULTS.md says how far that goes), so it must be faster by a quarter to be chosen.
+the weights (benchmarks/RESULTS.md says how far that goes), so it must be faster by a quarter to be chosen. On
+another processor, or with another PyTorch, it is measured anew.
 """
 
+import hashlib
 import json
+import logging
 import platform
 import statistics
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +23,8 @@ from chatbot.llama import Llama, can_run
 from chatbot.models import load_model, pick_device, pick_dtype
 from data.files import write_json
 from data.home import Home
+
+log = logging.getLogger(__name__)
 
 FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "int8")
 _LAYERS, _ROWS, _STEPS = 4, (1, 4), 8
@@ -32,13 +38,40 @@ def choose(base: Base, home: Home) -> Format:
     if device.type != "cpu":
         return "float32" if pick_dtype("auto", device) == torch.float32 else "bfloat16"
     file = home.models / "formats.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    key = f"{base.sha256[:16]} {platform.processor() or platform.machine()} {torch.get_num_threads()} threads"
-    if key not in known:
-        milliseconds = measure(base)
-        known[key] = {"milliseconds": milliseconds, "format": fastest(milliseconds)}
-        write_json(file, known)
+    known, key = _read(file), f"{base.sha256[:16]} {machine()} {torch.get_num_threads()} threads"
+    remembered = known.get(key)
+    if isinstance(remembered, dict) and remembered.get("format") in FORMATS:
+        return cast(Format, remembered["format"])
+    milliseconds = measure(base)
+    known[key] = {"milliseconds": milliseconds, "format": fastest(milliseconds)}
+    write_json(file, known)
     return cast(Format, known[key]["format"])
+
+
+def machine() -> str:
+    """What a measurement holds for besides the threads: processor, instructions, PyTorch and which it uses.
+
+    Linux names its instruction sets, `flags` or `Features`, in /proc/cpuinfo; elsewhere the processor's name
+    has to do.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = hashlib.sha256(told.get("flags", told.get("Features", "")).encode()).hexdigest()[:8]
+    return f"{name} {flags} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What was measured; nothing where the file is missing or damaged, for it can be measured again."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): the formats are measured again.", file, error)
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def fastest(milliseconds: dict[Format, float]) -> Format:

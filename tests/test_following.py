@@ -229,6 +229,33 @@ def test_rolling_back_is_followed_down_to_the_base(
     until(lambda: engine.known_versions == ["base"])
 
 
+def test_a_version_rolled_back_while_it_is_built_never_serves(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    engine: Engine,
+    follower: Follower,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = make_version(db, home, tiny_base, seed=1)
+    second = make_version(db, home, tiny_base, seed=2, parent=first.name)
+    publish(db, first.name)
+    assert follower.follow_once()
+    publish(db, second.name)
+    served, build = [], engine.load
+
+    def load(name: str, adapter: Path | None) -> None:
+        build(name, adapter)
+        versions.rollback(db, actor="test")
+
+    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setattr(engine, "serve", served.append)
+    assert not follower.follow_once()
+    assert served == [] and engine.version == first.name and follower.problem is None
+    until(lambda: engine.known_versions == ["base", first.name])
+    assert follower.follow_once()
+
+
 def test_a_problem_is_over_once_another_version_serves(
     db: Database, home: Home, tiny_base: Base, follower: Follower
 ) -> None:

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from chatbot import precision
 from chatbot.basemodel import Base
 from chatbot.kernels import Format
-from chatbot.precision import FORMATS, choose, fastest, measure
+from chatbot.precision import FORMATS, choose, fastest, machine, measure
 from data.home import Home
 
 
@@ -25,6 +26,31 @@ def test_it_is_measured_once_and_remembered(
     assert kept["format"] == first == fastest(kept["milliseconds"])
     monkeypatch.setattr(precision, "measure", lambda base: 1 / 0)
     assert choose(tiny_base, home) == first
+
+
+@pytest.mark.parametrize("other", ["a processor without avx512", "another PyTorch"])
+def test_another_machine_is_measured_anew(
+    tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    choose(tiny_base, home)
+    monkeypatch.setattr(precision, "machine", lambda: other)
+    monkeypatch.setattr(precision, "measure", lambda base: {"float32": 1.0, "bfloat16": 9.0, "int8": 9.0})
+    assert choose(tiny_base, home) == "float32"
+    assert len(json.loads((home.models / "formats.json").read_text())) == 2
+
+
+def test_a_machine_is_told_by_more_than_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine()
+    assert torch.__version__ in here and torch.backends.cpu.get_cpu_capability() in here
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert machine() != here
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", "\x00\xff"])
+def test_a_damaged_file_is_measured_again_and_replaced(tiny_base: Base, home: Home, damage: str) -> None:
+    (home.models / "formats.json").write_text(damage, encoding="latin-1")
+    assert choose(tiny_base, home) in FORMATS
+    assert len(json.loads((home.models / "formats.json").read_text())) == 1
 
 
 @pytest.mark.parametrize(
