@@ -255,6 +255,24 @@ def test_reward_models_are_trained_and_examined_on_files(
     assert code == 2 and "--evaluate needs something to train on" in printed["error"]
 
 
+@pytest.mark.parametrize("content", [None, b"this is no database"])
+def test_reward_models_from_files_need_no_database_and_make_none(
+    home: Home,
+    tiny_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**row, "source": "test"}) + "\n" for row in ROWS))
+    if content:
+        home.database.write_bytes(content)
+    flags = ["--model", str(tiny_directory), "--members=1", "--reward-steps=4", "--rank=4", "--json"]
+    assert run_cli(run, ["reward", "--data", str(file), "--evaluate", str(file), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 12
+    assert (home.database.read_bytes() if home.database.exists() else None) == content
+
+
 def test_the_stages_of_a_night_are_commands_and_its_version_scores_replies(
     call: Call, ranked: Database, home: Home, tiny_base: Base, tmp_path: Path
 ) -> None:

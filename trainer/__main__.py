@@ -21,6 +21,10 @@ from trainer.config import RefreshConfig
 from trainer.progress import ShutDown
 from trainer.prune import KEEP
 
+_QUICK = (
+    "A shorter night, to try things out: one reward model, at most 8 updates, half a gate, whatever is set."
+)
+
 Command = Callable[[Home, Database, argparse.Namespace], int | None]
 
 
@@ -39,6 +43,8 @@ def run(argv: Sequence[str]) -> int | None:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     home = open_home()
+    if arguments.command is stages.reward and arguments.data:
+        return stages.reward_from_files(home, arguments)
     with closing(open_database(home)) as db:
         command: Command = arguments.command
         return command(home, db, arguments)
@@ -142,7 +148,7 @@ def _add_learning(add: Callable[[str, Command], argparse.ArgumentParser]) -> Non
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--quick", action="store_true", help="A shorter night, for trying things out.")
+    sub.add_argument("--quick", action="store_true", help=_QUICK)
     add_flags(sub, RefreshConfig)
 
 

@@ -26,7 +26,7 @@ _CHOSEN = "{} is chosen: a running server answers with it, or says on the operat
 """No more than is known here: whether a server runs, and with which model, the database does not say."""
 
 
-def asked(arguments: argparse.Namespace) -> RefreshConfig:
+def config_from(arguments: argparse.Namespace) -> RefreshConfig:
     """The settings of a night as the flags give them."""
     config = from_flags(arguments, RefreshConfig)
     return quick(config) if arguments.quick else config
@@ -34,7 +34,7 @@ def asked(arguments: argparse.Namespace) -> RefreshConfig:
 
 def watch(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Claims due refreshes and runs them, until it is told to end."""
-    config = asked(arguments)
+    config = config_from(arguments)
     _check_named(config)
     run_watch(home, db, asdict(config))
 

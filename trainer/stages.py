@@ -20,7 +20,7 @@ from data.database import Database, new_id
 from data.errors import Busy, Refused, no_file
 from data.home import Home
 from data.records import Run
-from trainer.commands import asked
+from trainer.commands import config_from
 from trainer.config import RefreshConfig
 
 if TYPE_CHECKING:
@@ -65,15 +65,17 @@ def _check_candidate(home: Home, run: Run) -> None:
 
 def reward(home: Home, db: Database, arguments: argparse.Namespace) -> int:
     """Stage 2 alone: trains reward models on the rankings, or on files of comparisons, and examines them."""
-    config = asked(arguments)
-    if not arguments.data:
-        if arguments.evaluate:
-            raise Refused("--evaluate needs something to train on - add --data FILE.")
-        return _begin(home, db, arguments, "reward", "reward")
+    if arguments.evaluate:
+        raise Refused("--evaluate needs something to train on - add --data FILE.")
+    return _begin(home, db, arguments, "reward", "reward")
+
+
+def reward_from_files(home: Home, arguments: argparse.Namespace) -> None:
+    """`trainer reward --data`: no database is read, written or made."""
     _check_there([*arguments.data, *(arguments.evaluate or [])])
     from trainer.scoring import as_lines, train_and_evaluate
 
-    bar = _bar("steps")
+    config, bar = config_from(arguments), _bar("steps")
     report = train_and_evaluate(
         _load_base(config.model, home),
         arguments.data,
@@ -82,7 +84,6 @@ def reward(home: Home, db: Database, arguments: argparse.Namespace) -> int:
         tell=lambda name, step, fraction, metrics: bar(round(fraction * 1000), 1000),
     )
     show(report, as_lines(report), as_json=arguments.json)
-    return 0
 
 
 def score(home: Home, db: Database, arguments: argparse.Namespace) -> None:
@@ -109,7 +110,7 @@ def sft(home: Home, db: Database, arguments: argparse.Namespace) -> int:
     """Stage 1: fine-tunes on demonstrations; the result is the reference, which PPO stays near."""
     from trainer.sft import fine_tune
 
-    config = asked(arguments)
+    config = config_from(arguments)
     base = _load_base(config.model, home)
     done = fine_tune(db, home, base, config, _claim(db, config, "sft"))
     _show_run(done, [], as_json=arguments.json)
@@ -125,7 +126,7 @@ def _claim(db: Database, config: RefreshConfig, kind: str) -> Run:
 
 def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, until: "Stage") -> int:
     """Claims a new run, once all that it needs is there."""
-    config, team = asked(arguments), _team()
+    config, team = config_from(arguments), _team()
     base = _load_base(config.model, home)
     run = team.broadcast(_claim(db, config, kind) if team.is_chief else None)
     assert run is not None, "the chief has claimed one or said why not"
