@@ -269,9 +269,12 @@ def test_prompts_that_taught_a_model_do_not_examine_it(
     db: Database, home: Home, tiny_base: Base, trained: list[Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Sequence[RankedTurn]] = []
+    examined_models: list[Sequence[str]] = []
+    policy = cast(Policy, SimpleNamespace(heads=dict.fromkeys(["reward-0", "reward-1", "judge"])))
 
     def examine(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn], **_: object) -> Any:
         asked.append(turns)
+        examined_models.append(names)
         return {"accuracy": 0.5}
 
     monkeypatch.setattr(fitting, "examine", examine)
@@ -279,7 +282,8 @@ def test_prompts_that_taught_a_model_do_not_examine_it(
         question = f"What is {i} times {i}, please?"
         many_rankings(db, ["ada", "bob", "eve", "kim"], first=4 * i, question=question)
     night = begun(db, home, tiny_base)
-    fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    fit_rewards(night, policy, freeze_snapshot(night), [])
+    assert examined_models == [["reward-0", "reward-1"], ["judge"]], "else one would be its own examiner"
     for training, turns in zip(trained, asked, strict=True):
         taught, examined = ({str(turn.prompt) for turn in side} for side in (training.turns, turns))
         assert taught and examined and not taught & examined

@@ -4,7 +4,7 @@ import gc
 import json
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from chatbot.basemodel import Base, load_base
 from chatbot.manifest import read_manifest
 from chatbot.models import merged_model
+from chatbot.policy import Policy
 from data import conversations, runs, versions
 from data.comparisons import Snapshot, read_snapshot
 from data.database import Database, open_database
@@ -144,6 +145,7 @@ def test_a_night_writes_down_what_it_measured(
     assert report == version.report
     assert report["judge"]["accuracy_interval"][0] > 0.5
     assert report["parts"]["A"] + report["parts"]["B"] == 100
+    assert report["gate"]["judge"] == report["judge"] != report["reward"]
     assert len(report["gate"]["samples"]) == 10
     sides = report["gate"]["probes"]
     assert sides["current"] == pytest.approx(probed(home, tiny_base), rel=1e-4)
@@ -630,15 +632,21 @@ def test_a_night_that_finds_nothing_better_writes_its_report(
     assert "was better than it in the eyes of the judge" in run.reason
 
 
-def blunt(*asked: Any, **how: Any) -> dict[str, Any]:
-    """The examination of models that may be right by chance."""
-    return {**examine(*asked, **how), "accuracy": 0.55, "accuracy_interval": [0.4, 0.7]}
+def blunt(*models: str) -> Callable[..., dict[str, Any]]:
+    """Examinations in which these models may be right by chance, and the others surely are."""
+
+    def examined(policy: Policy, names: Sequence[str], *asked: Any, **how: Any) -> dict[str, Any]:
+        low = 0.4 if set(names) <= set(models) else 0.6
+        accuracy = {"accuracy": low + 0.15, "accuracy_interval": [low, low + 0.3]}
+        return {**examine(policy, names, *asked, **how), **accuracy}
+
+    return examined
 
 
 def test_where_the_judge_cannot_judge_the_night_ends_before_it_practises(
     ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.fitting.examine", blunt)
+    monkeypatch.setattr("trainer.fitting.examine", blunt("judge"))
     run = a_night(ranked, home, tiny_base, **SHORT)
 
     assert (run.state, run.version, run.progress) == ("refused", None, 1.0)
@@ -649,10 +657,19 @@ def test_where_the_judge_cannot_judge_the_night_ends_before_it_practises(
     assert report["judge"]["accuracy"] == 0.55 and report["gate"] is None and report["ppo"] is None
 
 
+def test_a_judge_that_can_judge_does_whatever_the_reward_models_are_worth(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.fitting.examine", blunt("reward-0", "reward-1", "reward-2"))
+    run = a_night(ranked, home, tiny_base, **SHORT)
+    report = json.loads((home.runs / run.id / "report.json").read_text())
+    assert "cannot judge" not in run.reason and report["ppo"] is not None
+
+
 def test_the_stage_reward_alone_pauses_whatever_the_judge_is_worth(
     ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.fitting.examine", blunt)
+    monkeypatch.setattr("trainer.fitting.examine", blunt("judge"))
     config, run = tiny_night(home, **SHORT), a_run(ranked)
     paused = refresh(ranked, home, tiny_base, config, run, until="reward", quiet=True)
     assert paused.state == "interrupted"

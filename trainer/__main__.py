@@ -21,9 +21,7 @@ from trainer.config import RefreshConfig
 from trainer.progress import ShutDown
 from trainer.prune import KEEP
 
-_QUICK = (
-    "A shorter night, to try things out: one reward model, at most 8 updates, half a gate, whatever is set."
-)
+_QUICK = "A shorter night, to try things out: one reward model, at most 8 updates and 150 gate prompts."
 
 Command = Callable[[Home, Database, argparse.Namespace], int | None]
 
@@ -44,7 +42,8 @@ def run(argv: Sequence[str]) -> int | None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     home = open_home()
     if arguments.command is stages.reward and arguments.data:
-        return stages.reward_from_files(home, arguments)
+        stages.reward_from_files(home, arguments)
+        return 0
     with closing(open_database(home)) as db:
         command: Command = arguments.command
         return command(home, db, arguments)
