@@ -8,7 +8,7 @@
     sft            imitation of the rankings' winners, without any reward model
     bestofk-long   the same with so many more prompts that it takes as long as PPO
     sft-long       the same with so many more passes that it takes as long as PPO
-    unguarded      PPO without KL penalty, ensemble penalty and guards: to see over-optimisation
+    unguarded      PPO on one reward model, without KL penalty and guards: to see over-optimisation
 
 Each row begins with the base and the reward models, judge and snapshot of the run's folder; what those took
 is in no row's time, though `sft` needs none of them. Its result is measured by the true taste, which no
@@ -67,7 +67,7 @@ SAMPLING = Sampling()
 MEASURED = 64
 """Replies whose KL is measured, in float32: more would take longer than the row."""
 ROWS = "ppo,bestofk,sft,bestofk-long,sft-long,unguarded"
-UNGUARDED = {"beta": 0.0, "pessimism": 0.0, "updates": 24, "max_kl": 1e9}
+UNGUARDED = {"beta": 0.0, "updates": 24, "max_kl": 1e9}
 
 
 class Fearless(Guards):
@@ -151,7 +151,7 @@ class Bench:
         torch.manual_seed(0)
         policy = Policy(self.base, device=self.device, dtype=self.dtype)
         names = sorted(path.name for path in self.folder.glob("reward-*") if path.is_dir())
-        for name in (*names, "judge"):
+        for name in (*names[: 1 if row == "unguarded" else None], "judge"):
             policy.load(name, self.folder / name, with_head=True)
         policy.add("policy", seed=0, depth=RefreshConfig().depth)
         merged = merged_model(self.base, None, device=self.device, dtype=self.dtype)

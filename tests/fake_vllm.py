@@ -74,6 +74,8 @@ class FakeVllm:
         """The status of every request for a reply, and of every question how likely one is."""
         self.fails_after: int | None = None
         """Send an error after so many tokens of a reply, and end it in good order."""
+        self.forgets: tuple[int, int] | None = None
+        """A seed, and after how many tokens its reply is written no more, though its connection stays."""
         self.sends: object = None
         """In the place of every piece of a reply, and of how likely one is."""
         self.is_ill = False
@@ -224,6 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         owner.writing += 1
         try:
             for row in owner.tokens(weights, body):
+                if (body["seed"], len(row.token_ids) - 1) == owner.forgets:
+                    self.connection.recv(1)  # until the other side hangs up, or `die` does
+                    return
                 if len(row.token_ids) - 1 == owner.breaks_after:
                     return self.connection.shutdown(socket.SHUT_RDWR)
                 if len(row.token_ids) - 1 == owner.fails_after:

@@ -414,3 +414,18 @@ def test_a_policy_made_worse_on_purpose_is_paid_the_opposite(tiny_base: Base, si
     for metrics in result.history[1:]:
         smooth.append(0.6 * smooth[-1] + 0.4 * metrics["judge"])
     assert result.best_update == smooth.index(max(smooth) if sign > 0 else min(smooth))
+
+
+@pytest.mark.parametrize("reference", [None, "anchor"])
+def test_the_penalty_pulls_towards_the_reference_wherever_the_run_began(
+    tiny_base: Base, reference: str | None
+) -> None:
+    policy = a_learner(tiny_base, size=0.3)
+    if reference:
+        policy.add(reference, seed=5, rank=4)
+        shake(policy, reference, 0.3, seed=5)
+    run = a_run(policy, a_config(beta=0.1), reference=reference, starts_at_reference=False)
+    first = run.history[0]
+    assert first["eos_rate"] == 0 and first["start_kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(first["kl"]) > 0.05
+    assert first["total_reward"] == pytest.approx(first["score"] - 0.1 * first["kl"], abs=1e-4)

@@ -179,7 +179,7 @@ def test_replies_go_on_while_the_files_of_a_version_are_read(
         may_end.wait(120)
         return hash_files(directory)
 
-    monkeypatch.setattr("chatbot.replicas.hash_files", read_slowly)
+    monkeypatch.setattr("chatbot.edition.hash_files", read_slowly)
     slowed(servers, 0.05)
     reply = remote.submit(HELLO, sampling=Sampling(temperature=0, max_new_tokens=400)).replies[0]
     with ThreadPoolExecutor(1) as beside:

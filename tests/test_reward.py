@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from chatbot.basemodel import Base
 from chatbot.models import TokenBatch
@@ -225,6 +226,37 @@ def one_step(
         seed=0, tell=lambda step, fraction, metrics: told.append(metrics), start=start, team=listener,
     )  # fmt: skip
     return listener.heard[0], told[0]
+
+
+class Loud(Team):
+    """One process whose gradients are a thousand times what they should be."""
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= 1000
+
+
+def test_no_step_is_longer_than_a_gradient_norm_of_1_allows(tiny_base: Base) -> None:
+    norms: list[float] = []
+
+    def look(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [
+            p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+
+    told: list[float] = []
+    policy, turns = Policy(tiny_base, device=CPU, dtype=torch.float32), [ranked(["a", "b"], (1, 2))] * 2
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        train_reward(
+            policy, "reward", turns, replace(CONFIG, reward_batch=1),
+            seed=0, tell=lambda step, fraction, metrics: told.append(metrics["grad_norm"]), team=Loud(),
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert min(told) > 1 and norms == pytest.approx([1.0] * len(told), abs=1e-3)
 
 
 LONG = [

@@ -1,6 +1,7 @@
 """Replies under way at servers: each is a request of its own, and outlives the server it was begun on."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,52 @@ def test_a_server_that_writes_at_one_of_its_replies_is_not_stuck(
     asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 30)) for _ in range(4)]
     assert {done(one).replies[0].finish_reason for one in asked} == {"length"}
     assert [len(server.asked) for server in servers] == [2, 2]
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_reply_that_a_server_forgets_beside_others_is_written_all_the_same(
+    tiny_base: Base,
+    servers: list[FakeVllm],
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    tokens: int,
+) -> None:
+    """By another server, or by the same where there is none; nobody else notices."""
+    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
+    with engine_on(tiny_base, servers[:count], home.adapters) as engine:
+        whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0]
+        until(lambda: engine.load_now == (0, 0))
+        servers[0].forgets = (7, tokens)
+        slowed(servers, 0.01)
+        reply = engine.submit(HELLO, seeds=[7], sampling=GREEDY).replies[0]
+        until(lambda: servers[0].writing and reply.tokens == tokens)
+        deadline = time.monotonic() + 30
+        while reply.finish_reason is None and time.monotonic() < deadline:
+            others = [engine.submit(HELLO, sampling=GREEDY) for _ in range(count)]
+            assert {done(other).replies[0].finish_reason for other in others} == {"length"}
+            if tokens == 0 and count == 1:
+                servers[0].forgets = None
+        assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
+        assert reply.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
+        assert all(replica.is_up for replica in engine._replicas.all)
+        until(lambda: [replica.rows for replica in engine._replicas.all] == [0] * count)
+
+
+def test_a_reply_in_a_servers_queue_is_waited_for(
+    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes at those that came before, for longer than a silence may last."""
+    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 0.5)
+    slowed(servers, 0.02)
+    asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 100)) for _ in servers]
+    until(lambda: all(generation.replies[0].tokens for generation in asked))
+    for server in servers:
+        server.forgets = (7, 0)
+    queued = remote.submit(HELLO, seeds=[7], sampling=GREEDY)
+    assert all(done(generation).replies[0].finish_reason == "length" for generation in asked)
+    assert sum(len(server.asked) for server in servers) == 3 and not queued.is_done
 
 
 @pytest.mark.parametrize("place", ["fails_with", "fails_after"])
