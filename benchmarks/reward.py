@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peers import Result, figure, measured, options, origins, peak_memory_gib, ratio, sides_of, table
+from preferences import bag_of_words
 
 from chatbot.basemodel import Base, load_base
 from chatbot.flags import ENVIRONMENT
@@ -141,7 +142,8 @@ def compare_time(base: Base, arguments: argparse.Namespace) -> None:
 
 def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
     """One row a precision: accuracy of both on the same pairs, and the difference with its interval."""
-    job, test = accuracy_job(base, arguments)
+    job, taught, test = accuracy_job(base, arguments)
+    words = f"{100 * bag_of_words(taught, test):.1f} %"
     rows, told = [], list[Result]()
     for precision in arguments.precisions.split(","):
         sides = run_sides(base, job, precision, arguments)
@@ -156,9 +158,9 @@ def compare_accuracy(base: Base, arguments: argparse.Namespace) -> None:
             mean = sum(a - b for group in groups for a, b in group) / sum(len(group) for group in groups)
             difference = f"**{100 * mean:+.1f}** [{100 * low:+.1f}, {100 * high:+.1f}]"
         times = [figure(sides[side]["seconds_in_all"], 0) if side in sides else "-" for side in SIDES]
-        rows.append([job.name, precision, *cells, difference, share(longest), *times])
+        rows.append([job.name, precision, *cells, difference, share(longest), words, *times])
     head = (
-        "data,precision,ours,ours in all layers,TRL,ours - TRL,longest wins,"
+        "data,precision,ours,ours in all layers,TRL,ours - TRL,longest wins,bag of words,"
         "ours: s of training,in all layers,TRL"
     )
     print(table(head.split(","), rows))
@@ -197,7 +199,7 @@ def timing_jobs(base: Base, arguments: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[RankedTurn]]:
+def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[RankedTurn], list[RankedTurn]]:
     """Pairs to learn from and pairs to be tested on, with no dialogue in common, whatever file it is in."""
     turns, test = read_rows(arguments.data), read_rows(arguments.test)
     if not test:
@@ -209,7 +211,8 @@ def accuracy_job(base: Base, arguments: argparse.Namespace) -> tuple[Job, list[R
     check_enough(turns, 2, arguments.longest)
     test = fitting(test, base, arguments.longest)[:last]
     names = "+".join(path.name.split(".")[0] for path in arguments.data)
-    return write(base, f"{names}, {len(turns)} to {len(test)}", turns, test, arguments.out), test
+    job = write(base, f"{names}, {len(turns)} to {len(test)}", turns, test, arguments.out)
+    return job, turns, test
 
 
 def check_enough(turns: Sequence[RankedTurn], k: int, longest: int) -> None:
