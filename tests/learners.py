@@ -17,8 +17,8 @@ from data.records import RankingKind, Sampling
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
+from trainer.forward import Reply
 from trainer.ppo import train_ppo
-from trainer.rollout import Reply
 from trainer.sampler import MergedSampler
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from chatbot.basemodel import Base
-from trainer.rollout import Reply
+from trainer.forward import Reply
 
 
 def plain_gae(

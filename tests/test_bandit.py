@@ -12,8 +12,9 @@ import trainer.rollout
 from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run
+from trainer.forward import Reply
 from trainer.guards import Guards
-from trainer.rollout import Reply, Rollout, measure_replies
+from trainer.rollout import Rollout, measure_replies
 
 LEVER = 84
 

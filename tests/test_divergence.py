@@ -17,9 +17,8 @@ from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
-from trainer.forward import sample_replies
+from trainer.forward import Reply, sample_replies
 from trainer.reward import normalise
-from trainer.rollout import Reply
 
 SOUND_LR = 5e-4
 

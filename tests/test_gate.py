@@ -15,6 +15,7 @@ from data.records import Prompt, Sampling
 from tests.learners import CPU, END, a_learner, some_replies
 from tests.nights import JUDGING
 from trainer.config import RefreshConfig
+from trainer.forward import Reply
 from trainer.gate import (
     Probes,
     Verdict,
@@ -27,7 +28,6 @@ from trainer.gate import (
     report_lines,
 )
 from trainer.reward import score_replies
-from trainer.rollout import Reply
 from trainer.statistics import bootstrap_by_group
 
 LIKE = {"length": 60.0, "eos_rate": 0.5, "empty_rate": 0.0, "duplicate_rate": 0.02, "distinct_2": 0.8}

@@ -18,8 +18,8 @@ from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Prompt
 from tests.adapter_files import make_version
+from trainer.forward import logprobs_of
 from trainer.measure import as_table, compare, measure
-from trainer.rollout import logprobs_of
 from trainer.tastes import Taste, concise
 
 PROMPTS = [Prompt(({"role": "user", "content": text},), None, "test") for text in ("Hi", "Why?", "Tell me.")]

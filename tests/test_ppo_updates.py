@@ -33,7 +33,7 @@ from tests.tiny import make_tiny_model
 from trainer.checkpoint import PPOState
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.forward import PRIOR_TOKENS, ROOM
+from trainer.forward import PRIOR_TOKENS, ROOM, Reply
 from trainer.guards import Guards
 from trainer.members import pessimistic
 from trainer.ppo import (
@@ -45,7 +45,7 @@ from trainer.ppo import (
     token_rewards,
     whiten,
 )
-from trainer.rollout import Batch, Reply, Roles, Rollout, Task, measure_replies
+from trainer.rollout import Batch, Roles, Rollout, Task, measure_replies
 from trainer.sampler import MergedSampler
 
 

@@ -14,11 +14,10 @@ from data.records import Sampling
 from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
-from trainer.forward import ROOM
+from trainer.forward import ROOM, Reply
 from trainer.members import pessimistic
 from trainer.reward import score_replies
 from trainer.rollout import (
-    Reply,
     Roles,
     Rollout,
     Task,

@@ -24,7 +24,7 @@ from tests.learners import CPU, shake
 from tests.nights import JUDGING, PRACTICE, likes_ers, tiny_night
 from trainer import reward
 from trainer.examine import examine
-from trainer.rollout import Reply
+from trainer.forward import Reply
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

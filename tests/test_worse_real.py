@@ -27,8 +27,8 @@ from tests.learners import ranked, shake
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.examine import examine
+from trainer.forward import Reply
 from trainer.gate import check_judge
-from trainer.rollout import Reply
 from trainer.tastes import concise
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]

@@ -25,8 +25,8 @@ from data.comparisons import RankedTurn, Snapshot, weigh
 from data.files import make_it_appear
 from trainer import reward
 from trainer.config import RefreshConfig
+from trainer.forward import Reply, hash_seed
 from trainer.members import members_of
-from trainer.rollout import Reply, hash_seed
 from trainer.team import SOLO, Team
 
 JUDGE = "judge"

@@ -29,13 +29,12 @@ from data.prompts import paraphrases
 from data.snapshots import take_snapshot
 from trainer import ensemble
 from trainer.examine import examine
-from trainer.forward import sample_replies
+from trainer.forward import Reply, hash_seed, sample_replies
 from trainer.members import members_of
 from trainer.night import Night
 from trainer.practice import reference_prompts
 from trainer.reliability import relied_on
 from trainer.reward import can_teach
-from trainer.rollout import Reply, hash_seed
 from trainer.scoring import check_unchanged
 
 log = logging.getLogger(__name__)

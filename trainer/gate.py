@@ -28,11 +28,11 @@ from chatbot.flags import table
 from chatbot.policy import Policy
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
-from trainer.forward import sample_replies
+from trainer.forward import Reply, sample_replies
 from trainer.guards import is_length_unasked
 from trainer.probes import check_probes
 from trainer.reward import score_replies
-from trainer.rollout import Reply, distinct_2
+from trainer.rollout import distinct_2
 from trainer.statistics import bootstrap_by_group
 
 _SAMPLES_SHOWN = 10

@@ -22,6 +22,7 @@ from trainer.checkpoint import PolicyResult
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.fitting import learned_in
+from trainer.forward import Reply
 from trainer.night import Night, tonight
 from trainer.ppo import train_ppo
 from trainer.practice import (
@@ -33,7 +34,6 @@ from trainer.practice import (
     write_exercises,
 )
 from trainer.reward import length_preference
-from trainer.rollout import Reply
 from trainer.sampler import WAITING, MergedSampler, Sampler, ServerSampler
 
 REFERENCE = "reference"

@@ -30,8 +30,8 @@ from data.errors import Busy, Refused
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Sampling
 from trainer.canary import exact_format
+from trainer.forward import logprobs_of
 from trainer.raters import ROWS_IN_FLIGHT, Progress
-from trainer.rollout import logprobs_of
 from trainer.statistics import bootstrap_by_group
 from trainer.tastes import Taste
 

@@ -33,7 +33,7 @@ from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
-from trainer.forward import fit_room
+from trainer.forward import Reply, fit_room
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, load_reference, prompts_to_judge
 from trainer.night import HISTORY, Night, begin, tonight, write_report
@@ -42,7 +42,6 @@ from trainer.probes import probe
 from trainer.progress import Cancelled, Progress, end_of, reason_of
 from trainer.publish import Candidate, write_candidate
 from trainer.reward import length_preference
-from trainer.rollout import Reply
 from trainer.team import SOLO, Team
 
 Stage = Literal["reward", "ppo", "gate"]

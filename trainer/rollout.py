@@ -25,7 +25,6 @@ from trainer.forward import (
     ReplyForward,
     forward_replies,
     hash_seed,
-    logprobs_of,
     micro_batches,
     reply_draws,
     reply_logprobs,
@@ -38,23 +37,6 @@ from trainer.team import SOLO, Team
 SAMPLE_EVERY = 5
 """Updates between those whose replies are kept to be read."""
 SAMPLES = 10
-
-__all__ = [
-    "Batch",
-    "Reply",
-    "Roles",
-    "Rollout",
-    "Task",
-    "distinct_2",
-    "hash_seed",
-    "logprobs_of",
-    "measure_replies",
-    "micro_batches",
-    "roll_out",
-    "rollout_metrics",
-    "some_samples",
-    "value_metrics",
-]
 
 
 @dataclass(frozen=True)

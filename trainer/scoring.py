@@ -33,12 +33,11 @@ from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
-from trainer.forward import fit_room
+from trainer.forward import Reply, fit_room
 from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import tokenise
-from trainer.rollout import Reply
 
 SPLIT = 0.2
 """The share of conversations that is held out where no file is given to examine on."""
