@@ -147,6 +147,14 @@ def set_snapshot(db: Database, run_id: str, snapshot: Snapshot, newest: float | 
         )
 
 
+def count_taught_by(db: Database, run_id: str | None, person_id: str) -> int:
+    """How many of this person's rankings, or demonstrations, the run learned from; of no run, none."""
+    row = db.one(
+        "SELECT count(*) AS n FROM run_rankings WHERE run_id = ? AND person_id = ?", (run_id, person_id)
+    )
+    return int(row["n"]) if row else 0
+
+
 def note_lessons(db: Database, run_id: str, ids: Sequence[str]) -> None:
     """Writes down what else the run learns from: messages, by their id, or rankings of earlier nights."""
     with db.write() as conn:

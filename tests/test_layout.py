@@ -69,7 +69,6 @@ TESTED_ELSEWHERE = {
     "data/errors.py": "test_flags.py",
     "data/forgetting.py": "test_data_cli.py",
     "data/formats.py": "test_exchange.py",
-    "data/lessons.py": "test_versions.py",
     "data/messages.py": "test_conversations.py",
     "data/records.py": "test_rankings.py",
     "data/recovery.py": "test_database.py",
