@@ -246,6 +246,16 @@ def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     assert runs.learned_until(db) is None
 
 
+def test_each_person_is_told_how_much_of_a_run_is_theirs(db: Database) -> None:
+    ada, ben, run = somebody(db, "ada"), somebody(db, "ben"), claimed(db)
+    for person in (ada, ben, ada):
+        rank(db, person, a_turn(db, person), [1, 2, 3])
+    runs.set_snapshot(db, run.id, take_snapshot(db))
+    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    assert [runs.count_taught_by(db, run.id, person.id) for person in (ada, ben)] == [2, 1]
+    assert runs.count_taught_by(db, None, ada.id) == 0, "of a version made by hand"
+
+
 def test_what_a_run_learned_from_is_written_down_once(db: Database) -> None:
     ada = somebody(db)
     ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
