@@ -25,12 +25,11 @@ from data.database import Connection, Database
 from data.errors import Busy, Problem
 from data.home import Home
 from data.records import Person
+from data.runfolder import LOG
 from data.text import to_json
 
 NOBODY = "a deleted person"
 ACTOR = "command line"
-LOG = "output.log"
-"""What stays of a run: it tells stages and figures, no words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "data/messages.py": "test_conversations.py",
     "data/records.py": "test_rankings.py",
     "data/recovery.py": "test_database.py",
+    "data/runfolder.py": "test_prune.py",
     "trainer/commands.py": "test_trainer_cli.py",
     "trainer/improving.py": "test_refresh.py",
     "trainer/members.py": "test_ensemble.py",

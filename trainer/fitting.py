@@ -26,6 +26,7 @@ from data.comparisons import RankedTurn, Snapshot, read_snapshot, weigh, write_s
 from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
+from data.runfolder import EXAMINATIONS, LEARNED, LOG, SNAPSHOT, TAKEN_UP
 from data.snapshots import take_snapshot
 from trainer import ensemble
 from trainer.examine import examine
@@ -39,10 +40,7 @@ from trainer.scoring import check_unchanged
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT = "snapshot.jsonl"
 _REFERENCE = "reference.json"
-_REPORTS = "reports.json"
-_LEARNED = "learned.json"
 _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
 _EXAMINED = 200
@@ -124,7 +122,7 @@ def _may_go_on(night: Night, present: set[tuple[str, str]]) -> bool:
 
 def learned_in(folder: Path) -> dict[str, list[str]]:
     """By part, the rankings that this run's reward models learned from, those of earlier nights too."""
-    file = folder / _LEARNED
+    file = folder / LEARNED
     learned = json.loads(file.read_text()) if file.is_file() else {}
     return {part: list(rankings) for part, rankings in learned.items()}
 
@@ -139,7 +137,7 @@ def _clear(folder: Path) -> None:
     for path in sorted(folder.iterdir(), key=lambda path: path.name != SNAPSHOT):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in ("output.log", "taken-up"):
+        elif path.name not in (LOG, TAKEN_UP):
             path.unlink()
 
 
@@ -182,7 +180,7 @@ def fit_rewards(
     night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]
 ) -> dict[str, dict[str, Any]]:
     """The reward models from part A and the judge from part B, each examined on the other's part."""
-    file = night.folder / _REPORTS
+    file = night.folder / EXAMINATIONS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
     # The chief's to read: what a member read a moment later might differ, and then so would its steps.
     found = night.team.broadcast(_lessons(night, snapshot) if night.team.is_chief else None)
@@ -235,7 +233,7 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Train
         for part in "AB"
     }
     # Before anything learns: a run taken up again must know what it may have to forget.
-    write_json(night.folder / _LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
+    write_json(night.folder / LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
     runs.note_lessons(night.db, night.run.id, [r for lesson in lessons.values() for r in lesson.learned])
     return lessons, before.folder if before else None
 
@@ -243,7 +241,7 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Train
 def newest_accepted(night: Night) -> Before | None:
     """The reward models of the newest accepted version on this base, where all that a warm start needs is
     still there. Damaged ones are passed over: a night must not fail for what it can do without."""
-    wanted = [SNAPSHOT, _LEARNED, ensemble.JUDGE, *(f"reward-{i}" for i in range(night.config.members))]
+    wanted = [SNAPSHOT, LEARNED, ensemble.JUDGE, *(f"reward-{i}" for i in range(night.config.members))]
     for version in reversed(versions.list_all(night.db)):
         if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
             continue
@@ -252,7 +250,7 @@ def newest_accepted(night: Night) -> Before | None:
             try:
                 manifest = read_manifest(night.home.adapters / version.path)
                 check_unchanged(night.home, version, manifest.rewards)
-                learned = json.loads((folder / _LEARNED).read_text())
+                learned = json.loads((folder / LEARNED).read_text())
                 rank = ensemble.rank_of(folder / ensemble.JUDGE)
                 return Before(folder, read_snapshot(folder / SNAPSHOT), learned, rank)
             except (Problem, OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
+from data.runfolder import REPORT
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
@@ -153,7 +154,7 @@ def write_report(
         "seed": tonight(night, snapshot).seed,
     }
     report: dict[str, Any] = finite(facts)
-    (night.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    (night.folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False))
     return report
 
 

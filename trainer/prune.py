@@ -20,13 +20,14 @@ from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, Version
+from data.runfolder import EXAMINATIONS, LEARNED, LOG, REPORT, SNAPSHOT, TAKEN_UP
 
 KEEP = 14
-_STAYS = frozenset(("output.log", "taken-up", "report.json", "reports.json"))
+_STAYS = frozenset((LOG, TAKEN_UP, REPORT, EXAMINATIONS))
 """What stays of every run: what it said, what came of it, and the watcher's mark."""
 _ASIDE = ".pruned-"
 """What a folder is called in which things wait to be removed."""
-_WARM = ("snapshot.jsonl", "learned.json", "judge", "reward-0")
+_WARM = (SNAPSHOT, LEARNED, "judge", "reward-0")
 """Without these no night goes on from a run (fitting.py)."""
 
 

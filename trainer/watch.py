@@ -28,6 +28,7 @@ from data.database import Database
 from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
+from data.runfolder import LOG, TAKEN_UP
 from trainer.progress import SHUT_DOWN
 from trainer.schedule import due, is_slot, next_times, slot_time
 from trainer.upkeep import Upkeep
@@ -101,7 +102,7 @@ def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None
     was_killed = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith(_KILLED)
     if not (is_night and was_killed) or now - ended_at > _DAY_SECONDS:
         return None
-    mark = home.runs / run.id / "taken-up"
+    mark = home.runs / run.id / TAKEN_UP
     is_free = run.reason == SHUT_DOWN and ended_at <= since
     if mark.exists() and not is_free:
         return None
@@ -256,7 +257,7 @@ def log_file(home: Home, run: Run) -> Path:
     """Where the output of a run's process goes."""
     directory = home.runs / run.id
     directory.mkdir(exist_ok=True)
-    return directory / "output.log"
+    return directory / LOG
 
 
 def _last_words(home: Home, run: Run) -> str:

@@ -22,14 +22,13 @@ from data.database import Database
 from data.errors import NotFound
 from data.home import Home
 from data.records import BASE_VERSION, Run
+from data.runfolder import EXAMINATIONS, REPORT
 
 _STAGES = (
     ("snapshot", "reference", "reward", "judge", "ppo", "gate", "publish"),
     ("demonstrations", "sft", "publish"),
 )
 """In order: those of a night, and those of a fine-tuning."""
-_REPORTS = ("report.json", "reports.json")
-"""In a run's folder: its report, and before that is written what became of the reward models."""
 
 
 def report_of(db: Database, home: Home, run: Run) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def report_of(db: Database, home: Home, run: Run) -> dict[str, Any]:
             return versions.get(db, run.version).report
         except NotFound:
             return {}
-    for name in _REPORTS:
+    for name in (REPORT, EXAMINATIONS):
         try:
             return part(json.loads((home.runs / run.id / name).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # not written, or being written
