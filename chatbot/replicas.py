@@ -4,10 +4,6 @@ A server is up when it has shown, by what it computes, that it holds what the ot
 every version with the log-probabilities of its manifest. Only those are asked. One that stops answering is
 taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
 
-A version is loaded under a name that contains a hash of its files, so that a name never means two things:
-vLLM answers an adapter that was replaced under its old name from the old one's prefix cache, and after a
-restart of ours what is found on a server under the name is what the name says.
-
 The base is one of these adapters (null_adapter.py).
 
 All of this runs in one event loop, that of remote.py. Versions come and go one after the other.
@@ -15,7 +11,6 @@ All of this runs in one event loop, that of remote.py. Versions come and go one 
 
 import asyncio
 import copy
-import hashlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from chatbot.adapters import hash_files
 from chatbot.basemodel import Base
 from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
-from chatbot.manifest import MANIFEST, Canary, read_manifest
+from chatbot.edition import Edition
 from chatbot.null_adapter import null_adapter
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Problem, Refused, Unavailable
@@ -41,7 +35,8 @@ REFUSED_SECONDS = 10.0
 FAILURES = 3
 """Requests that a server may fail at one after the other, though it says that it is well."""
 SILENT_SECONDS = 120.0
-"""A server with replies to write that writes nothing of any is stuck: long prompts do not take so long."""
+"""A server with replies to write that writes nothing of any is stuck: long prompts do not take so long. One
+that writes at others only has forgotten those that it does not."""
 LAST_SECONDS = 10.0
 """For this long after such a failure it is asked only where no other is up: as it writes nothing, it would
 otherwise always be the one with the fewest replies."""
@@ -51,25 +46,6 @@ PROBE = (
 )
 """What every server is asked of the base: all must find its end as likely."""
 PROBE_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Edition:
-    """A version as the servers hold it."""
-
-    version: str
-    tag: str
-    """What it is called there."""
-    directory: Path
-    canary: Sequence[Canary]
-
-    @staticmethod
-    def of(version: str, directory: Path) -> "Edition":
-        """From an adapter directory; one without a manifest was made by hand and has no canaries."""
-        digest = hashlib.sha256("".join(hash_files(directory).values()).encode()).hexdigest()
-        has_manifest = (directory / MANIFEST).is_file()
-        canary = read_manifest(directory).canary if has_manifest else []
-        return Edition(version, f"{version}-{digest[:12]}", directory, canary)
 
 
 @dataclass(eq=False)
@@ -98,12 +74,20 @@ class Replica:
     def heard(self) -> None:
         self.heard_at = asyncio.get_running_loop().time()
 
+    def has_forgotten(self, since: float) -> bool:
+        """Whether a reply that it has let wait since then is not to be waited for: it wrote at others."""
+        return _seconds_since(since) > SILENT_SECONDS and self.heard_at > since
+
     async def check(self) -> None:
         """Returns where it is well, and writes at what it has to write. Raises Problem."""
         await self.server.check()
-        silent = asyncio.get_running_loop().time() - self.heard_at
+        silent = _seconds_since(self.heard_at)
         if self.rows > 0 and silent > SILENT_SECONDS:
             raise Gone(f"{self.server.url} says that it is well and has written nothing for {silent:.0f} s.")
+
+
+def _seconds_since(moment: float) -> float:
+    return asyncio.get_running_loop().time() - moment
 
 
 class Replicas:

@@ -167,8 +167,8 @@ class Server:
             "stream": True,
             **_PLAIN,
         }
-        # No limit here on the silence between two tokens: the request may queue there. The limit is on a
-        # server that writes at none of its replies (SILENT_SECONDS of replicas.py).
+        # No limit here on the silence between two tokens: the request may queue there. What is too long
+        # depends on what the server does meanwhile (SILENT_SECONDS of replicas.py, and writing.py).
         timeout = httpx.Timeout(None, connect=SECONDS_TO_CONNECT)
         try:
             async with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:

@@ -3,8 +3,9 @@
 All replies to a prompt go to one server, so that they share its prefill; each is a request of its own there,
 with its own seed, and can be ended by itself. A reply whose server is taken out is continued by another
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
-would have given. Where no other is up, it waits a while for one. Where a healthy server refuses a reply or
-fails at it, that one alone is tried elsewhere; a server that fails at request after request is taken out.
+would have given. Where no other is up, it waits a while for one. Where a healthy server refuses a reply,
+fails at it or forgets it, that one alone is tried again; a server that fails at request after request is
+taken out.
 
 Runs in the event loop of remote.py.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from chatbot.generation import Generation
 from chatbot.replicas import Replica, Replicas
 from chatbot.sampling import Row
-from chatbot.vllm import Gone
+from chatbot.vllm import Failed, Gone
 from data.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -31,17 +32,34 @@ _LOOK_SECONDS = 0.02
 """Between two looks whether one is."""
 
 
-@dataclass(frozen=True)
+class _Forgotten(Failed):
+    """A server goes on with other replies and not with this one: lost there, or in a dead connection."""
+
+
+@dataclass(eq=False)
 class _OpenStream:
-    """A reply that is being read from a server, and the timeout that ends the wait for its next token."""
+    """A reply that is being read from a server, and the timeout that ends the wait for its next token.
+
+    Before its first token a reply may wait for long: servers have queues. That time is counted only from
+    when one that was begun later is written.
+    """
 
     row: Row
     replica: Replica
     limit: asyncio.Timeout
+    begun_at: float
+    """This and the others on the clock of the event loop."""
+    heard_at: float | None = None
+    """When its last token came."""
+    overtaken_at: float | None = None
+    """When one that was begun later got its first token before it."""
+    is_forgotten: bool = False
 
     def leave_if_over(self) -> None:
-        """Wait no more where the reply has ended or its server is out."""
-        is_over = self.row.finish_reason is not None or not self.replica.is_up
+        """Wait no more where the reply has ended, its server is out or has forgotten it."""
+        since = self.overtaken_at if self.heard_at is None else self.heard_at
+        self.is_forgotten |= since is not None and self.replica.has_forgotten(since)
+        is_over = self.row.finish_reason is not None or not self.replica.is_up or self.is_forgotten
         if is_over and not self.limit.expired():
             self.limit.reschedule(0)
 
@@ -68,7 +86,7 @@ class Writing:
             task.add_done_callback(self._tasks.discard)
 
     def leave_what_is_over(self) -> None:
-        """End the reading of replies that were stopped, and of those whose server is out."""
+        """End the reading of replies that were stopped, that were forgotten, and whose server is out."""
         for reading in self._readings:
             reading.leave_if_over()
 
@@ -95,7 +113,8 @@ class Writing:
                 self._replicas.take_out(replica, error)
             except Exception as error:  # what one request brings about must not end the others
                 log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
-                failed_at.append(replica)
+                if not isinstance(error, _Forgotten):  # anew, it may well write it
+                    failed_at.append(replica)
                 self._replicas.note_failure(replica, request, error)
             finally:
                 replica.rows -= 1
@@ -125,11 +144,11 @@ class Writing:
         # The timeout runs into TimeoutError only where `leave_if_over` lets it.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit, contextlib.aclosing(pieces):
-                reading = _OpenStream(row, replica, limit)
+                reading = _OpenStream(row, replica, limit, asyncio.get_running_loop().time())
                 self._readings.add(reading)
                 try:
                     async for piece in pieces:
-                        replica.heard()
+                        self._note_heard(reading)
                         if row.finish_reason is not None:  # stopped from outside during this step
                             return
                         row.logprobs += piece.logprobs
@@ -139,5 +158,17 @@ class Writing:
                             request.finish(row, piece.finish_reason)
                 finally:
                     self._readings.discard(reading)
+        if row.finish_reason is None and reading.is_forgotten:
+            raise _Forgotten(f"{replica.server.url} goes on with other replies and has forgotten one.")
         if row.finish_reason is None:
             raise Gone(f"{replica.server.url} broke a reply off.")
+
+    def _note_heard(self, reading: _OpenStream) -> None:
+        """A token came: with the first one it overtakes what was begun before it and still waits."""
+        reading.replica.heard()
+        now = reading.replica.heard_at
+        for other in self._readings if reading.heard_at is None else ():
+            is_before = other.replica is reading.replica and other.begun_at < reading.begun_at
+            if is_before and other.heard_at is None and other.overtaken_at is None:
+                other.overtaken_at = now
+        reading.heard_at = now

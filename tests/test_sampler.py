@@ -82,6 +82,24 @@ def test_a_reply_that_servers_lose_ends_the_batch_and_leaves_nothing(
     assert set(home.adapters.iterdir()) == before and remote.known_versions == ["base"]
 
 
+def test_a_night_does_not_wait_for_ever_for_servers_that_are_gone(
+    tiny_base: Base, servers: list[FakeVllm], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What still waits to be let in is lost on no server, and would wait on."""
+    monkeypatch.setattr(sampler, "STALLED_SECONDS", 1.0)
+    engine = RemoteEngine(tiny_base, [servers[0].url], home.adapters, dtype=torch.float32, rows_per_server=1)
+    engine.start()
+
+    def die(fraction: float) -> None:
+        servers[0].die()
+
+    with pytest.raises(Problem, match="The engines have written nothing for 1 seconds - look after them"):
+        ServerSampler(engine, home.adapters).write(
+            a_learner(tiny_base), PROMPTS, sampling=SAMPLING, seed=4, tell=die
+        )
+    engine.close()
+
+
 def modes(directory: Path) -> tuple[int, set[int]]:
     """Who may read a directory, and its files."""
     return directory.stat().st_mode, {path.stat().st_mode for path in directory.iterdir()}

@@ -24,6 +24,10 @@ WAITING = 256
 _MARK = "rollout-"
 """What the names of its versions begin with; they are in no table."""
 _ENDS = ("stop", "length")
+STALLED_SECONDS = 600.0
+"""Without a token of any reply: longer than a server takes to start anew and load its model."""
+_LOOK_SECONDS = 0.5
+"""Between two looks whether there was one."""
 _PATIENCE_SECONDS = 10.0
 
 
@@ -99,7 +103,7 @@ class ServerSampler:
     def _write(
         self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
     ) -> list[Reply]:
-        """Raises Problem where the servers lose a reply."""
+        """Raises Problem where the servers lose a reply, or write nothing for STALLED_SECONDS."""
         directory = self.folder / f"{_MARK}{uuid4()}"
         directory.mkdir()
         asked: list[Generation] = []
@@ -110,13 +114,13 @@ class ServerSampler:
             self.engine.load(directory.name, directory)
             for number, prompt in enumerate(prompts):
                 if number >= WAITING:
-                    asked[number - WAITING].wait()
+                    _wait(asked[number - WAITING], asked)
                 seeds = [hash_seed(seed, number)]
                 asked.append(
                     self.engine.submit_tokens(prompt, sampling=sampling, seeds=seeds, version=directory.name)
                 )
             for number, generation in enumerate(asked, start=1):
-                generation.wait()
+                _wait(generation, asked)
                 tell(number / len(asked))
         finally:
             self._let_go(directory, asked)
@@ -137,3 +141,17 @@ class ServerSampler:
         while directory.name in self.engine.known_versions and time.monotonic() < deadline:
             time.sleep(0.01)
         shutil.rmtree(directory)
+
+
+def _wait(generation: Generation, asked: Sequence[Generation]) -> None:
+    """Until `generation` has ended, as long as something is written of any. Raises Problem."""
+    written, since = 0, time.monotonic()
+    while not generation.wait(_LOOK_SECONDS):
+        before, written = written, sum(one.replies[0].tokens for one in asked)
+        if written != before:
+            since = time.monotonic()
+        if time.monotonic() - since > STALLED_SECONDS:
+            raise Problem(
+                f"The engines have written nothing for {STALLED_SECONDS:.0f} seconds - look after them, then "
+                "resume this run."
+            )
