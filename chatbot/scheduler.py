@@ -6,18 +6,28 @@ half of the queue, and all programs together no more than three quarters. A requ
 the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is overtaken for
 needing much: if need be they run alone. Only programs are refused for needing more memory than is theirs.
 
+Whoever has something under way is let in again only where as much then stays free as all of theirs takes. A
+person alone so gets half of what their kind may use, two come to a third each, and there is room for whoever
+comes next (the dynamic threshold of Choudhury and Hahne, 1998). What a person alone leaves idle is the price:
+rows that are lent cannot be had back before long replies end. Others pass them by meanwhile. What has no
+person, as rollouts and simulated raters, may take all that its kind may.
+
 Decides, and knows no tensor, no thread and no version.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
-from chatbot.generation import Generation
+from chatbot.generation import Generation, Kind
 from chatbot.memory import Memory
 from data.errors import Busy, Refused
 
 LEAST_TOKENS = 128
 """So long a reply may become, whatever else there is memory for."""
+
+
+Whose = tuple[str | None, Kind]
+"""A person, and one kind of request of theirs."""
 
 
 class Scheduler:
@@ -48,7 +58,7 @@ class Scheduler:
 
     @property
     def room(self) -> int:
-        """How many requests of one reply each would be taken: as many as rows are free, and the queue."""
+        """How many requests of one reply each would be taken, at most: as rows are free, and the queue."""
         rows = sum(request.width for request in self._running)
         return max(0, self.max_rows - rows) + self.max_waiting - self.waiting
 
@@ -81,26 +91,37 @@ class Scheduler:
 
     def next(self) -> Generation | None:
         """Let in who is next; nobody while there is no room. What needs more than there is runs alone."""
-        if not self._waiting:
-            return None
-        first = self._in_order()[0]
-        columns = self._columns(first)
-        if self._running and not self._has_room(first, columns):
-            return None
-        self._waiting.remove(first)
-        self._running[first] = columns
-        return first
+        rows, columns = self._under_way()
+        all_rows, all_columns = rows.total(), columns.total()
+        passed_by = set()
+        for request in self._in_order():
+            whose, width, needed = (request.person, request.kind), request.width, self._columns(request)
+            usable_rows, usable_columns = self._usable(request)
+            free_rows, free_columns = usable_rows - all_rows - width, usable_columns - all_columns - needed
+            is_another = request.person is not None and whose in rows
+            leaves_enough = rows[whose] + width <= free_rows and columns[whose] + needed <= free_columns
+            if whose in passed_by or (is_another and not leaves_enough):
+                passed_by.add(whose)  # what they asked for later waits, too
+                continue
+            if self._running and min(free_rows, free_columns) < 0:
+                return None
+            self._waiting.remove(request)
+            self._running[request] = needed
+            return request
+        return None
 
-    def _has_room(self, request: Generation, columns: int) -> bool:
-        """Whether it fits beside what runs and what is kept for people who chat."""
+    def _under_way(self) -> tuple[Counter[Whose], Counter[Whose]]:
+        """Rows and columns that each person's requests of each kind take."""
+        rows, columns = Counter[Whose](), Counter[Whose]()
+        for request, needed in self._running.items():
+            rows[request.person, request.kind] += request.width
+            columns[request.person, request.kind] += needed
+        return rows, columns
 
-        def usable(there: int) -> int:
-            return there if request.kind == "chat" else _for_programs(there)
-
-        rows = sum(other.width for other in self._running)
-        if rows + request.width > usable(self.max_rows):
-            return False
-        return self.memory is None or sum(self._running.values()) + columns <= usable(self.memory.columns)
+    def _usable(self, request: Generation) -> tuple[int, int]:
+        """Rows and columns that there are for its kind: programs leave a part to people who chat."""
+        rows, columns = self.max_rows, self.memory.columns if self.memory else 0  # or nothing needs any
+        return (rows, columns) if request.kind == "chat" else (_for_programs(rows), _for_programs(columns))
 
     def _columns(self, request: Generation) -> int:
         """Columns of memory that it may come to need."""

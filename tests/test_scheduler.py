@@ -1,5 +1,6 @@
 """Who is next: chat before rollouts, people in turns, rows kept for chat, a queue with an end."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
@@ -66,20 +67,98 @@ def test_those_of_one_rank_are_let_in_as_they_came(ask: Ask) -> None:
 
 
 def test_a_burst_of_one_person_waits_for_itself(ask: Ask) -> None:
-    scheduler = Scheduler(max_waiting=32, max_rows=8)
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
     burst = [ask("ada", replies=4) for _ in range(6)]
     for request in burst:
         scheduler.add(request)
     assert let_in(scheduler) == burst[:2]
-    others = [ask("ben", replies=4), ask("cyd", replies=4)]
+    others = [ask(person, replies=4) for person in ("ben", "cyd", "dan")]
     for request in others:
         scheduler.add(request)
+    assert let_in(scheduler) == others[:2]
     burst[0].stop()
     scheduler.let_go()
-    assert let_in(scheduler) == others[:1]  # ada has four under way
-    others[0].stop()
+    assert let_in(scheduler) == others[2:]  # ada has four under way
+    for request in others:
+        request.stop()
     scheduler.let_go()
-    assert let_in(scheduler) == others[1:]
+    assert let_in(scheduler) == burst[2:3]
+
+
+@pytest.mark.parametrize("kind, burst, running", [("api", 1, 24), ("chat", 9, 3), ("chat", 4, 8)])
+def test_one_persons_burst_takes_half_of_the_rows_and_another_person_is_let_in_at_once(
+    ask: Ask, kind: Kind, burst: int, running: int
+) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=64)
+    for _ in range(running):
+        scheduler.add(ask("ada", kind, replies=burst))
+        assert len(let_in(scheduler)) == 1
+    for _ in range(16):
+        scheduler.add(ask("ada", kind, replies=burst))
+    assert let_in(scheduler) == []
+    bens = ask("ben", kind, replies=9)
+    scheduler.add(bens)
+    assert scheduler.position_of(bens) == 1
+    assert let_in(scheduler) == [bens]
+
+
+@pytest.mark.parametrize("kind, running", [("api", 3), ("chat", 4)])
+def test_one_persons_burst_takes_half_of_the_memory_and_another_person_is_let_in_at_once(
+    ask: Ask, kind: Kind, running: int
+) -> None:
+    scheduler = with_memory(9000)
+    for _ in range(10):
+        scheduler.add(ask("ada", kind, prompt=900))  # 1024 columns each
+    assert len(let_in(scheduler)) == running
+    bens = ask("ben", kind, prompt=900)
+    scheduler.add(bens)
+    assert let_in(scheduler) == [bens]
+
+
+def test_people_who_fill_everything_come_to_equal_shares_and_leave_one_to_the_next(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=64, max_rows=64)
+    mine = {person: [ask(person, "api") for _ in range(24)] for person in ("ada", "ben")}
+    for person in mine:
+        for request in mine[person]:
+            scheduler.add(request)
+            let_in(scheduler)
+    while ended := [request for request in mine["ada"] if request in scheduler.running][16:]:
+        ended[0].stop()
+        scheduler.let_go()
+        let_in(scheduler)
+    assert Counter(request.person for request in scheduler.running) == {"ada": 16, "ben": 16}
+
+
+def test_who_was_passed_by_is_next_when_theirs_have_ended_however_much_it_needs(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
+    first, wide, small = (ask("ada", replies=count) for count in (8, 9, 1))
+    bens = ask("ben", replies=8)
+    for request in (first, wide, small, bens):
+        scheduler.add(request)
+    assert let_in(scheduler) == [first, bens]
+    for ended, following in ((first, []), (bens, [wide]), (wide, [small])):
+        ended.stop()
+        scheduler.let_go()
+        assert let_in(scheduler) == following  # her small one does not overtake her wide one
+
+
+def test_a_persons_programs_do_not_keep_their_own_chat_waiting(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
+    for person in ("ada", "ben"):
+        for _ in range(6):
+            scheduler.add(ask(person, "api"))
+    let_in(scheduler)
+    chat = ask("ada", replies=4)
+    scheduler.add(chat)
+    assert let_in(scheduler) == [chat]
+
+
+def test_what_has_no_person_may_take_all_that_its_kind_may(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
+    rollouts = [ask(kind="rollout") for _ in range(13)]
+    for request in rollouts:
+        scheduler.add(request)
+    assert let_in(scheduler) == rollouts[:12]
 
 
 def test_nobody_holds_more_than_half_of_the_queue(ask: Ask) -> None:
