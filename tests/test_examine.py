@@ -14,12 +14,12 @@ from data.comparisons import RankedTurn
 from data.prompts import Paraphrase
 from tests.learners import CPU, ranked, shake
 from trainer.examine import (
+    calibration_bins,
     examine,
     expected_calibration_error,
     flip_rate,
     kendall_tau,
     mean_scores,
-    reliability,
 )
 from trainer.forward import Reply, reply_scores
 from trainer.reward import tokenise
@@ -157,14 +157,14 @@ def test_tau_is_averaged_over_rankings_of_more_than_two(tiny_base: Base) -> None
 def test_a_model_as_sure_as_it_is_right_is_calibrated() -> None:
     """d = ln 4 predicts 80 %: right in four of five."""
     d = math.log(4)
-    (entry,) = bins = reliability([d, d, d, d, -d])
+    (entry,) = bins = calibration_bins([d, d, d, d, -d])
     assert (entry["confidence"], entry["accuracy"], entry["pairs"]) == (pytest.approx(0.8), 0.8, 5)
     assert expected_calibration_error(bins) == pytest.approx(0)
 
 
 def test_the_calibration_error_is_the_mean_gap_by_pairs() -> None:
     sure, unsure = 5.0, 0.05  # sigmoid: 0.9933 and 0.5125
-    bins = reliability([sure, -sure, unsure, unsure, 0.0])
+    bins = calibration_bins([sure, -sure, unsure, unsure, 0.0])
     assert [entry["pairs"] for entry in bins] == [3, 2]
     assert bins[0]["accuracy"] == pytest.approx(2.5 / 3)  # equal scores are half a hit
     gaps = 3 * (2.5 / 3 - (2 * 0.512497 + 0.5) / 3) + 2 * (0.993307 - 0.5)
@@ -174,7 +174,7 @@ def test_the_calibration_error_is_the_mean_gap_by_pairs() -> None:
 def test_bins_are_ten_equal_steps_from_one_half_to_certainty() -> None:
     edges = [0.5 + i / 20 for i in range(10)]
     margins = [math.log(p / (1 - p)) + 1e-6 for p in edges]
-    assert [entry["pairs"] for entry in reliability([*margins, 800.0])] == [1] * 9 + [2]
+    assert [entry["pairs"] for entry in calibration_bins([*margins, 800.0])] == [1] * 9 + [2]
 
 
 def test_calibration_is_of_the_raw_scores_whatever_they_were_divided_by(tiny_base: Base) -> None:

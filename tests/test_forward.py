@@ -17,9 +17,9 @@ from tests.plain_ppo import PlainModel
 from tests.tiny import make_tiny_model
 from trainer.config import RefreshConfig
 from trainer.forward import (
-    ROOM,
+    TOKENS_PER_PASS,
     Reply,
-    fit_room,
+    fit_tokens_per_pass,
     forward_replies,
     hash_seed,
     logprobs_of,
@@ -117,7 +117,7 @@ def test_a_value_foresees_the_usual_length_until_the_reply_is_longer(tiny_base: 
 
 
 def test_micro_batches_hold_everything_once_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ROOM, "cpu", 16)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 16)
     lengths = [5, 9, 1, 7, 30, 2, 5]
     batches = list(micro_batches(lengths, CPU))
     assert sorted(i for batch in batches for i in batch) == list(range(7))
@@ -126,7 +126,7 @@ def test_micro_batches_hold_everything_once_and_no_more_than_fits(monkeypatch: p
 
 
 def test_sequences_that_stay_together_count_with_all_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ROOM, "cpu", 40)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 40)
     lengths, rows = [10, 4, 20, 5], [2, 6, 2, 3]  # six of 4 beside three of 5 take 45
     assert list(micro_batches(lengths, CPU, rows)) == [[1], [3], [0], [2]]
     assert list(micro_batches(lengths, CPU, [1, 2, 1, 1])) == [[1, 3, 0], [2]]
@@ -143,15 +143,15 @@ def test_a_gpu_is_given_more_at_a_time_than_a_cpu() -> None:
 def test_a_pass_on_a_gpu_is_as_large_as_half_of_its_free_memory_bears(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch, free: int, room: int
 ) -> None:
-    monkeypatch.setitem(ROOM, "cuda", 4096)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cuda", 4096)
     policy, config = a_learner(tiny_base), tiny_base.config
     token = 68 * config.hidden_size * config.num_hidden_layers // 2 + 10 * config.vocab_size
     monkeypatch.setattr("trainer.forward.free_bytes", lambda device: free * token)
-    fit_room(policy, torch.bfloat16, 0.5)
-    assert ROOM["cuda"] == 4096, "on a CPU nothing is asked"
+    fit_tokens_per_pass(policy, torch.bfloat16, 0.5)
+    assert TOKENS_PER_PASS["cuda"] == 4096, "on a CPU nothing is asked"
     policy.device = torch.device("cuda")
-    fit_room(policy, torch.bfloat16, 0.5)
-    assert (ROOM["cpu"], ROOM["cuda"]) == (1024, room)
+    fit_tokens_per_pass(policy, torch.bfloat16, 0.5)
+    assert (TOKENS_PER_PASS["cpu"], TOKENS_PER_PASS["cuda"]) == (1024, room)
 
 
 def sampled(

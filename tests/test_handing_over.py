@@ -79,7 +79,7 @@ def test_all_that_learns_asks_how_much_a_gpu_bears(
         raise InterruptedError(f"{dtype}, one layer in {1 / depth:.0f}")
 
     for module in ("refresh", "sft", "scoring"):
-        monkeypatch.setattr(f"trainer.{module}.fit_room", ask)
+        monkeypatch.setattr(f"trainer.{module}.fit_tokens_per_pass", ask)
     import_politeness(ranked)
     rows, settings = likes_z(tmp_path / "rows.jsonl", 24), {"precision": "float32", "depth": 0.25}
     for learn in (

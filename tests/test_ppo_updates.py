@@ -33,7 +33,7 @@ from tests.tiny import make_tiny_model
 from trainer.checkpoint import PPOState
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.forward import PRIOR_TOKENS, ROOM, Reply
+from trainer.forward import PRIOR_TOKENS, TOKENS_PER_PASS, Reply
 from trainer.guards import Guards
 from trainer.members import pessimistic
 from trainer.ppo import (
@@ -111,7 +111,7 @@ def test_one_whole_update_equals_a_slow_one_in_float64(
 
     With a pessimistic ensemble, a reference adapter, the EOS rule, and small passes that add up to a step.
     """
-    monkeypatch.setitem(ROOM, "cpu", 24)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 24)
     policy = a_learner(tiny_base)
     policy.heads["reward-0"].std.fill_(0.5)
     policy.heads["reward-0"].usual_length.fill_(1.2)

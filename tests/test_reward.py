@@ -20,7 +20,7 @@ from data.comparisons import RankedTurn
 from data.errors import Refused
 from tests.learners import CPU, END, a_learner, ranked, some_replies
 from trainer.config import RefreshConfig
-from trainer.forward import ROOM
+from trainer.forward import TOKENS_PER_PASS
 from trainer.reward import (
     add_reward_model,
     all_bad_loss,
@@ -199,7 +199,7 @@ def test_a_step_scores_each_reply_once_and_keeps_a_ranking_together(
     monkeypatch.setattr(Policy, "hidden", counted)
     turns = [ranked("abcd", (1, 2, 3, 4), conversation=f"c{i}") for i in range(4)]
     (first, *_) = tokenise(turns, tiny_base.format)
-    monkeypatch.setitem(ROOM, "cpu", rankings * first.tokens)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", rankings * first.tokens)
     a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=1, reward_batch=2))
     assert passes_of == [4 * rankings] * (4 // rankings)
 
@@ -272,7 +272,7 @@ def test_a_ranking_too_long_for_one_pass_teaches_what_it_would_in_one(
 ) -> None:
     a_learner(tiny_base).save("reward-0", tmp_path)
     whole, told = one_step(tiny_base, LONG, tmp_path)
-    monkeypatch.setitem(ROOM, "cpu", room)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", room)
     cut, told_of_cut = one_step(tiny_base, LONG, tmp_path)
     assert told_of_cut == pytest.approx(told, rel=1e-4, abs=1e-5)
     for one, other in zip(whole, cut, strict=True):
@@ -295,7 +295,7 @@ def test_no_pass_is_larger_than_there_is_room_for_or_than_one_reply(
 
     monkeypatch.setattr(Policy, "hidden", measured)
     for room in (60, 300, 500):
-        monkeypatch.setitem(ROOM, "cpu", room)
+        monkeypatch.setitem(TOKENS_PER_PASS, "cpu", room)
         one_step(tiny_base, turns)
         assert max(sizes) <= max(room, longest)
         sizes.clear()
@@ -316,10 +316,10 @@ def test_of_a_pass_s_room_replies_take_what_they_do_not_have_in_common(
         return hidden(policy, batch)
 
     monkeypatch.setattr(Policy, "hidden", counted)
-    monkeypatch.setitem(ROOM, "cpu", room)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", room)
     one_step(tiny_base, [turn])
     assert passes == [9]
-    monkeypatch.setitem(ROOM, "cpu", room - 1)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", room - 1)
     one_step(tiny_base, [turn])
     assert max(passes[1:]) < 9
 
@@ -327,7 +327,7 @@ def test_of_a_pass_s_room_replies_take_what_they_do_not_have_in_common(
 def test_of_a_long_ranking_one_pass_at_a_time_is_in_memory(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ROOM, "cpu", 1)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 1)
     inputs: list[StorageWeakRef] = []
     """Of LoRA's layers, which the backward pass needs."""
     kept: list[int] = []
@@ -489,7 +489,7 @@ def test_scores_come_in_order_however_they_are_batched(
 ) -> None:
     policy, replies = a_learner(tiny_base), some_replies()
     alone = [score_replies(policy, "judge", [one])[0] for one in replies]
-    monkeypatch.setitem(ROOM, "cpu", 20)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 20)
     assert score_replies(policy, "judge", replies) == pytest.approx(alone, abs=1e-5)
     assert F.mse_loss(torch.tensor(alone), torch.tensor(alone[::-1])) > 0
 

@@ -14,7 +14,7 @@ from data.records import Sampling
 from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
-from trainer.forward import ROOM, Reply
+from trainer.forward import TOKENS_PER_PASS, Reply
 from trainer.members import pessimistic
 from trainer.reward import score_replies
 from trainer.rollout import (
@@ -110,7 +110,7 @@ def test_without_a_start_of_its_own_the_night_starts_at_the_reference(tiny_base:
 def test_micro_batches_change_no_number(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = a_learner(tiny_base)
     whole = measured(policy)
-    monkeypatch.setitem(ROOM, "cpu", 16)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 16)
     pieces = measured(policy)
     for name in ("logprob", "ref_logprob", "value", "entropy", "scores", "judge_score"):
         torch.testing.assert_close(getattr(whole, name), getattr(pieces, name), atol=1e-4, rtol=0)

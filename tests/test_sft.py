@@ -26,7 +26,7 @@ from tests.stories import a_turn, somebody
 from tests.test_team import free_port
 from trainer import publish, sft
 from trainer.config import RefreshConfig
-from trainer.forward import ROOM, Reply, logprobs_of, sample_replies
+from trainer.forward import TOKENS_PER_PASS, Reply, logprobs_of, sample_replies
 from trainer.progress import Cancelled
 from trainer.publish import check_files, verify_for
 from trainer.sft import TooFewDemonstrations, fine_tune, mean_loss, reply_losses, train_sft
@@ -130,7 +130,7 @@ def test_how_a_step_is_cut_into_passes_changes_nothing(
 ) -> None:
     whole, cut = a_policy(tiny_base), a_policy(tiny_base)
     said = learn(whole, some_replies())
-    monkeypatch.setitem(ROOM, "cpu", 1)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 1)
     assert learn(cut, some_replies())["loss"] == pytest.approx(said["loss"], abs=1e-4)
 
 

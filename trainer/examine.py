@@ -91,7 +91,7 @@ def examine(
     hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
     by_group = _grouped(hits, lambda turn: turn.group)
     here = [(turn, hit) for turn, hit in hits if turn.source != "imported"]
-    bins = reliability([d for e in examined for d in _margins(e)])
+    bins = calibration_bins([d for e in examined for d in _margins(e)])
     said = sum(len(e.pairs) for e in examined)
     return {
         "accuracy": _mean([hit for _, hit in hits], 0.5),
@@ -148,7 +148,7 @@ def mean_scores(
     return scores.mean(0).tolist(), raw.mean(0).tolist(), scores.std(0, correction=0).tolist()
 
 
-def reliability(margins: Sequence[float]) -> list[dict[str, float]]:
+def calibration_bins(margins: Sequence[float]) -> list[dict[str, float]]:
     """The plot's points: pairs by confidence sigmoid(|d|), `margins` being d = r_winner - r_loser.
 
     Each bin has the mean confidence of its pairs and the share that came out as predicted; empty ones are

@@ -33,11 +33,12 @@ INVALID = 0.0
 PRIOR_TOKENS = 10
 """How many tokens of score 0 `reply_values` takes to stand before a reply: the weight of its prior."""
 
-_LEAST_ROOM, _MOST_ROOM = 512, 4096
-ROOM = {"cpu": 1024, "cuda": _MOST_ROOM}
+_LEAST, _MOST = 512, 4096
+TOKENS_PER_PASS = {"cpu": 1024, "cuda": _MOST}
 """Tokens of one pass, padding included, by type of device; what is more is accumulated.
 
-A CPU gains nothing from more (benchmarks/RESULTS.md); a GPU does, until they fill its memory (`fit_room`).
+A CPU gains nothing from more (benchmarks/RESULTS.md). A GPU does, until they fill its memory:
+`fit_tokens_per_pass` sets its number here, for the whole process.
 """
 _KEPT_NUMBERS = 34
 """What a layer that learns keeps of a token until the backward pass, for each of the model's width: 20 in the
@@ -112,7 +113,7 @@ def hash_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 12_345) % (2**31)
 
 
-def fit_room(policy: Policy, dtype: torch.dtype, depth: float) -> None:
+def fit_tokens_per_pass(policy: Policy, dtype: torch.dtype, depth: float) -> None:
     """Make a pass on a GPU as large as its memory bears beside `policy`, which computes in `dtype`.
 
     Half of what is free is left to the model that samples. depth: the share of the layers that learn.
@@ -122,7 +123,7 @@ def fit_room(policy: Policy, dtype: torch.dtype, depth: float) -> None:
     text = policy.base.config.get_text_config()
     by_layers = _KEPT_NUMBERS * dtype.itemsize * text.hidden_size * depth * text.num_hidden_layers
     fits = int(free_bytes(policy.device) / 2 / (by_layers + _KEPT_OF_LOGITS * text.vocab_size))
-    ROOM["cuda"] = max(_LEAST_ROOM, min(fits, _MOST_ROOM))
+    TOKENS_PER_PASS["cuda"] = max(_LEAST, min(fits, _MOST))
 
 
 def micro_batches(
@@ -136,7 +137,7 @@ def micro_batches(
     height = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         added = rows[i] if rows else 1
-        if batch and lengths[i] * (height + added) > ROOM[device.type]:
+        if batch and lengths[i] * (height + added) > TOKENS_PER_PASS[device.type]:
             yield batch
             batch, height = [], 0
         batch.append(i)

@@ -33,7 +33,7 @@ from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
-from trainer.forward import Reply, fit_room
+from trainer.forward import Reply, fit_tokens_per_pass
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, load_reference, prompts_to_judge
 from trainer.night import HISTORY, Night, begin, tonight, write_report
@@ -83,7 +83,7 @@ def refresh(
             night = begin(db, home, base, config, run, progress, team)
             snapshot = freeze_snapshot(night)
             policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
-            fit_room(policy, _dtype(config), config.depth)
+            fit_tokens_per_pass(policy, _dtype(config), config.depth)
             reference = _load_and_sample_reference(night, policy)
             torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
             with policy.remembering():

@@ -26,7 +26,7 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from trainer.config import RefreshConfig
-from trainer.forward import ROOM, Reply, micro_batches, reply_scores
+from trainer.forward import TOKENS_PER_PASS, Reply, micro_batches, reply_scores
 from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
 
@@ -241,7 +241,7 @@ def _scores(policy: Policy, name: str, replies: list[Reply]) -> Tensor:
 
 def _parts(policy: Policy, sequences: list[list[int]]) -> list[list[int]]:
     """Which of them are read together: all, where one pass has room for what they do not have in common."""
-    room, padded = ROOM[policy.device.type], len(sequences) * max(map(len, sequences))
+    room, padded = TOKENS_PER_PASS[policy.device.type], len(sequences) * max(map(len, sequences))
     if room < padded <= _MOST_PADDED * room and policy.tokens_read(sequences) <= room:
         return [list(range(len(sequences)))]
     return list(micro_batches([len(sequence) for sequence in sequences], policy.device))

@@ -33,7 +33,7 @@ from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
-from trainer.forward import Reply, fit_room
+from trainer.forward import Reply, fit_tokens_per_pass
 from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
@@ -72,7 +72,7 @@ def train_and_evaluate(
     device = pick_device()
     dtype = pick_dtype(config.precision, device)
     policy = Policy(base, device=device, dtype=dtype, four_bit=config.four_bit)
-    fit_room(policy, dtype, config.depth)
+    fit_tokens_per_pass(policy, dtype, config.depth)
 
     def hear(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         tell(name, step, _TRAINING_SHARE * fraction, metrics)

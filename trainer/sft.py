@@ -36,7 +36,7 @@ from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.examples import as_replies, split
-from trainer.forward import Reply, fit_room, forward_replies, micro_batches, reply_logprobs
+from trainer.forward import Reply, fit_tokens_per_pass, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
 from trainer.practice import shipped_gate_prompts
 from trainer.progress import FINE_TUNING, Cancelled, Progress, end_of, reason_of
@@ -77,7 +77,7 @@ def fine_tune(
             found = _freeze_demonstrations(db, folder, config, run, progress)
             dtype = pick_dtype(config.precision, pick_device())
             policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)
-            fit_room(policy, dtype, config.depth)
+            fit_tokens_per_pass(policy, dtype, config.depth)
             report = _imitate(policy, found, config, progress)
             if report["sft"]["best_epoch"] == 0:
                 reason = "Imitating the demonstrations made no held-out reply likelier: the reference stays."

@@ -49,7 +49,11 @@ def reward_html(db: Database, visit: Visit, report: Mapping[str, Any]) -> str:
     if not models:
         return ""
     accuracy = "".join(_accuracy_html(visit, name, said) for name, said in models.items())
-    columns = (f"<div>{accuracy}</div>", chart(reliability(visit, models)), _figures_html(visit, models))
+    columns = (
+        f"<div>{accuracy}</div>",
+        chart(calibration_chart(visit, models)),
+        _figures_html(visit, models),
+    )
     return card(
         visit.html("reward_report"),
         f"<p class='ns-quiet'>{visit.html('reward_note')}</p>"
@@ -70,7 +74,7 @@ def _accuracy_html(visit: Visit, name: str, said: Mapping[str, Any]) -> str:
     return f"<h3>{visit.html(f'model_{name}')}</h3>{ranges(lines)}"
 
 
-def reliability(visit: Visit, models: Mapping[str, Mapping[str, Any]]) -> Chart:
+def calibration_chart(visit: Visit, models: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Of pairs that it is 80 % sure of, 80 % should come out so: the diagonal. Dots grow with pairs."""
     series = []
     for name, said in models.items():
