@@ -181,7 +181,8 @@ def _logits(model: PreTrainedModel, hidden: Tensor, factor: float) -> Tensor:
 
 
 def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    return cast(Tensor, cast(Any, model.get_output_embeddings())(hidden))
+    head = cast(Any, model.get_output_embeddings())
+    return cast(Tensor, head(hidden.to(head.weight.dtype)))  # some decoders add up in float32
 
 
 def _finish(model: PreTrainedModel, said: Tensor, factor: float) -> Tensor:
@@ -199,7 +200,13 @@ def _find_factor(model: PreTrainedModel) -> float:
     """
     ids = torch.arange(1, 9, device=model.device)[None]  # 0 is padding for some, whose embedding is 0
     wanted = cast(Any, model)(input_ids=ids, use_cache=False).logits[0, -1].float()
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+    try:
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+    except (AttributeError, TypeError) as error:  # it is another part of the model, or all of it
+        raise Refused(
+            f"{model.config.model_type!r} has its layers where they are not looked for here - choose another "
+            "model."
+        ) from error
     config = model.config.get_text_config()
     named = [float(getattr(config, name)) for name in _FACTOR_NAMES if getattr(config, name, None)]
     for factor in (1.0, *named, *(1 / number for number in named)):

@@ -3,12 +3,17 @@
 The K replies to a prompt share its prefill: its keys and values are computed once and repeated. A step begins
 at most one batch, of jobs that wait together: the most urgent one, and others as urgent that need little
 padding beside it. Those that come later form the next, and batches take turns step by step. A finished row
-leaves its batch, so a batch only shrinks. Models that are like Llama have a faster way (runner.py); this one
-asks nothing of a model but a cache whose rows can be selected.
+leaves its batch, so a batch only shrinks. Models that are like Llama have a faster way (runner.py).
+
+What a model must have is a cache whose rows can be selected, of keys and values or of recurrent states. Each
+kind is tried on a few tokens first: one that lets padding through gets prompts of equal length only, and one
+whose next tokens are not those that it gives without a cache is refused.
 """
 
+import inspect
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,30 +21,100 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from chatbot.models import TokenBatch, logits_of
-from chatbot.sampling import Job, draw
+from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import SHORTEST
+from data.errors import Refused, out_of_memory
+from data.records import Sampling
+
+_ALIKE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+"""How far logits may be from those without a cache, as a part of their spread. Rounding takes them 1e-5 and
+0.02 away; a cache that is left out, about 1."""
+_CAN_PAD: dict[str, bool] = {}
+"""Of each configuration that was tried: whether prompts of different length may share a batch."""
 
 
 class TransformersModel:
     """A merged model as transformers runs it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """Raises Refused for a model whose cache cannot be used here."""
+        kind = model.config.to_json_string()
+        if kind not in _CAN_PAD:
+            _CAN_PAD[kind] = _try_to_pad(model)
         self.model = model
+        self.can_pad = _CAN_PAD[kind]
+        """Whether prompts of different length may share a batch."""
 
     @torch.inference_mode()
     def logprobs(self, ids: Sequence[int], start: int) -> Tensor:
         """log p(ids[t] | ids[:t]) at temperature 1 for t >= `start`, float32."""
-        batch = TokenBatch.of([ids[:-1]], self.model.device)
-        hidden = self.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-        logprobs = torch.log_softmax(logits_of(self.model, hidden[0, start - 1 :]), dim=-1)
+        logprobs = torch.log_softmax(_uncached(self.model, ids[:-1], start - 1), dim=-1)
         return logprobs.gather(1, torch.tensor(ids[start:], device=self.model.device)[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    prompt: list[int]
+    rows: list[Row]
+    sampling: Sampling
+
+
+def _try_to_pad(model: PreTrainedModel) -> bool:
+    """Whether the logits of `model` are right where prompts are padded; raises Refused where they are not
+    without padding either."""
+    failure = None
+    for lengths, is_padded in (((3, 12), True), ((12, 12), False)):
+        try:
+            if _is_right(model, lengths):
+                return is_padded
+        except Exception as error:  # of any type: it is made for a cache of its own
+            if out_of_memory(error):
+                raise
+            failure = error
+    raise Refused(
+        f"With transformers' cache {model.config.model_type!r} does not say what it says without one, so its "
+        "replies would be made up - choose another model."
+    ) from failure
+
+
+@torch.inference_mode()
+def _is_right(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
+    """Whether each row of a batch has about the logits that it has without a cache: two prompts of these
+    `lengths`, two replies each, of which one has ended."""
+    most = model.config.get_text_config().vocab_size - 1
+    trials = [
+        _Trial([1 + (k * i) % most for i in range(length)], [Row(k), Row(-k)], Sampling(max_new_tokens=8))
+        for k, length in zip((5, 7), lengths, strict=True)
+    ]
+    batch = _Batch(model, trials, end_of_turn=-1)
+    batch.step()
+    trials[0].rows[0].finish_reason = "cancelled"
+    for _ in range(2):
+        batch.step()
+    assert batch.logits is not None, "the first step prefills"
+    rows = [(trial.prompt, row) for trial in trials for row in trial.rows if row.finish_reason is None]
+    return all(
+        _are_alike(logits, _uncached(model, prompt + row.token_ids)[-1], model.dtype)
+        for (prompt, row), logits in zip(rows, batch.logits, strict=True)
+    )
+
+
+def _are_alike(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    return bool((found - wanted).std() <= _ALIKE[dtype] * wanted.std())
+
+
+def _uncached(model: PreTrainedModel, ids: Sequence[int], start: int = 0) -> Tensor:
+    """Float32 logits after each of ids[start:], (T, V), by one pass."""
+    inputs = torch.tensor([ids], device=model.device)
+    hidden = model.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
+    return logits_of(model, hidden[0, start:])
 
 
 class PaddedRunner:
     """Decodes the jobs of one version. Used by one thread."""
 
     def __init__(self, weights: TransformersModel, end_of_turn: int) -> None:
-        self._model = weights.model
+        self._model, self._can_pad = weights.model, weights.can_pad
         self._end_of_turn = end_of_turn
         self._waiting: list[tuple[int, Job]] = []  # the most urgent rank first, of one rank as they came
         self._batches: list[_Batch] = []
@@ -74,7 +149,8 @@ class PaddedRunner:
     def _next(self) -> list[Job]:
         """Take the next batch from those that wait: as urgent as the first, and about as long."""
         waiting = [(r, job) for r, job in self._waiting if not all(row.finish_reason for row in job.rows)]
-        alike = [(rank, _doublings(job.prompt)) for rank, job in waiting]
+        size_of = _doublings if self._can_pad else len
+        alike = [(rank, size_of(job.prompt)) for rank, job in waiting]
         self._waiting = [pair for pair, kind in zip(waiting, alike, strict=True) if kind != alike[0]]
         return [job for (_, job), kind in zip(waiting, alike, strict=True) if kind == alike[0]]
 
@@ -88,13 +164,16 @@ class _Batch:
     """N prompts x K rows that were begun together."""
 
     def __init__(self, model: PreTrainedModel, jobs: Sequence[Job], end_of_turn: int) -> None:
-        self._model = model
+        self._model, self._trunk = model, cast(Any, model.get_decoder())
+        # What takes its cache by this name has states alone, and takes a mask for prompts alone.
+        self._is_recurrent = "cache_params" in inspect.signature(self._trunk.forward).parameters
         self._prompts = [job.prompt for job in jobs]
         self._counts = [len(job.rows) for job in jobs]
         self._rows = [row for job in jobs for row in job.rows]
         self._sampling = [job.sampling for job in jobs for _ in job.rows]
         self._end_of_turn = end_of_turn
-        self._logits: Tensor | None = None  # (R, V) of the next token
+        self.logits: Tensor | None = None
+        """(R, V) of the next token."""
         self._tokens: Tensor | None = None  # (R, 1) that were drawn last
         self._cache: Any = None
         self._mask = torch.empty(0)
@@ -108,12 +187,12 @@ class _Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """Append one token to every unfinished row; the first call prefills."""
-        if self._logits is None:
+        if self.logits is None:
             self._prefill()
         self._drop_finished()
         if self._rows:
-            assert self._logits is not None, "the first step prefills"
-            tokens = draw(self._logits, self._rows, self._sampling, self._end_of_turn)
+            assert self.logits is not None, "the first step prefills"
+            tokens = draw(self.logits, self._rows, self._sampling, self._end_of_turn)
             self._tokens = torch.tensor(tokens, device=self._model.device)[:, None]
             self._drop_finished()
         if self._rows:
@@ -128,20 +207,20 @@ class _Batch:
         counts = torch.tensor(self._counts, device=self._model.device)
         index = torch.arange(len(counts), device=self._model.device).repeat_interleave(counts)
         if len(index) > len(counts):
-            self._cache.batch_select_indices(index)
-        self._logits = last[index]
+            self._cache.reorder_cache(index)
+        self.logits = last[index]
         self._mask = batch.mask[index]
         self._positions = batch.positions[index, -1:]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Logits of the next token, (R, V), in float32."""
-        trunk = cast(Any, self._model.get_decoder())
-        out = trunk(
+        has_mask = not (mask.all() or (self._is_recurrent and mask.shape != ids.shape))
+        out = self._trunk(
             input_ids=ids,
-            attention_mask=None if bool(mask.all()) else mask.long(),
+            attention_mask=mask.long() if has_mask else None,
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{"cache_params" if self._is_recurrent else "past_key_values": self._cache},
         )
         return logits_of(self._model, out.last_hidden_state[:, -1])
 
@@ -154,14 +233,14 @@ class _Batch:
         self._sampling = [self._sampling[i] for i in keep]
         if keep:
             index = torch.tensor(keep, device=self._model.device)
-            self._cache.batch_select_indices(index)
+            self._cache.reorder_cache(index)
             self._mask, self._positions = self._mask[index], self._positions[index]
-            assert self._logits is not None, "rows finish after the prefill"
-            self._logits = self._logits[index]
+            assert self.logits is not None, "rows finish after the prefill"
+            self.logits = self.logits[index]
             self._tokens = None if self._tokens is None else self._tokens[index]
 
     def _advance(self) -> None:
         assert self._tokens is not None, "tokens were drawn"
         self._positions = self._positions + 1
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
-        self._logits = self._forward(self._tokens, self._mask, self._positions)
+        self.logits = self._forward(self._tokens, self._mask, self._positions)
