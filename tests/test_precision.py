@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from chatbot import precision
+from chatbot import precision, serving
 from chatbot.basemodel import Base
+from chatbot.config import ServeConfig
 from chatbot.kernels import Format
 from chatbot.precision import FORMATS, choose, fastest, machine, measure
+from chatbot.serving import engine_for
 from data.home import Home
 
 
@@ -51,6 +53,15 @@ def test_a_damaged_file_is_measured_again_and_replaced(tiny_base: Base, home: Ho
     (home.models / "formats.json").write_text(damage, encoding="latin-1")
     assert choose(tiny_base, home) in FORMATS
     assert len(json.loads((home.models / "formats.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_server_decodes_in_the_format_that_was_measured_unless_one_is_named(
+    tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch, form: Format
+) -> None:
+    monkeypatch.setattr(serving, "choose", lambda base, home: form)
+    assert engine_for(tiny_base, home, ServeConfig()).form == form
+    assert engine_for(tiny_base, home, ServeConfig(precision="bfloat16")).form == "bfloat16"
 
 
 @pytest.mark.parametrize(
