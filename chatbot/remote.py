@@ -75,7 +75,9 @@ class RemoteEngine(AnyEngine):
         self._leaving: set[futures.Future[None]] = set()  # versions that the servers are just letting go
 
     def start(self) -> None:
-        """Wait for the first server and begin to serve the base. Raises Problem where there is none."""
+        """Wait for the first server that holds the base, and begin to serve it. Raises Problem where there is
+        none."""
+        self._replicas.read_base()  # in this thread: what computes in one leaves threads of its own behind
         self._thread.start()
         self._started.result()
         self.base = self._replicas.base

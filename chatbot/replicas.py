@@ -1,8 +1,8 @@
 """Several vLLM servers that serve one base model in the same versions.
 
-A server is up when it has shown, by what it computes, that it holds what the others hold: the same base, and
-every version with the log-probabilities of its manifest. Only those are asked. One that stops answering is
-taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
+A server is up when it has shown, by what it computes, that it holds what is here: the same base (probe.py),
+and every version with the log-probabilities of its manifest. Only those are asked. One that stops answering
+is taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
 
 The base is one of these adapters (null_adapter.py).
 
@@ -22,6 +22,7 @@ from chatbot.basemodel import Base
 from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
 from chatbot.edition import Edition
 from chatbot.null_adapter import null_adapter
+from chatbot.probe import base_canaries, probe_of
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Problem, Refused, Unavailable
 from data.records import BASE_VERSION
@@ -40,12 +41,6 @@ that writes at others only has forgotten those that it does not."""
 LAST_SECONDS = 10.0
 """For this long after such a failure it is asked only where no other is up: as it writes nothing, it would
 otherwise always be the one with the fewest replies."""
-PROBE = (
-    "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
-    "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
-)
-"""What every server is asked of the base: all must find its end as likely."""
-PROBE_TOKENS = 32
 
 
 @dataclass(eq=False)
@@ -103,10 +98,16 @@ class Replicas:
         self._base = base
         self._dtype = dtype
         self._four_bit = four_bit
-        self._probe = base.format.encode([{"role": "user", "content": PROBE}])
         self._base_logprob: float | None = None
         self._editions = {BASE_VERSION: Edition.of(BASE_VERSION, null_adapter(base, shared))}
         self._changes = asyncio.Lock()
+
+    def read_base(self) -> None:
+        """Learn what the base's weights compute, to hold the servers to it. Before `start`; takes seconds the
+        first time."""
+        edition = self._editions[BASE_VERSION]
+        canary = base_canaries(self._base, edition.directory)
+        self._editions[BASE_VERSION] = replace(edition, canary=canary)
 
     @property
     def base(self) -> Base:
@@ -243,9 +244,13 @@ class Replicas:
         replica.problem = None
 
     async def _confirm_base(self, replica: Replica) -> None:
-        """Raises Refused where it computes something else than the first server did."""
-        start = max(1, len(self._probe) - PROBE_TOKENS)
-        logprob = await replica.server.mean_logprob(self.tag_of(BASE_VERSION), self._probe, start)
+        """Raises Refused where it computes something else than the first server did.
+
+        Not asked where the base's canary has said more already: all but nothing of a base in four bits.
+        """
+        if self._editions[BASE_VERSION].canary and not self._four_bit:
+            return
+        logprob = await replica.server.mean_logprob(self.tag_of(BASE_VERSION), *probe_of(self._base))
         if self._base_logprob is None:
             self._base_logprob = logprob
         if not abs(logprob - self._base_logprob) <= 2 * CANARY_TOLERANCE[self._dtype]:  # each may be off
@@ -268,8 +273,8 @@ class Replicas:
         if not off <= may_be:  # also for a nan
             await server.unload(edition.tag)
             raise Refused(
-                f"{server.url} computes other log-probabilities of {edition.version!r} than where it was "
-                f"trained ({off:.4f} nats a token off, {may_be} allowed) - start it with the same base model."
+                f"{server.url} computes other log-probabilities of {edition.version!r} than its weights have "
+                f"({off:.4f} nats a token off, {may_be} allowed) - start it with the same base model."
             )
 
     async def _discard(self, edition: Edition) -> None:

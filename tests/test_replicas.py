@@ -137,16 +137,55 @@ def test_a_server_that_was_started_anew_between_two_looks_is_found_out_by_its_an
     assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
 
 
-def test_a_server_that_comes_back_with_another_model_stays_out(
-    remote: RemoteEngine, servers: list[FakeVllm], home: Home, tmp_path: Path
-) -> None:
-    other = load_base(str(make_tiny_model(tmp_path / "other", seed=5)), home, lambda text: None)
+@pytest.fixture
+def other_base(home: Home, tmp_path: Path) -> Base:
+    """Other weights of the same shape."""
+    return load_base(str(make_tiny_model(tmp_path / "other", seed=5)), home, lambda text: None)
+
+
+def come_back_with(other_base: Base, remote: RemoteEngine, servers: list[FakeVllm], why: str) -> None:
+    """The first server does, and stays out for that reason; the second writes."""
     servers[0].die()
     problem(remote, 0)
-    servers.append(FakeVllm(other, port=servers[0].port))
-    until(lambda: "computes something else than the other engines" in problem(remote, 0))
+    servers.append(FakeVllm(other_base, port=servers[0].port))
+    until(lambda: why in problem(remote, 0))
     assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
     assert [replica.is_up for replica in remote._replicas.all] == [False, True]
+
+
+def test_a_server_that_comes_back_with_another_model_stays_out(
+    remote: RemoteEngine, servers: list[FakeVllm], other_base: Base
+) -> None:
+    come_back_with(other_base, remote, servers, "computes other log-probabilities of 'base' than its weights")
+
+
+def test_a_server_that_is_the_first_with_another_model_is_found_out(
+    tiny_base: Base, servers: list[FakeVllm], home: Home, other_base: Base
+) -> None:
+    servers.append(FakeVllm(other_base))
+    alone = RemoteEngine(tiny_base, [servers[2].url], home.adapters, patience=60)
+    sentence = r"No engine can be used.* log-probabilities of 'base' than its weights have \(.* allowed\)"
+    with pytest.raises(Problem, match=sentence):
+        alone.start()
+    alone.close()
+    beside = RemoteEngine(tiny_base, [servers[2].url, servers[0].url], home.adapters, patience=60)
+    beside.start()
+    assert [replica.is_up for replica in beside._replicas.all] == [False, True]
+    beside.close()
+
+
+def test_without_room_for_the_base_the_servers_are_compared_with_each_other(
+    tiny_base: Base,
+    servers: list[FakeVllm],
+    home: Home,
+    other_base: Base,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("chatbot.probe.free_bytes", lambda device: 2**10)
+    with engine_on(tiny_base, servers, home.adapters) as engine:
+        assert "whether the first engine holds the same base is not checked" in caplog.text
+        come_back_with(other_base, engine, servers, "computes something else than the other engines")
 
 
 def test_a_server_that_comes_back_with_a_shorter_context_stays_out(

@@ -1,0 +1,87 @@
+"""What the base's own weights say of one short text: by it a vLLM server shows that it holds the same base.
+
+Computed once for a base, on the CPU, since the GPU is the servers', and remembered beside the adapter that
+changes nothing (null_adapter.py). Where the weights do not fit into the memory that is free, nothing is
+computed, and the servers are compared with the first of them alone (replicas.py).
+
+Always without quantisation: a server in four bits is held to OTHER_FORMAT_TOLERANCE of canary.py.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from chatbot.basemodel import Base
+from chatbot.manifest import Canary
+from chatbot.memory import free_bytes, give_back
+from chatbot.models import load_model
+from data.errors import Refused
+
+log = logging.getLogger(__name__)
+
+PROBE = (
+    "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
+    "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
+)
+"""In the embedded model bfloat16 moves its end by 0.005 nats a token; noise of a twentieth of the spread of
+each layer's weights does by 0.14."""
+PROBE_TOKENS = 32
+"""Of its end."""
+_REMEMBERED = "canary.json"
+_LOADING = 1.25
+"""Of the weights of a model, what must be free to load it."""
+
+
+def probe_of(base: Base) -> tuple[list[int], int]:
+    """Token ids, and from which on their log-probability is asked for."""
+    ids = base.format.encode([{"role": "user", "content": PROBE}])
+    return ids, max(1, len(ids) - PROBE_TOKENS)
+
+
+def base_canaries(base: Base, directory: Path) -> list[Canary]:
+    """What `base` is held to, remembered in `directory`; nothing where its weights cannot be read here."""
+    file = directory / _REMEMBERED
+    if not file.is_file():
+        if (canary := _compute(base)) is None:
+            return []
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps([canary]))
+        part.rename(file)
+    canaries: list[Canary] = json.loads(file.read_text())
+    return canaries
+
+
+def _compute(base: Base) -> Canary | None:
+    """None where there is no room, or where the model is none that is read here; said in the log."""
+    cpu = torch.device("cpu")
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(base.config).parameters())
+    free = free_bytes(cpu)
+    fits = (d for d in (torch.float32, torch.bfloat16) if _LOADING * weights * d.itemsize < free)
+    if (dtype := next(fits, None)) is None:
+        log.warning(
+            "The weights of %s do not fit into the %.1f GiB of memory that are free: whether the first "
+            "engine holds the same base is not checked - free some memory and start again, or see to it "
+            "yourself.",
+            base.name,
+            free / 2**30,
+        )
+        return None
+    try:
+        model = load_model(base, device=cpu, dtype=dtype)
+    except Refused as refusal:
+        log.warning("Whether the first engine holds the same base is not checked: %s", refusal)
+        return None
+    ids, start = probe_of(base)
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, start - 1 : -1].float()
+    logprobs = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
+    canary: Canary = {"ids": ids, "reply_start": start, "logprob": float(logprobs.mean())}
+    if dtype == torch.bfloat16:
+        canary["bfloat16"] = True
+    del model, logits
+    give_back(cpu)
+    return canary

@@ -1,0 +1,42 @@
+"""One text by which a server shows that it holds the base: what our own weights say of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbot import probe
+from chatbot.basemodel import Base
+from chatbot.engine import Engine
+from chatbot.models import load_model
+from chatbot.probe import base_canaries
+
+
+def test_it_is_what_the_engine_here_computes(tiny_base: Base, engine: Engine, tmp_path: Path) -> None:
+    (canary,) = base_canaries(tiny_base, tmp_path)
+    here = engine.mean_logprob("base", canary["ids"], canary["reply_start"])
+    assert canary["logprob"] == pytest.approx(here, abs=1e-4)
+    assert len(canary["ids"]) - canary["reply_start"] == 32 and "bfloat16" not in canary
+
+
+def test_it_is_computed_once(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = base_canaries(tiny_base, tmp_path)
+    monkeypatch.setattr(probe, "load_model", lambda base, **format: pytest.fail("read again"))
+    assert base_canaries(tiny_base, tmp_path) == first == json.loads((tmp_path / "canary.json").read_text())
+
+
+def test_it_is_computed_in_what_fits_and_otherwise_not_at_all(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(tiny_base, device=torch.device("cpu"), dtype=torch.float32)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    (exact,) = base_canaries(tiny_base, tmp_path)
+    (tmp_path / "canary.json").unlink()
+    free = 2 * weights
+    monkeypatch.setattr(probe, "free_bytes", lambda device: free)
+    assert base_canaries(tiny_base, tmp_path) == [] and not list(tmp_path.glob("canary*"))
+    assert "do not fit into the 0.0 GiB of memory that are free" in caplog.text
+    free = 3 * weights
+    (rounded,) = base_canaries(tiny_base, tmp_path)
+    assert rounded["bfloat16"] and rounded["logprob"] == pytest.approx(exact["logprob"], abs=0.08)
