@@ -18,6 +18,10 @@ from data.errors import Refused
 from data.records import FinishReason, Sampling
 
 MAX_REPLIES = 9
+DEADLINE = 600.0
+"""Seconds that somebody waits for replies: as long as OpenAI's client does by default."""
+LONG_DEADLINE = 3600.0
+"""The same where nobody waits: rollouts stand behind hundreds of others."""
 _LEAST_ROOM_FOR_PROMPT = 64
 
 Kind = Literal["chat", "api", "rollout"]
@@ -184,9 +188,10 @@ class Generation:
             self._changed.notify_all()
 
     def end_if_late(self) -> None:
-        """End what is not finished where the deadline has passed."""
+        """End what is not finished where the deadline has passed: to a program it was cut by a limit, as by
+        its `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self.stop()
+            self.stop("cancelled" if self.kind == "api" else "interrupted")
 
     def notice(self) -> None:
         """After a step: note first tokens, end what met a stop text, wake who waits."""

@@ -14,7 +14,7 @@ import torch
 
 from chatbot.basemodel import Base
 from chatbot.chatformat import FittedPrompt, Messages
-from chatbot.generation import Asked, Generation, Kind
+from chatbot.generation import LONG_DEADLINE, Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
 from data.errors import NotFound, Unavailable
 from data.records import BASE_VERSION, FinishReason, Sampling
@@ -174,8 +174,9 @@ class AnyEngine(ABC):
         version: str | None = None,
         kind: Kind = "rollout",
     ) -> Generation:
-        """The same for a prompt in token ids that fits, with a reply for each seed."""
-        return self.accept(Asked(FittedPrompt(list(prompt), 0), sampling, seeds, kind=kind), version)
+        """The same for a prompt in token ids that fits, with a reply for each seed; nobody waits for it."""
+        fitted = FittedPrompt(list(prompt), 0)
+        return self.accept(Asked(fitted, sampling, seeds, kind=kind, deadline=LONG_DEADLINE), version)
 
     def accept(self, asked: Asked, version: str | None = None) -> Generation:
         """Queue what was checked before. Raises NotFound or Busy as `submit` does."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from chatbot.chatformat import Messages
-from chatbot.generation import Asked, Generation, ReplyStream, room_for_prompt
+from chatbot.generation import DEADLINE, LONG_DEADLINE, Asked, Generation, ReplyStream, room_for_prompt
 from chatbot.interface import AnyEngine
 from data import conversations, rankings
 from data.database import Database
@@ -95,6 +95,7 @@ class LiveTurn:
         left = list(self.replies)
         while left:
             self._generation.wait(0.2)
+            self._generation.end_if_late()  # the engine cannot where it hangs in a step
             left = [reply for reply in left if not (reply.finish_reason and is_stored(reply))]
 
     def end(self) -> None:
@@ -156,10 +157,8 @@ class Turns:
             return live or self._begin(person, turn, asked)
 
     def regenerate(self, person: Person, turn_id: str, replies: int = 4) -> LiveTurn:
-        """Ask again for replies to a turn already asked; the earlier ones stay.
-
-        Raises Refused while the turn is still being answered.
-        """
+        """Ask again for replies to a turn already asked; the earlier ones stay. Raises Refused while it is
+        still being answered."""
         turn = conversations.message(self._db, turn_id)
         conversations.get(self._db, turn.conversation_id, person.id)
         if turn.role != "user":
@@ -204,12 +203,14 @@ class Turns:
 
     def _asked(self, person: Person, said: Messages, replies: int, sampling: Sampling | None = None) -> Asked:
         """What the engine is to do. Raises Refused where it cannot."""
+        is_waiting = person.kind == "human"  # simulated raters have all of the queue, and time
         return Asked.of(
             self._engine.base,
             said,
             replies=replies,
             sampling=sampling or self.sampling,
-            person=person.id if person.kind == "human" else None,  # simulated raters have all of the queue
+            person=person.id if is_waiting else None,
+            deadline=DEADLINE if is_waiting else LONG_DEADLINE,
         )
 
     @contextmanager
@@ -276,11 +277,9 @@ class Turns:
                 del self._live[live.turn_id]
 
     def _store(self, reply: LiveReply) -> bool:
-        """Write a reply that has ended; False, after a pause, where the database does not take it now.
-
-        One turn at a time, so that other writes do not queue behind many waits for a locked database.
-        Raises NotFound where the turn was deleted, and the database's Problem where we are closing.
-        """
+        """Write a reply that has ended; False, after a pause, where the database does not take it now. One
+        turn at a time, so that other writes do not queue behind many waits for a locked database. Raises
+        NotFound where the turn was deleted, and the database's Problem where we are closing."""
         assert reply.finish_reason, "only ended replies are stored"
         with self._storing:
             try:

@@ -325,7 +325,7 @@ def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(engine: 
 def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) -> None:
     generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=2)
     done(generation)
-    assert [reply.finish_reason for reply in generation.replies] == ["cancelled"] * 2
+    assert [reply.finish_reason for reply in generation.replies] == ["interrupted"] * 2
     assert 0 < generation.replies[0].tokens < 900
     in_time = done(engine.submit(HELLO, sampling=GREEDY, deadline=60))
     assert in_time.replies[0].finish_reason == "length"
@@ -337,9 +337,17 @@ def test_a_deadline_counts_in_the_queue_too(tiny_base: Base, endless: Endless) -
     running = endless(engine)
     until(lambda: running.queue_position == 0)
     late = done(engine.submit(HELLO, sampling=GREEDY, deadline=0.1))
-    assert (late.replies[0].finish_reason, late.replies[0].tokens) == ("cancelled", 0)
+    assert (late.replies[0].finish_reason, late.replies[0].tokens) == ("interrupted", 0)
     assert not running.is_done and engine.load_now == (1, 0)
     engine.close()
+
+
+def test_a_rollout_that_never_ends_is_ended(
+    engine: Engine, endless: Endless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.interface.LONG_DEADLINE", 1)
+    [reply] = done(engine.submit_tokens([5, 6, 7], sampling=LONG, seeds=[0])).replies
+    assert reply.finish_reason == "interrupted" and 0 < reply.tokens < 900
 
 
 def test_each_token_comes_with_its_log_probability(engine: Engine) -> None:

@@ -80,7 +80,7 @@ def test_a_stop_text_and_a_deadline_end_a_reply(remote: RemoteEngine, servers: l
     assert (ended.text, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
     slowed(servers)
     late = done(remote.submit(HELLO, sampling=LONG, deadline=1)).replies[0]
-    assert late.finish_reason == "cancelled" and 0 < late.tokens < LONG.max_new_tokens
+    assert late.finish_reason == "interrupted" and 0 < late.tokens < LONG.max_new_tokens
 
 
 def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(remote: RemoteEngine) -> None:

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from chatbot import openai_api
 from chatbot import turns as turns_module
 from chatbot.engine import Engine
 from chatbot.generation import Asked, Generation
+from chatbot.pages.board import board_view
 from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
-from data import conversations, rankings
+from data import conversations, people, rankings
 from data.database import Database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Message, Person, Sampling
@@ -323,6 +325,53 @@ def test_closing_stores_what_was_written_as_interrupted(turns: Turns, db: Databa
     turns.close()
     assert live.is_done
     assert [(row.finish_reason, bool(row.content)) for row in stored(db, live)] == [("interrupted", True)] * 2
+
+
+@pytest.mark.usefixtures("slowly")
+def test_a_turn_that_never_ends_is_ended_and_what_was_written_is_stored(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "DEADLINE", 1)
+    live = done(turns.send(ada, "Hello.", replies=2, sampling=LONG))
+    for row, reply in zip(stored(db, live), live.replies, strict=True):
+        assert (row.finish_reason, row.content, row.tokens) == (
+            "interrupted",
+            clean(reply.text),
+            reply.tokens,
+        )
+        assert 0 < reply.tokens < LONG.max_new_tokens
+
+
+def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_again(
+    turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, may_step = LlamaRunner.step, threading.Event()
+
+    def hanging_step(self: LlamaRunner, beside: int) -> None:
+        assert may_step.wait(60)
+        step(self, beside)
+
+    monkeypatch.setattr(LlamaRunner, "step", hanging_step)
+    with monkeypatch.context() as soon:
+        soon.setattr(turns_module, "DEADLINE", 0.1)
+        live = done(turns.send(ada, "Hello.", replies=2))
+    assert [(row.finish_reason, row.content) for row in stored(db, live)] == [("interrupted", "")] * 2
+    board = board_view(db, turns, ada, live.turn_id, look=0)
+    assert board["replies"] == []  # the page says so in a sentence, and offers to regenerate
+    may_step.set()
+    assert [row.finish_reason for row in stored(db, done(turns.regenerate(ada, live.turn_id, 1)))] == [
+        "length"
+    ]
+
+
+def test_programs_and_people_who_chat_wait_as_long_as_each_other() -> None:
+    assert openai_api.DEADLINE_SECONDS == turns_module.DEADLINE
+
+
+def test_simulated_raters_have_time_and_no_person_in_the_queue(turns: Turns, db: Database) -> None:
+    for kind, expected in (("human", 600), ("simulated", 3600)):
+        asked = turns._asked(people.add(db, kind, kind=kind), [{"role": "user", "content": "Hello."}], 1)
+        assert (asked.deadline, asked.person is None) == (expected, kind == "simulated")
 
 
 @pytest.mark.usefixtures("slowly")
