@@ -6,8 +6,10 @@ prompts. Everything but attention sees them as one flat list, so nothing is padd
     h = h + W_o attention(rope(W_q n(h)), rope(W_k n(h)), W_v n(h))        n = RMSNorm
     h = h + W_down (silu(W_gate n'(h)) * W_up n'(h))
 
-Left out: sliding windows, norms of queries and keys, experts, rotary embeddings that change with the length.
-`can_run` says which models remain; the others are decoded by transformers itself (padded.py).
+Qwen 3 also has an RMSNorm of each head of its queries and keys, before they are rotated.
+
+Left out: sliding windows, experts, scaled logits, heads that are rotated in part, or by angles that change
+with the length. `can_run` says which models remain; the others transformers decodes itself (padded.py).
 """
 
 from collections.abc import Sequence
@@ -28,10 +30,11 @@ _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def can_run(model: PreTrainedModel) -> bool:
-    """Whether this file computes what `model` does."""
-    if not attends_to_all(model):
-        return False
+    """Whether this file computes what `model` does. Only kinds that were compared with it are taken."""
     config = model.config.get_text_config()
+    is_qwen_3 = config.model_type == "qwen3" and set(config.layer_types) == {"full_attention"}
+    if not (is_qwen_3 or attends_to_all(model)):
+        return False
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     layers = model.get_decoder().layers
     linears = [module for module in layers.modules() if "Linear" in type(module).__name__]
@@ -46,6 +49,7 @@ def can_run(model: PreTrainedModel) -> bool:
 class _Layer:
     norm: Tensor
     qkv: Linear
+    head_norm: Tensor | None  # (H + H_kv, D), where queries and keys have norms
     o: Linear
     norm_2: Tensor
     gate_up: Linear
@@ -84,11 +88,17 @@ class Llama:
         return _Layer(
             norm=layer.input_layernorm.weight.detach().to(self.dtype, copy=True),
             qkv=_joined((attention.q_proj, attention.k_proj, attention.v_proj), form),
+            head_norm=self._head_norm(attention) if hasattr(attention, "q_norm") else None,
             o=_joined((attention.o_proj,), form),
             norm_2=layer.post_attention_layernorm.weight.detach().to(self.dtype, copy=True),
             gate_up=_joined((mlp.gate_proj, mlp.up_proj), form),
             down=_joined((mlp.down_proj,), form),
         )
+
+    def _head_norm(self, attention: Any) -> Tensor:
+        """(H + H_kv, D): the weights of its two norms, once for each head."""
+        weights = [attention.q_norm.weight] * self._heads + [attention.k_norm.weight] * self._kv_heads
+        return torch.stack(weights).detach().to(self.dtype)
 
     def _rotations(self, rotary: Any) -> tuple[Tensor, Tensor]:
         """cos and sin of every position, (context, 1, D), the sine with the sign of rotate_half in it."""
@@ -154,6 +164,8 @@ class Llama:
         """(N, heads * D). Keys and values of all tokens are put on their shelves first."""
         qkv = layer.qkv(self._normed(hidden, layer.norm)).unflatten(-1, (-1, self._dim))
         rotated, values = qkv.split([self._heads + self._kv_heads, self._kv_heads], dim=1)
+        if layer.head_norm is not None:
+            rotated = F.rms_norm(rotated, (self._dim,), None, self._eps) * layer.head_norm
         half = self._dim // 2
         rotated = torch.addcmul(rotated * cos, rotated.roll(half, -1), sin)
         queries, keys = rotated.split([self._heads, self._kv_heads], dim=1)

@@ -1,23 +1,39 @@
 """Our own pass through Llama-like models computes what transformers does; other models are left to it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 from chatbot.attention import PromptChunk
+from chatbot.engine import Engine
+from chatbot.kernels import Format
 from chatbot.llama import Llama, can_run
+from chatbot.models import merged_model
 from chatbot.padded import TransformersModel
-from chatbot.runner import prepare
+from chatbot.prefixes import Prefixes
+from chatbot.runner import Runner, prepare, runner_for
+from data.home import Home
+from data.records import Sampling
+from tests.adapter_files import write_adapter
+from tests.jobs import a_job
+from tests.tiny import base_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -44,10 +60,21 @@ KINDS = {
     "llama 3": LlamaConfig(**SIZES, rope_parameters=LLAMA_3),
     "qwen 2": Qwen2Config(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "qwen 3": Qwen3Config(**SIZES, head_dim=8),
+    "qwen 3, tied, long heads": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
 }
+QWEN_3 = Qwen3Config(**{**SIZES, "vocab_size": 259}, head_dim=8)
 OTHERS = {
     "a sliding window": MistralConfig(**SIZES, sliding_window=64),
-    "normed queries": Qwen3Config(**SIZES, head_dim=8),
+    "a sliding window in some layers": Qwen3Config(
+        **SIZES, head_dim=8, use_sliding_window=True, sliding_window=64, max_window_layers=1
+    ),
+    "norms over all heads": Olmo2Config(**SIZES),
+    "experts": Qwen3MoeConfig(**SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2),
+    "logits that are scaled": GraniteConfig(**SIZES, logits_scaling=8.0),
+    "attention sinks": GptOssConfig(**SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+    "heads that are rotated in part": StableLmConfig(**SIZES),
+    "layers without rotation": SmolLM3Config(**SIZES, pad_token_id=0),
     "a rope that changes": LlamaConfig(
         **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     ),
@@ -58,16 +85,39 @@ OTHERS = {
 def a_model(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # transformers begins biases at zero
+    with torch.no_grad():  # transformers begins biases at zero, norms at one
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif name.endswith("norm.weight"):
+                parameter.add_(torch.randn(parameter.shape), alpha=0.3)
     return model
 
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return model(torch.tensor([ids])).logits[0]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def generated(model: PreTrainedModel, prompt: list[int], sampling: Sampling) -> list[int]:
+    """What transformers itself writes greedily; no token ends it."""
+    ids = torch.tensor([prompt])
+    out = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return list(out[0, len(prompt) :].tolist())
+
+
+def run(runner: Runner) -> None:
+    """To the end of all its rows."""
+    while not runner.is_idle:
+        runner.step()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,6 +187,59 @@ def test_log_probabilities_are_those_of_transformers(kind: str) -> None:
     wanted = torch.log_softmax(logits_of(model, ids), -1)[9:-1].gather(1, torch.tensor(ids[10:])[:, None])
     for weights in (Llama(model, "float32"), TransformersModel(model)):
         torch.testing.assert_close(weights.logprobs(ids, 10), wanted[:, 0], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("form", "error"), [("bfloat16", 0.15), ("int8", 0.25)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_smaller_format_rounds_and_computes_the_same(kind: str, form: Format, error: float) -> None:
+    model, ids = a_model(KINDS[kind]), [3 + (7 * i) % 90 for i in range(140)]
+    found, wanted = (Llama(model, each).logprobs(ids, 1) for each in (form, "float32"))
+    assert float((found - wanted).abs().mean()) < error  # of log-probabilities that spread by 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_is_transformers_generate_while_others_join_and_leave_and_turns_go_on(kind: str) -> None:
+    model = a_model(KINDS[kind])
+    runner = runner_for(prepare(model, "float32"), -1, keep=Prefixes(2**20))
+    jobs = [
+        a_job([3 + (k * i) % 90 for i in range(length)], range(rows), Sampling(0, max_new_tokens=new))
+        for k, length, rows, new in ((5, 40, 3, 20), (7, 4, 1, 6), (11, 90, 2, 12), (13, 9, 1, 25))
+    ]
+    for job in jobs:  # each comes two steps after the one before it
+        runner.add(job)
+        runner.step()
+        runner.step()
+    jobs[0].rows[1].finish_reason = "cancelled"
+    run(runner)
+    prompt, [first, *_] = jobs[0].prompt, jobs[0].rows
+    jobs.append(a_job([*prompt, *first.token_ids, 8, 9], [0, 1], Sampling(0, max_new_tokens=10)))
+    runner.add(jobs[-1])
+    run(runner)
+    for job in jobs:
+        for row in job.rows:
+            assert row.token_ids == generated(model, job.prompt, job.sampling)[: len(row.token_ids)]
+    assert [len(row.token_ids) for job in jobs for row in job.rows] == [20, 8, 20, 6, 12, 12, 25, 10, 10]
+
+
+def test_versions_of_qwen_3_take_turns_and_each_is_transformers_generate(home: Home, tmp_path: Path) -> None:
+    base, sampling = base_of(QWEN_3, home), Sampling(temperature=0, max_new_tokens=12)
+    adapter = write_adapter(tmp_path / "adapter", base.config, size=0.5)
+    engine = Engine(base, precision="float32")
+    engine.start()
+    engine.load("v000001", adapter)
+    prompts = [[3 + (k * i) % 250 for i in range(5 * k)] for k in (3, 5, 7, 11)]
+    asked = [
+        (path, engine.submit_tokens(prompt, sampling=sampling, seeds=[0, 1], version=name))
+        for prompt in prompts
+        for name, path in (("base", None), ("v000001", adapter))
+    ]
+    for path, generation in asked:
+        assert generation.wait(60)
+        model = merged_model(base, path, device=torch.device("cpu"), dtype=torch.float32)
+        assert can_run(model)
+        wanted = generated(model, generation.prompt, sampling)
+        assert [row.token_ids for row in generation.replies] == [wanted] * 2
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -14,9 +14,9 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     ModernBertDecoderConfig,
+    Olmo2Config,
     OpenAIGPTConfig,
     PreTrainedModel,
-    Qwen3Config,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
     RwkvConfig,
@@ -38,7 +38,7 @@ STATES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_si
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 PLAIN = {
-    "qwen 3": Qwen3Config(**WIDE, head_dim=8),
+    "norms over all heads": Olmo2Config(**WIDE),
     "mistral with a window": MistralConfig(**WIDE, sliding_window=16),
     "gpt 2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=256),
 }
@@ -166,7 +166,7 @@ def test_a_model_that_adds_up_in_float32_serves_in_bfloat16(home: Home) -> None:
 
 def test_a_model_that_transformers_decodes_is_not_said_to_be_int8() -> None:
     with pytest.raises(Refused, match="decoded by transformers, which has no int8 here - use bfloat16"):
-        prepare(AutoModelForCausalLM.from_config(KINDS["qwen 3"]), "int8")
+        prepare(AutoModelForCausalLM.from_config(KINDS["gpt 2"]), "int8")
 
 
 def test_jobs_that_come_later_are_a_batch_of_their_own_and_all_take_turns() -> None:
