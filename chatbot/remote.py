@@ -47,6 +47,7 @@ class RemoteEngine(AnyEngine):
         max_waiting: int = 32,
         rows_per_server: int = 64,
         patience: float = PATIENCE_SECONDS,
+        prefix: str = "v",
     ) -> None:
         """Asks the servers of `base` at `urls`, which see the directory `shared` under the same path.
 
@@ -54,6 +55,8 @@ class RemoteEngine(AnyEngine):
         rows_per_server: so many replies a server writes at a time (its --max-num-seqs). What is more would
             queue there, where a person's chat waits behind rollouts.
         patience: seconds that `start` waits for the first server.
+        prefix: what the names of all versions begin with that this engine is to load; of those that servers
+            hold, it unloads what it does not want. No two processes of one home may have the same.
         """
         super().__init__(
             base,
@@ -66,7 +69,7 @@ class RemoteEngine(AnyEngine):
         )
         self._users[BASE_VERSION] = 0  # what the servers start with
         self._rows_per_server = rows_per_server
-        self._replicas = Replicas(urls, base, shared, dtype=dtype, four_bit=four_bit)
+        self._replicas = Replicas(urls, base, shared, dtype=dtype, four_bit=four_bit, prefix=prefix)
         self._patience = patience
         self._awake = asyncio.Event()
         self._writing = Writing(self._replicas, base.format.end_of_turn, self._awake.set)

@@ -13,7 +13,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
 from chatbot.edition import Edition
 from chatbot.null_adapter import null_adapter
 from chatbot.probe import base_canaries, probe_of
+from chatbot.replica import Replica
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Problem, Refused, Unavailable
 from data.records import BASE_VERSION
@@ -35,69 +36,36 @@ REFUSED_SECONDS = 10.0
 """The same for one that is there but does not fit."""
 FAILURES = 3
 """Requests that a server may fail at one after the other, though it says that it is well."""
-SILENT_SECONDS = 120.0
-"""A server with replies to write that writes nothing of any is stuck: long prompts do not take so long. One
-that writes at others only has forgotten those that it does not."""
 LAST_SECONDS = 10.0
 """For this long after such a failure it is asked only where no other is up: as it writes nothing, it would
 otherwise always be the one with the fewest replies."""
-
-
-@dataclass(eq=False)
-class Replica:
-    """One of the servers."""
-
-    server: Server
-    is_up: bool = False
-    rows: int = 0
-    """Replies being written there."""
-    failed_at: set[object] = field(default_factory=set)
-    """Requests, since it last wrote a reply to its end."""
-    last_until: float = 0.0
-    """When it is asked like the others again, on the clock of the event loop."""
-    problem: str | None = None
-    """Why it is not up, as a sentence."""
-    heard_at: float = 0.0
-    """When it last wrote something of a reply, or was given one with no other under way."""
-
-    def begin_row(self) -> None:
-        """One reply more is written there."""
-        if self.rows == 0:
-            self.heard()
-        self.rows += 1
-
-    def heard(self) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
-
-    def has_forgotten(self, since: float) -> bool:
-        """Whether a reply that it has let wait since then is not to be waited for: it wrote at others."""
-        return _seconds_since(since) > SILENT_SECONDS and self.heard_at > since
-
-    async def check(self) -> None:
-        """Returns where it is well, and writes at what it has to write. Raises Problem."""
-        await self.server.check()
-        silent = _seconds_since(self.heard_at)
-        if self.rows > 0 and silent > SILENT_SECONDS:
-            raise Gone(f"{self.server.url} says that it is well and has written nothing for {silent:.0f} s.")
-
-
-def _seconds_since(moment: float) -> float:
-    return asyncio.get_running_loop().time() - moment
 
 
 class Replicas:
     """The servers, and the versions they hold. Belongs to one event loop."""
 
     def __init__(
-        self, urls: Sequence[str], base: Base, shared: Path, *, dtype: torch.dtype, four_bit: bool
+        self,
+        urls: Sequence[str],
+        base: Base,
+        shared: Path,
+        *,
+        dtype: torch.dtype,
+        four_bit: bool,
+        prefix: str,
     ) -> None:
-        """`shared` is a directory that the servers see; `dtype` and `four_bit` say how they compute."""
+        """`shared` is a directory that the servers see; `dtype` and `four_bit` say how they compute.
+
+        prefix: what the names of the versions begin with that come and go here (see `_clear`).
+        """
         self.all = [Replica(Server(url)) for url in urls]
         self.context = base.context
         """The longest sequence that every server takes."""
         self._base = base
         self._dtype = dtype
         self._four_bit = four_bit
+        self._shared = shared.absolute()
+        self._prefix = prefix
         self._base_logprob: float | None = None
         self._editions = {BASE_VERSION: Edition.of(BASE_VERSION, null_adapter(base, shared))}
         self._changes = asyncio.Lock()
@@ -235,6 +203,7 @@ class Replicas:
                 f"start it with --max-model-len {self.context}, or start Night School again."
             )
         async with self._changes:
+            await self._clear(replica)
             for edition in self._editions.values():
                 await self._equip(replica, edition)
             await self._confirm_base(replica)
@@ -242,6 +211,19 @@ class Replicas:
         if replica.problem:
             log.warning("%s is up.", replica.server.url)
         replica.problem = None
+
+    async def _clear(self, replica: Replica) -> None:
+        """Unload what was let go while the server was out, and what a process of ours that was killed left.
+
+        Others may use the server too, so nothing goes but what only this process can have wanted: versions of
+        its own kind, by their prefix, from its own directory. A chat server leaves the rollouts of a night
+        alone, the trainer the versions that chat, and both those of another installation. The base, which all
+        have in common, stays.
+        """
+        wanted = {edition.tag for edition in self._editions.values()}
+        for tag, directory in (await replica.server.loaded()).items():
+            if tag.startswith(self._prefix) and directory.parent == self._shared and tag not in wanted:
+                await replica.server.unload(tag)
 
     async def _confirm_base(self, replica: Replica) -> None:
         """Raises Refused where it computes something else than the first server did.

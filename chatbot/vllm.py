@@ -111,6 +111,14 @@ class Server:
         """Let an adapter go. Harmless where it is not loaded."""
         await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
+    async def loaded(self) -> dict[str, Path]:
+        """The adapters that it holds by name, each with the directory it came from."""
+        response = await self._ask("GET", "/v1/models")
+        self._check(response)
+        with self._reading():
+            models = response.json()["data"]
+            return {model["id"]: Path(model["root"]) for model in models if model.get("parent")}
+
     async def mean_logprob(self, model: str, ids: Sequence[int], reply_start: int) -> float:
         """Mean log-probability of ids[reply_start:] under `model`, in nats.
 
@@ -168,7 +176,7 @@ class Server:
             **_PLAIN,
         }
         # No limit here on the silence between two tokens: the request may queue there. What is too long
-        # depends on what the server does meanwhile (SILENT_SECONDS of replicas.py, and writing.py).
+        # depends on what the server does meanwhile (SILENT_SECONDS of replica.py, and writing.py).
         timeout = httpx.Timeout(None, connect=SECONDS_TO_CONNECT)
         try:
             async with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from chatbot.generation import Generation
-from chatbot.replicas import Replica, Replicas
+from chatbot.replica import Replica
+from chatbot.replicas import Replicas
 from chatbot.sampling import Row
 from chatbot.vllm import Failed, Gone
 from data.errors import Refused

@@ -188,7 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             return self._send(503 if owner.is_ill else 200, None)
         cards = [{"id": NAME, "parent": None, "max_model_len": owner.context}]
-        cards += [{"id": name, "parent": NAME, "max_model_len": None} for name in owner.adapters]
+        cards += [
+            {"id": name, "parent": NAME, "root": str(path), "max_model_len": None}
+            for name, path in owner.adapters.items()
+        ]
         self._send(200, {"object": "list", "data": cards})
 
     def do_POST(self) -> None:

@@ -62,6 +62,7 @@ TESTED_ELSEWHERE = {
     "chatbot/pages/look.py": "test_page.py",
     "chatbot/pages/payload.py": "test_board.py",
     "chatbot/pages/sidebar.py": "test_chat.py",
+    "chatbot/replica.py": "test_writing.py",
     "chatbot/server.py": "test_chatbot_cli.py",
     "chatbot/signin.py": "test_web.py",
     "chatbot/terminal.py": "test_chatbot_cli.py",

@@ -234,6 +234,43 @@ def test_replies_go_on_while_the_files_of_a_version_are_read(
     assert remote.known_versions == ["base", "v000001"]
 
 
+def test_a_version_that_was_let_go_while_a_server_was_out_is_unloaded_there_too(
+    db: Database, home: Home, remote: RemoteEngine, servers: list[FakeVllm], tiny_base: Base
+) -> None:
+    for seed in range(2):
+        version = make_version(db, home, tiny_base, seed=seed)
+        remote.load(version.name, home.adapters / version.path)
+    servers[0].is_ill = True
+    problem(remote, 0)
+    remote.unload("v000001")
+    until(lambda: len(servers[1].versions) == 1)
+    assert len(servers[0].versions) == 2
+    servers[0].is_ill = False
+    until(lambda: len(remote._replicas.up) == 2)
+    assert servers[0].versions == servers[1].versions
+    assert remote.known_versions == ["base", "v000002"]
+
+
+def test_what_a_killed_process_left_is_unloaded_and_nothing_that_others_may_want(
+    tiny_base: Base, servers: list[FakeVllm], home: Home, tmp_path: Path
+) -> None:
+    """A night and a chat server share servers, and so may two installations."""
+    left = {
+        "v000007-0123456789ab": home.adapters / "v000007",
+        "rollout-1-0123456789ab": home.adapters / "rollout-1",
+        "v000007-ba9876543210": tmp_path / "elsewhere" / "v000007",
+        "rollout-2-ba9876543210": tmp_path / "elsewhere" / "rollout-2",
+        "summaries": tmp_path / "summaries",
+    }
+    servers[0].adapters.update(left)
+    names = list(left)
+    for prefix, stay in (("v", names[1:]), ("rollout-", names[2:])):
+        engine = RemoteEngine(tiny_base, [servers[0].url], home.adapters, patience=30, prefix=prefix)
+        engine.start()
+        engine.close()
+        assert servers[0].versions == stay
+
+
 def test_what_is_loaded_already_is_taken_as_it_is(
     tiny_base: Base, servers: list[FakeVllm], adapter: Path, home: Home
 ) -> None:

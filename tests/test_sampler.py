@@ -139,6 +139,7 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
     rank_by_taste(db, engine, count=60)  # as many as make a judge, without whom nobody practises
     engine.close()
     (home.adapters / "rollout-killed").mkdir()
+    servers[0].adapters["rollout-killed-0123456789ab"] = home.adapters / "rollout-killed"
     urls = ",".join(server.url for server in servers)
     short = {"updates": 2, "gate_prompts": 8}
     run = a_night(db, home, tiny_base, engine=urls, **short)

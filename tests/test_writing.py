@@ -145,7 +145,7 @@ def test_a_server_that_refuses_all_or_answers_nonsense_fails_nobody_beside_a_hea
 def test_a_server_that_says_it_is_well_and_writes_nothing_loses_its_replies_to_another(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 1.0)
     check_that_another_writes(remote, servers, pause=600.0)
 
 
@@ -153,7 +153,7 @@ def test_a_server_that_writes_at_one_of_its_replies_is_not_stuck(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatbot.replicas.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 2.0)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 2.0)
     slowed(servers, 0.15)
     asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 30)) for _ in range(4)]
     assert {done(one).replies[0].finish_reason for one in asked} == {"length"}
@@ -171,7 +171,7 @@ def test_a_reply_that_a_server_forgets_beside_others_is_written_all_the_same(
     tokens: int,
 ) -> None:
     """By another server, or by the same where there is none; nobody else notices."""
-    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 1.0)
     with engine_on(tiny_base, servers[:count], home.adapters) as engine:
         whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0]
         until(lambda: engine.load_now == (0, 0))
@@ -195,7 +195,7 @@ def test_a_reply_in_a_servers_queue_is_waited_for(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It writes at those that came before, for longer than a silence may last."""
-    monkeypatch.setattr("chatbot.replicas.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 0.5)
     slowed(servers, 0.02)
     asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 100)) for _ in servers]
     until(lambda: all(generation.replies[0].tokens for generation in asked))

@@ -34,7 +34,7 @@ from trainer.practice import (
     write_exercises,
 )
 from trainer.reward import length_preference
-from trainer.sampler import WAITING, MergedSampler, Sampler, ServerSampler
+from trainer.sampler import MARK, WAITING, MergedSampler, Sampler, ServerSampler
 
 REFERENCE = "reference"
 """The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
@@ -126,6 +126,7 @@ def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
         four_bit=night.config.four_bit,
         dtype=merged.dtype,
         max_waiting=WAITING,
+        prefix=MARK,
     )
     sampler = ServerSampler(engine, night.home.adapters)
     try:

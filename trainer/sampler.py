@@ -21,7 +21,7 @@ from trainer.team import SOLO, Team
 Tell = Callable[[float], None]
 WAITING = 256
 """Requests that are sent ahead of the replies: enough to keep a few servers busy."""
-_MARK = "rollout-"
+MARK = "rollout-"
 """What the names of its versions begin with; they are in no table."""
 _ENDS = ("stop", "length")
 STALLED_SECONDS = 600.0
@@ -79,13 +79,13 @@ class ServerSampler:
     """
 
     engine: AnyEngine
-    """With room for `WAITING` requests."""
+    """With room for `WAITING` requests, and `MARK` as its prefix: so it removes what a killed night left."""
     folder: Path
     """That the servers see under the same path."""
 
     def remove_leftovers(self) -> None:
         """Remove the files of a night that was killed. For the beginning of a night: no other one runs."""
-        for directory in self.folder.glob(f"{_MARK}*"):
+        for directory in self.folder.glob(f"{MARK}*"):
             shutil.rmtree(directory, ignore_errors=True)  # one that stays harms nobody
 
     def write(
@@ -104,7 +104,7 @@ class ServerSampler:
         self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
     ) -> list[Reply]:
         """Raises Problem where the servers lose a reply, or write nothing for STALLED_SECONDS."""
-        directory = self.folder / f"{_MARK}{uuid4()}"
+        directory = self.folder / f"{MARK}{uuid4()}"
         directory.mkdir()
         asked: list[Generation] = []
         try:
