@@ -43,6 +43,10 @@ class ServeConfig:
     max_new_tokens: Annotated[
         int, "The longest reply of a turn in tokens; 0 chooses 128 on a CPU, 256 on a GPU and with --engine."
     ] = 0
+    rows: Annotated[
+        int, "Replies written at a time, by each server of --engine if any; programs get three quarters."
+    ] = 64
+    queue: Annotated[int, "Requests that may wait for rows; what comes beyond is told to try again."] = 32
     threads: Annotated[int, "CPU threads of the model; 0 leaves the choice to torch."] = 0
     public_url: Annotated[
         str, "The address people type when it is not this machine's, e.g. https://chat.example.org."
@@ -71,6 +75,10 @@ class ServeConfig:
             )
         if self.max_new_tokens < 0 or self.threads < 0:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
+        if self.rows < 1:
+            raise Refused(f"Cannot write {self.rows!r} replies at a time - give --rows a number from 1.")
+        if self.queue < 1:
+            raise Refused(f"A queue of {self.queue!r} lets nobody in - give --queue a number from 1.")
         for one in self.proxies.split(","):
             _check_network(one.strip())
         if self.public_url:

@@ -69,10 +69,23 @@ class Serving:
 def engine_for(base: Base, home: Home, config: ServeConfig) -> AnyEngine:
     """The engine of this process, or one over vLLM servers; not started."""
     if config.engines:
-        return RemoteEngine(base, config.engines, home.adapters, four_bit=config.four_bit)
+        return RemoteEngine(
+            base,
+            config.engines,
+            home.adapters,
+            four_bit=config.four_bit,
+            max_waiting=config.queue,
+            rows_per_server=config.rows,
+        )
     is_open = config.precision == "auto" and not config.four_bit
     precision = choose(base, home) if is_open else config.precision
-    return Engine(base, precision=precision, four_bit=config.four_bit)
+    return Engine(
+        base,
+        precision=precision,
+        four_bit=config.four_bit,
+        max_waiting=config.queue,
+        max_rows=config.rows,
+    )
 
 
 class Trainer:

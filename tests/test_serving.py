@@ -1,5 +1,6 @@
 """What runs behind the pages: the trainer learns what they serve, and where the engine breaks, all ends."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 from chatbot.basemodel import Base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
+from chatbot.flags import add_flags, from_flags
 from chatbot.metrics import Metrics
 from chatbot.remote import RemoteEngine
-from chatbot.serving import Serving, trainer_command
+from chatbot.serving import Serving, engine_for, trainer_command
 from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
@@ -22,13 +24,13 @@ from tests.adapter_files import make_version
 from tests.api import until
 from tests.test_following import publish
 from trainer.__main__ import _parser
-from trainer.commands import asked
+from trainer.commands import config_from
 from trainer.config import RefreshConfig
 
 
 def watching(command: list[str]) -> RefreshConfig:
     """What the trainer makes of the flags it is started with."""
-    return asked(_parser().parse_args(command[command.index("watch") :]))
+    return config_from(_parser().parse_args(command[command.index("watch") :]))
 
 
 @contextmanager
@@ -61,6 +63,19 @@ def test_replies_over_vllm_are_as_long_as_on_a_gpu_here(
     remote = RemoteEngine(tiny_base, ["http://127.0.0.1:9"], home.adapters)
     assert Turns(db, remote).sampling.max_new_tokens == 256
     assert Turns(db, engine).sampling.max_new_tokens == 128
+
+
+@pytest.mark.parametrize("servers, rows", [("", 5), ("http://127.0.0.1:9,http://127.0.0.1:10", 10)])
+def test_the_rows_and_the_queue_that_are_asked_for_are_the_engines(
+    home: Home, tiny_base: Base, servers: str, rows: int
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ServeConfig)
+    flags = ["--rows", "5", "--queue", "7", "--precision", "float32", "--engine", servers]
+    engine = engine_for(tiny_base, home, from_flags(parser.parse_args(flags), ServeConfig))
+    assert (engine.max_waiting, engine.room) == (7, rows + 7)
+    usual = engine_for(tiny_base, home, ServeConfig(precision="float32"))
+    assert (usual.max_waiting, usual.room) == (32, 64 + 32)
 
 
 BREAKING = """
