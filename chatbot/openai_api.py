@@ -43,8 +43,8 @@ ALIASES = ("night-school", "current")
 """Both are the version that serves."""
 DEADLINE_SECONDS = 600.0
 """As long as the official client waits by default."""
-READERS = 2
-"""Requests that are read and tokenised at the same time: more threads would only keep the loop waiting."""
+THREADS = 2
+"""Requests that are read, or answers put together, at a time: more would only keep the loop waiting."""
 LOOK_SECONDS = 0.02
 """How often a stream is looked after: one that writes fifty tokens a second sends each by itself."""
 SILENCE_SECONDS = 15.0
@@ -88,9 +88,15 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
                 await asyncio.sleep(LOOK_SECONDS)
         if failed := failure(generation):
             return error_answer(*failed)
-        return JSONResponse(completion.whole(readings, has_logprobs=asked.has_logprobs))
+        async with door.threads:  # decoding nine long replies token by token takes a third of a second
+            return await asyncio.to_thread(_whole_answer, completion, readings, asked)
 
     return router
+
+
+def _whole_answer(completion: Completion, readings: Sequence[Reading], asked: ChatRequest) -> Response:
+    """Every reply at once. Runs in a thread."""
+    return JSONResponse(completion.whole(readings, has_logprobs=asked.has_logprobs))
 
 
 def models_of(site: "Site", turns: Turns) -> dict[str, dict[str, Any]]:
@@ -143,7 +149,8 @@ class _Door:
     def __init__(self, engine: AnyEngine) -> None:
         self._engine = engine
         self._passing = 0
-        self._readers = asyncio.Semaphore(READERS)
+        self.threads = asyncio.Semaphore(THREADS)
+        """Where tokens are made of text, or text of tokens."""
 
     @contextlib.asynccontextmanager
     async def passed(self) -> AsyncIterator[None]:
@@ -153,7 +160,7 @@ class _Door:
             raise Busy(f"{waiting} requests are waiting already - try again in a moment.")
         self._passing += 1
         try:
-            async with self._readers:
+            async with self.threads:
                 yield
         finally:
             self._passing -= 1

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +15,7 @@ from chatbot import openai_api, openai_request
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.memory import Memory
-from chatbot.openai_reply import Reading, Token
+from chatbot.openai_reply import Completion, Reading, Token
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
@@ -342,6 +342,26 @@ def test_a_crowd_is_refused_before_any_of_it_is_read(api: Api, monkeypatch: pyte
     assert {error_of(answer, 429)["code"] for answer in refused} == {"rate_limit_exceeded"}
     assert sum(one.result().status_code == 200 for one in asked) == 3
     assert api.ask().status_code == 200
+
+
+def test_others_are_answered_while_a_long_answer_is_put_together(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, has_begun, may_end = Completion.whole, threading.Event(), threading.Event()
+
+    def slow(completion: Completion, readings: Sequence[Reading], *, has_logprobs: bool) -> dict[str, Any]:
+        has_begun.set()
+        may_end.wait(60)
+        return whole(completion, readings, has_logprobs=has_logprobs)
+
+    monkeypatch.setattr(Completion, "whole", slow)
+    with ThreadPoolExecutor(1) as beside, api.client() as client:
+        asked = beside.submit(api.ask, logprobs=True, n=2)
+        try:
+            assert has_begun.wait(60) and client.get("/models", timeout=5).status_code == 200
+        finally:
+            may_end.set()
+        assert len(asked.result().json()["choices"]) == 2
 
 
 def test_a_reply_that_fails_is_told_with_and_without_a_stream(

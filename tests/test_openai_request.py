@@ -7,7 +7,6 @@ import pytest
 
 from chatbot.openai_errors import Invalid
 from chatbot.openai_request import HINTS, NEUTRAL, READ, ChatRequest, read_request
-from data.errors import Refused
 from data.records import Sampling
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -134,10 +133,12 @@ def test_a_misspelt_parameter_does_not_pass_in_silence() -> None:
     ids=lambda fields: json.dumps(fields)[:60],
 )
 def test_a_value_that_makes_no_sense_is_a_sentence(fields: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Invalid) as refused:
         read(**fields)
     fact, _, remedy = str(refused.value).partition(" - ")
     assert fact and remedy.endswith(".") and len(fact) < 200
+    named = (refused.value.param or "nothing").partition("[")[0]
+    assert f'"{named}"' in json.dumps(fields)
 
 
 def test_a_deep_value_is_refused_like_any_other() -> None:
