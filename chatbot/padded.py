@@ -29,6 +29,8 @@ from data.records import Sampling
 _ALIKE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """How far logits may be from those without a cache, as a part of their spread. Rounding takes them 1e-5 and
 0.02 away; a cache that is left out, about 1."""
+_STEPS = 5
+"""Tokens after which they are compared."""
 _CAN_PAD: dict[str, bool] = {}
 """Of each configuration that was tried: whether prompts of different length may share a batch."""
 
@@ -83,24 +85,27 @@ def _is_right(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
     `lengths`, two replies each, of which one has ended."""
     most = model.config.get_text_config().vocab_size - 1
     trials = [
-        _Trial([1 + (k * i) % most for i in range(length)], [Row(k), Row(-k)], Sampling(max_new_tokens=8))
+        _Trial([1 + (k * i) % most for i in range(length)], [Row(k), Row(-k)], Sampling(max_new_tokens=9))
         for k, length in zip((5, 7), lengths, strict=True)
     ]
     batch = _Batch(model, trials, end_of_turn=-1)
     batch.step()
     trials[0].rows[0].finish_reason = "cancelled"
-    for _ in range(2):
+    steps = []
+    for _ in range(_STEPS):
         batch.step()
-    assert batch.logits is not None, "the first step prefills"
+        assert batch.logits is not None, "the first step prefills"
+        steps.append(batch.logits)
     rows = [(trial.prompt, row) for trial in trials for row in trial.rows if row.finish_reason is None]
     return all(
-        _are_alike(logits, _uncached(model, prompt + row.token_ids)[-1], model.dtype)
-        for (prompt, row), logits in zip(rows, batch.logits, strict=True)
+        _are_alike(logits, _uncached(model, prompt + row.token_ids, -_STEPS), _ALIKE[model.dtype])
+        for (prompt, row), logits in zip(rows, torch.stack(steps, dim=1), strict=True)
     )
 
 
-def _are_alike(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    return bool((found - wanted).std() <= _ALIKE[dtype] * wanted.std())
+def _are_alike(found: Tensor, wanted: Tensor, within: float) -> bool:
+    """Whether logits are, (T, V), after most tokens: rounding may send one of them to other experts."""
+    return float(((found - wanted).std(-1) <= within * wanted.std(-1)).float().mean()) > 0.5
 
 
 def _uncached(model: PreTrainedModel, ids: Sequence[int], start: int = 0) -> Tensor:

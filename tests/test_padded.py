@@ -24,7 +24,7 @@ from transformers import (
 
 from chatbot.engine import Engine
 from chatbot.models import load_model
-from chatbot.padded import PaddedRunner, TransformersModel
+from chatbot.padded import PaddedRunner, TransformersModel, _are_alike
 from chatbot.runner import prepare
 from data.errors import Refused
 from data.home import Home
@@ -142,6 +142,15 @@ def test_only_models_that_see_padding_get_prompts_of_equal_length() -> None:
 def test_a_model_whose_cache_does_not_go_on_is_refused(kind: str) -> None:
     with pytest.raises(Refused, match=r"cache '.*' does not say what it says without one"):
         prepare(a_model(kind), "float32")
+
+
+@pytest.mark.parametrize(("tokens", "are_alike"), [(0, True), (2, True), (3, False), (5, False)])
+def test_rounding_may_send_a_few_tokens_to_other_experts(tokens: int, are_alike: bool) -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(5, 97)
+    found = wanted + 0.1 * torch.randn(5, 97)
+    found[:tokens] = torch.randn(tokens, 97)
+    assert _are_alike(found, wanted, within=0.15) == are_alike
 
 
 def test_a_server_refuses_to_start_rather_than_fail_each_turn(home: Home) -> None:
