@@ -1,4 +1,4 @@
-"""Who is there and what they may do: passwords, sessions, one-time links and roles.
+"""Who is there and what they may do: passwords, sessions, one-time links, roles and API keys.
 
 The database holds only hashes: argon2 of passwords, sha256 of the random tokens in cookies and links. Nobody
 can sign up alone and there is no default password: the terminal prints the first operator's link, and
@@ -18,6 +18,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from chatbot.throttle import Throttle
 from data import api_keys, people
+from data.api_keys import ApiKey
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Person, PersonRole
@@ -26,6 +27,10 @@ COOKIE = "nightschool_session"
 SESSION_SECONDS = 30 * 24 * 3600
 LINK_SECONDS = 24 * 3600
 RANKS: dict[PersonRole, int] = {"user": 0, "rater": 1, "operator": 2}
+
+KEY_MARK = "ns-"
+"""How an API key begins, so that people and scanners of code know one when they see it."""
+_KEY_SHOWN = 8
 
 _hasher = PasswordHasher()
 # A hash costs 64 MB and some 50 ms of CPU on purpose; a burst of logins must not take the machine.
@@ -113,7 +118,7 @@ def confirm_password(db: Database, throttle: Throttle, person: Person, password:
 
 
 def digest(token: str) -> str:
-    """What the database keeps of a token."""
+    """What the database keeps of a token, or of an API key."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -264,3 +269,23 @@ def use_password_link(db: Database, token: str, password: str) -> Person:
         people.close_sessions(db, person.id)
         people.record(db, person.name, "set password", {})
     return person
+
+
+# API keys
+
+
+def make_key(db: Database, person: Person, label: str = "") -> tuple[str, ApiKey]:
+    """A new key of this person, shown once, and what is remembered of it. Raises Refused.
+
+    Whoever carries it counts as its owner, with their role, at /v1 and nowhere else: a key opens no page, and
+    a cookie opens nothing below /v1, so no other site can act for anybody there.
+    """
+    key = KEY_MARK + secrets.token_urlsafe(32)
+    return key, api_keys.add(db, person, digest(key), key[:_KEY_SHOWN], label)
+
+
+def owner_of_key(db: Database, key: str | None) -> tuple[ApiKey, Person] | None:
+    """Whose key this is, where it is good."""
+    if not key or len(key) > 200 or not key.isascii():
+        return None
+    return api_keys.find(db, digest(key))

@@ -100,9 +100,7 @@ def add_key(arguments: argparse.Namespace) -> int:
     """Makes an API key and shows it, this once."""
     db = open_database(open_home())
     person = _named(db, arguments.name)
-    from chatbot.api_keys import make
-
-    secret, key = make(db, person, arguments.label)
+    secret, key = accounts.make_key(db, person, arguments.label)
     lines = [f"{person.name}'s new API key; it is not shown again:", f"  {secret}"]
     show({**asdict(key), "key": secret}, lines, as_json=arguments.json)
     return 0

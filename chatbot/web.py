@@ -20,10 +20,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from chatbot import accounts
-from chatbot.api_keys import key_routes, owner_of
 from chatbot.config import ServeConfig
 from chatbot.data_routes import data_routes
 from chatbot.guard import SECURITY_HEADERS, Guard, is_local, is_page
+from chatbot.key_routes import key_routes
 from chatbot.metrics import Metrics
 from chatbot.openai_errors import error_answer, is_api, problem_answer
 from chatbot.pages import account as pages
@@ -95,7 +95,7 @@ def open_site(site: Site) -> FastAPI:
         Guard,
         config=site.config,
         person_of=lambda token: accounts.person_of(site.db, token),
-        owner_of=lambda key: owner_of(site.db, key),
+        owner_of=lambda key: accounts.owner_of_key(site.db, key),
     )
     return app
 

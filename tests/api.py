@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from chatbot.api_keys import make
+from chatbot.accounts import make_key
 from chatbot.config import ServeConfig
 from chatbot.interface import AnyEngine
 from chatbot.metrics import Metrics
@@ -60,7 +60,7 @@ def running_api(db: Database, engine: AnyEngine, home: Home) -> Iterator[Api]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         until(lambda: server.started)
-        key, _ = make(db, somebody(db))
+        key, _ = make_key(db, somebody(db))
         yield Api(site, engine, f"{site.config.url}/v1", key)
         server.should_exit = server.force_exit = True
         thread.join()

@@ -13,7 +13,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from chatbot import accounts
-from chatbot.api_keys import make
+from chatbot.accounts import make_key
 from chatbot.engine import Engine
 from chatbot.guard import PUBLIC
 from chatbot.openai_errors import is_api
@@ -87,7 +87,7 @@ def test_a_key_opens_v1_for_every_role_and_nothing_else_for_any(app: FastAPI) ->
     }
     db, wrong = app.state.site.db, []
     for role in ("user", "rater", "operator"):
-        key, _ = make(db, people.by_name(db, role) or people.add(db, role, role=role))
+        key, _ = make_key(db, people.by_name(db, role) or people.add(db, role, role=role))
         program = client(app, None)
         program.headers["authorization"] = f"Bearer {key}"
         for method, path in matrix:

@@ -17,7 +17,7 @@ import pytest
 
 from chatbot import accounts, terminal
 from chatbot.__main__ import main
-from chatbot.api_keys import make, owner_of
+from chatbot.accounts import make_key, owner_of_key
 from chatbot.server import alone
 from chatbot.throttle import Throttle
 from data import people, rankings
@@ -62,10 +62,10 @@ def test_a_reset_ends_sessions_and_revokes_keys(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ada = people.add(db, "Ada")
-    token, (key, _) = accounts.open_session(db, ada), make(db, ada)
+    token, (key, _) = accounts.open_session(db, ada), make_key(db, ada)
     assert main(["person", "reset", "Ada"]) == 0
     assert "signed out everywhere, and their API keys are revoked" in capsys.readouterr().out
-    assert accounts.person_of(db, token) is None and owner_of(db, key) is None
+    assert accounts.person_of(db, token) is None and owner_of_key(db, key) is None
 
 
 def test_after_a_reset_neither_the_old_password_nor_an_older_link_opens_anything(

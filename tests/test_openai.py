@@ -20,7 +20,7 @@ from openai import (
 )
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from chatbot.api_keys import make
+from chatbot.accounts import make_key
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from data.database import Database
@@ -208,7 +208,7 @@ def test_many_streams_at_once_are_each_whole(api: Api) -> None:
 
 
 def test_the_server_that_chats_answers_programs_too(db: Database, home: Home, tiny_directory: Path) -> None:
-    key, _ = make(db, somebody(db))
+    key, _ = make_key(db, somebody(db))
     with (
         running_server(tiny_directory, home.root) as server,
         OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client,

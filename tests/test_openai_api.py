@@ -206,14 +206,14 @@ def test_there_is_nothing_else_below_v1(api: Api, path: str, method: str) -> Non
 def test_before_the_model_is_there_the_api_says_so(db: Database, home: Home) -> None:
     from starlette.testclient import TestClient
 
-    from chatbot.api_keys import make
+    from chatbot.accounts import make_key
     from chatbot.config import ServeConfig
     from chatbot.metrics import Metrics
     from chatbot.web import Site, open_site
 
     app = open_site(Site(db, home, ServeConfig(), Metrics(db)))
     browser = TestClient(app, base_url="http://127.0.0.1:7860")
-    key, _ = make(db, somebody(db))
+    key, _ = make_key(db, somebody(db))
     answer = browser.get("/v1/models", headers={"authorization": f"Bearer {key}", "accept": "text/html"})
     assert "is loading" in error_of(answer, 503)["message"]
     assert answer.headers["retry-after"] == "2"

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from chatbot import accounts, data_routes, signin
-from chatbot.api_keys import make, owner_of
+from chatbot.accounts import make_key, owner_of_key
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.metrics import Metrics
@@ -233,11 +233,11 @@ def test_signing_out_everywhere_ends_other_devices_too(
 def test_signing_out_everywhere_shuts_out_programs_too(
     browser: TestClient, db: Database, ada: Person
 ) -> None:
-    mine, hers = make(db, ada)[0], make(db, people.add(db, "Eve"))[0]
+    mine, hers = make_key(db, ada)[0], make_key(db, people.add(db, "Eve"))[0]
     sign_in(browser)
     assert "revokes your API keys" in browser.get("/account/").text
     browser.post("/account/sign-out-everywhere")
-    assert owner_of(db, mine) is None and owner_of(db, hers)
+    assert owner_of_key(db, mine) is None and owner_of_key(db, hers)
     assert people.audit_log(db)[0].action == "revoke api key"
 
 
@@ -262,11 +262,11 @@ def test_a_stolen_cookie_does_not_let_anybody_guess_the_password(
 
 
 def test_changing_the_password_leaves_programs_in(browser: TestClient, db: Database, ada: Person) -> None:
-    key, _ = make(db, ada)
+    key, _ = make_key(db, ada)
     sign_in(browser)
     right = browser.post("/account/password", data={"old": PASSWORD, "new": "another night"})
     assert "Your API keys go on working." in browser.get(right.headers["location"]).text
-    assert owner_of(db, key)
+    assert owner_of_key(db, key)
 
 
 def test_an_export_has_all_of_ones_own_and_nothing_of_others(
@@ -399,7 +399,7 @@ def test_a_database_that_cannot_be_read_is_a_sentence_until_it_can(
     browser: TestClient, db: Database, home: Home, ada: Person
 ) -> None:
     sign_in(browser)
-    key, _ = make(db, ada)
+    key, _ = make_key(db, ada)
     db.vacuum()  # all of it is in the file, nothing in the log
     whole = home.database.read_bytes()
     home.database.write_bytes(b"no database" + whole[11:])
@@ -437,7 +437,7 @@ def test_what_nobody_thought_of_is_logged_and_answered_in_the_shape_that_was_ask
     for broken in ("chatbot.metrics.Metrics.text", "chatbot.openai_api.models_of"):
         monkeypatch.setattr(broken, lambda *given: 1 / 0)
     page, data = browser.get("/metrics", headers=PAGE), browser.get("/metrics")
-    key = {"authorization": f"Bearer {make(site.db, ada)[0]}"}
+    key = {"authorization": f"Bearer {make_key(site.db, ada)[0]}"}
     program = browser.get("/v1/models", headers=key | PAGE)
     said = "Something broke here - try again, or tell the operator, whose log has it."
     assert "Something broke here" in page.text and page.headers["content-type"].startswith("text/html")
@@ -454,7 +454,7 @@ def test_who_hangs_up_before_all_is_sent_is_no_error(
     app: FastAPI, site: Site, engine: Engine, ada: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     mount_api(app, Turns(site.db, engine))
-    key, _ = make(site.db, ada)
+    key, _ = make_key(site.db, ada)
     scope = {
         "type": "http",
         "method": "POST",

@@ -1,11 +1,4 @@
-"""API keys of people: how one is made and recognised, and the page on which its owner looks after them.
-
-A key is `ns-` and 32 random bytes, shown once. Whoever carries it counts as its owner, with their role, at
-/v1 and nowhere else: a key opens no page, and a cookie opens nothing below /v1, so no other site can act for
-anybody there. The page is a plain form without a script, like the account's.
-"""
-
-import secrets
+"""The page on which people look after their API keys: a plain form without a script, like the account's."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -15,27 +8,8 @@ from chatbot.config import ServeConfig
 from chatbot.pages import account as pages
 from chatbot.signin import Field
 from data import api_keys
-from data.api_keys import ApiKey
 from data.database import Database
 from data.errors import NotFound, Problem
-from data.records import Person
-
-MARK = "ns-"
-"""How a key begins, so that people and scanners of code know one when they see it."""
-_SHOWN = 8
-
-
-def make(db: Database, person: Person, label: str = "") -> tuple[str, ApiKey]:
-    """A new key of this person, and what is remembered of it. Raises Refused."""
-    key = MARK + secrets.token_urlsafe(32)
-    return key, api_keys.add(db, person, accounts.digest(key), key[:_SHOWN], label)
-
-
-def owner_of(db: Database, key: str | None) -> tuple[ApiKey, Person] | None:
-    """Whose key this is, where it is good."""
-    if not key or len(key) > 200 or not key.isascii():
-        return None
-    return api_keys.find(db, accounts.digest(key))
 
 
 def key_routes(db: Database, config: ServeConfig) -> APIRouter:
@@ -55,7 +29,7 @@ def key_routes(db: Database, config: ServeConfig) -> APIRouter:
     @router.post("")
     def make_key(request: Request, label: Field = "") -> Response:
         try:
-            key, _ = make(db, accounts.require(request), label)
+            key, _ = accounts.make_key(db, accounts.require(request), label)
         except Problem as problem:
             return page(request, said=str(problem), status=400)
         return page(request, key=key)  # not a redirect: the key is in this answer and nowhere else
