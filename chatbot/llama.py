@@ -32,8 +32,7 @@ _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 def can_run(model: PreTrainedModel) -> bool:
     """Whether this file computes what `model` does. Only kinds that were compared with it are taken."""
     config = model.config.get_text_config()
-    is_qwen_3 = config.model_type == "qwen3" and set(config.layer_types) == {"full_attention"}
-    if not (is_qwen_3 or attends_to_all(model)):
+    if not attends_to_all(model):
         return False
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     layers = model.get_decoder().layers

@@ -22,7 +22,7 @@ from chatbot.models import TokenBatch
 
 PACKED = "night_school_packed"
 """What our attention is called in transformers."""
-_TYPES = ("llama", "qwen2", "mistral")
+_TYPES = ("llama", "qwen2", "qwen3", "mistral")
 _WORTH_IT = 0.9
 """A batch is packed where no more of its cells than this are left."""
 _LONGEST_EAGER = 384

@@ -73,7 +73,7 @@ class Policy:
         """A fresh adapter on every linear map: B = 0, so it changes nothing yet. Weights are float32.
 
         depth: the share of the layers that get one, from the last one down; one layer at least.
-        Raises Refused for a base whose maps are of a kind that nothing can be merged into.
+        Raises Refused for a base whose maps are of a kind that nothing can be merged into or added to.
         """
         if any(isinstance(module, Conv1D) for module in self._plain.modules()):
             raise Refused(
@@ -84,7 +84,13 @@ class Policy:
         settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type="CAUSAL_LM", **targets)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self._add(name, settings)
+            try:
+                self._add(name, settings)
+            except (AttributeError, ValueError) as error:  # of PEFT, for layers that it does not know
+                raise Refused(
+                    f"{self.base.name!r} chats but cannot learn: its layers are of a kind that PEFT adds no "
+                    "adapter to - choose another model."
+                ) from error
         if with_head:
             generator = torch.Generator().manual_seed(seed)
             self.heads[name] = ScalarHead(self.hidden_size, generator).to(self.device)

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, MistralConfig, Qwen2Config
+from transformers import Gemma2Config, MistralConfig, Qwen2Config, Qwen3Config
 
 from chatbot.basemodel import Base
 from chatbot.models import TokenBatch
@@ -81,8 +81,13 @@ def test_what_has_nothing_in_common_is_left_as_it_is(sequences: list[list[int]])
 @pytest.mark.parametrize("left_pad", [None, 0, 3])
 @pytest.mark.parametrize(
     "config",
-    [None, Qwen2Config(**SMALL), MistralConfig(**SMALL, sliding_window=None)],
-    ids=["llama", "qwen 2", "mistral"],
+    [
+        None,
+        Qwen2Config(**SMALL),
+        Qwen3Config(**SMALL, head_dim=8),
+        MistralConfig(**SMALL, sliding_window=None),
+    ],
+    ids=["llama", "qwen 2", "qwen 3", "mistral"],
 )
 def test_packed_or_not_states_and_gradients_are_the_same(
     tiny_base: Base,

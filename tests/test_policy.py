@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    MambaConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -291,6 +292,14 @@ def test_a_last_norm_in_float32_meets_a_head_in_bfloat16(home: Home) -> None:
     norms = [part for part in policy._plain.get_decoder().children() if isinstance(part, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(lambda module, inputs, states: states.float())
     assert torch.isfinite(logits(policy, "policy")).all()
+
+
+@pytest.mark.parametrize("depth", [1.0, 0.5])
+def test_a_model_whose_layers_take_no_adapter_chats_but_cannot_learn(home: Home, depth: float) -> None:
+    config = MambaConfig(vocab_size=259, hidden_size=32, state_size=4, num_hidden_layers=2)
+    policy = Policy(base_of(config, home), device=CPU, dtype=torch.float32)
+    with pytest.raises(Refused, match="chats but cannot learn: its layers are of a kind that PEFT adds no"):
+        policy.add("policy", seed=0, depth=depth)
 
 
 def test_a_model_whose_logits_are_not_understood_is_refused(
