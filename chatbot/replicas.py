@@ -253,7 +253,8 @@ class Replicas:
         off = nats_off(edition.canary, logprobs)
         may_be = tolerance(edition.canary, self._dtype, four_bit=self._four_bit)
         if not off <= may_be:  # also for a nan
-            await server.unload(edition.tag)
+            if edition.version != BASE_VERSION:  # that changes nothing, and may serve others there
+                await server.unload(edition.tag)
             raise Refused(
                 f"{server.url} computes other log-probabilities of {edition.version!r} than its weights have "
                 f"({off:.4f} nats a token off, {may_be} allowed) - start it with the same base model."

@@ -168,6 +168,7 @@ def test_a_server_that_is_the_first_with_another_model_is_found_out(
     with pytest.raises(Problem, match=sentence):
         alone.start()
     alone.close()
+    assert len(servers[2].adapters) == 1  # those whose model it is go on
     beside = RemoteEngine(tiny_base, [servers[2].url, servers[0].url], home.adapters, patience=60)
     beside.start()
     assert [replica.is_up for replica in beside._replicas.all] == [False, True]
