@@ -153,7 +153,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     db = open_database(home)
     from chatbot import terminal
     from chatbot.metrics import Metrics
-    from chatbot.serving import Serving
+    from chatbot.serving import LoadedServer
 
     config = ServeConfig(
         model=arguments.model,
@@ -163,7 +163,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         trainer=False,
     )
     person = terminal.terminal_person(db, arguments.name)
-    serving = Serving(db, home, config, Metrics(db))
+    serving = LoadedServer(db, home, config, Metrics(db))
     try:
         terminal.chat(db, serving.turns, person, replies=config.replies, as_json=arguments.json)
     finally:

@@ -27,7 +27,7 @@ from chatbot.chatformat import FittedPrompt
 from chatbot.generation import Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
-from chatbot.openai_reply import FINISHED, Completion, Reading
+from chatbot.openai_reply import FINISHED, Completion, ReplyReader
 from chatbot.openai_request import ChatRequest, read_request
 from chatbot.turns import Turns
 from data import api_keys, versions
@@ -80,7 +80,7 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
             return problem_answer(problem)
         completion = Completion(generation, build_of(turns))
         decode = turns.engine.base.format.decode
-        readings = [Reading(reply, asked.stop, decode) for reply in generation.replies]
+        readings = [ReplyReader(reply, asked.stop, decode) for reply in generation.replies]
         if asked.streams:
             return EventStream(_events(asked, generation, readings, completion), generation)
         async with _while_listened_to(request.receive, generation):
@@ -94,7 +94,7 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
     return router
 
 
-def _whole_answer(completion: Completion, readings: Sequence[Reading], asked: ChatRequest) -> Response:
+def _whole_answer(completion: Completion, readings: Sequence[ReplyReader], asked: ChatRequest) -> Response:
     """Every reply at once. Runs in a thread."""
     return JSONResponse(completion.whole(readings, has_logprobs=asked.has_logprobs))
 
@@ -258,7 +258,7 @@ class EventStream(Response):
 
 
 async def _events(
-    asked: ChatRequest, generation: Generation, readings: Sequence[Reading], completion: Completion
+    asked: ChatRequest, generation: Generation, readings: Sequence[ReplyReader], completion: Completion
 ) -> AsyncIterator[bytes]:
     """Every reply's beginning, its pieces as they are written, its end; then the usage, then [DONE]."""
     opening = {"role": "assistant", "content": "", "refusal": None}
@@ -280,7 +280,7 @@ async def _events(
 
 
 def _news(
-    asked: ChatRequest, readings: Sequence[Reading], completion: Completion
+    asked: ChatRequest, readings: Sequence[ReplyReader], completion: Completion
 ) -> Iterator[dict[str, Any]]:
     """The chunks that tell what was written since the last look."""
     for index, reading in enumerate(readings):

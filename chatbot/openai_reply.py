@@ -35,7 +35,7 @@ class Token:
         return {"token": self.text, "bytes": bytes_, "logprob": self.logprob, "top_logprobs": []}
 
 
-class Reading:
+class ReplyReader:
     """One reply as it is read: `news` is what may be told since the last time."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Completion:
         written = sum(reply.tokens for reply in self._generation.replies)
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
-    def whole(self, readings: Sequence[Reading], *, has_logprobs: bool) -> dict[str, Any]:
+    def whole(self, readings: Sequence[ReplyReader], *, has_logprobs: bool) -> dict[str, Any]:
         """The answer once every reply has ended well."""
         choices = []
         for index, (reading, reply) in enumerate(zip(readings, self._generation.replies, strict=True)):

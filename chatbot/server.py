@@ -32,7 +32,7 @@ from data.errors import Busy, Problem
 from data.home import Home, open_home
 
 if TYPE_CHECKING:
-    from chatbot.serving import Serving
+    from chatbot.serving import LoadedServer
 
 log = logging.getLogger(__name__)
 
@@ -147,16 +147,16 @@ class _Server(uvicorn.Server):
             )
         )
         self.site = site
-        self.loaded: Serving | None = None
+        self.loaded: LoadedServer | None = None
 
-    def load(self) -> "Serving":
+    def load(self) -> "LoadedServer":
         """The slow part, outside the event loop: torch, Gradio and the model."""
         import gradio  # noqa: F401  (so that mounting the pages is quick)
 
-        from chatbot.serving import Serving
+        from chatbot.serving import LoadedServer
 
         conversations.interrupt_unfinished(self.site.db)  # left by a crash: no other server writes here
-        self.loaded = Serving(self.site.db, self.site.home, self.site.config, self.site.metrics)
+        self.loaded = LoadedServer(self.site.db, self.site.home, self.site.config, self.site.metrics)
         return self.loaded
 
     @contextlib.contextmanager
@@ -188,12 +188,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _in_thread(load: Callable[[], "Serving"]) -> "asyncio.Future[Serving]":
+def _in_thread(load: Callable[[], "LoadedServer"]) -> "asyncio.Future[LoadedServer]":
     """Like asyncio.to_thread, in a thread that does not hold up the end of the process."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Serving] = loop.create_future()
+    future: asyncio.Future[LoadedServer] = loop.create_future()
 
-    def settle(result: "Serving | None", error: Exception | None) -> None:
+    def settle(result: "LoadedServer | None", error: Exception | None) -> None:
         if future.done():
             return
         if error:

@@ -30,7 +30,7 @@ TRAINER_PAUSE_SECONDS = 5.0
 TRAINER_GRACE_SECONDS = 5.0
 
 
-class Serving:
+class LoadedServer:
     """All that runs behind the pages. `close` ends it in order and within seconds."""
 
     def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:

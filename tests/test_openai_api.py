@@ -15,7 +15,7 @@ from chatbot import openai_api, openai_request
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from chatbot.memory import Memory
-from chatbot.openai_reply import Completion, Reading, Token
+from chatbot.openai_reply import Completion, ReplyReader, Token
 from chatbot.runner import LlamaRunner
 from data import api_keys, people
 from data.database import Database
@@ -349,7 +349,9 @@ def test_others_are_answered_while_a_long_answer_is_put_together(
 ) -> None:
     whole, has_begun, may_end = Completion.whole, threading.Event(), threading.Event()
 
-    def slow(completion: Completion, readings: Sequence[Reading], *, has_logprobs: bool) -> dict[str, Any]:
+    def slow(
+        completion: Completion, readings: Sequence[ReplyReader], *, has_logprobs: bool
+    ) -> dict[str, Any]:
         has_begun.set()
         may_end.wait(60)
         return whole(completion, readings, has_logprobs=has_logprobs)
@@ -376,19 +378,19 @@ def test_a_reply_that_fails_is_told_with_and_without_a_stream(
 def test_a_reply_that_fails_while_it_is_looked_at_is_told_too(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    news, may_fail = Reading.news, threading.Event()
+    news, may_fail = ReplyReader.news, threading.Event()
 
     def fail(runner: LlamaRunner, beside: int) -> None:
         assert may_fail.wait(60)
         raise ZeroDivisionError
 
-    def late(reading: Reading) -> tuple[str, list[Token]]:
+    def late(reading: ReplyReader) -> tuple[str, list[Token]]:
         may_fail.set()
         until(lambda: reading._reply.finish_reason is not None)
         return news(reading)
 
     monkeypatch.setattr(LlamaRunner, "step", fail)
-    monkeypatch.setattr(Reading, "news", late)
+    monkeypatch.setattr(ReplyReader, "news", late)
     lines = [line for line in api.ask(stream=True).text.splitlines() if line]
     assert "The model failed" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
 

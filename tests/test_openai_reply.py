@@ -7,7 +7,7 @@ import pytest
 
 from chatbot.chatformat import ChatFormat, FittedPrompt
 from chatbot.generation import Asked, Generation, ReplyStream
-from chatbot.openai_reply import Reading, Token, safe_length
+from chatbot.openai_reply import ReplyReader, Token, safe_length
 from data.records import Sampling
 from tests.tiny import byte_tokenizer
 
@@ -25,7 +25,7 @@ def read_while_written(
     """The reply at its end, and what was told of it by looking now and then while it was written."""
     generation = Generation(chat, lambda g: 0, Asked(FittedPrompt([], 0), Sampling(), [1], stop=stop), "base")
     (row,), (reply,) = generation.rows, generation.replies
-    reading, told, tokens = Reading(reply, stop, chat.decode), [], []
+    reading, told, tokens = ReplyReader(reply, stop, chat.decode), [], []
     for token in ids:
         row.logprobs.append(-dice.random())
         row.token_ids.append(token)
@@ -91,7 +91,7 @@ def test_reading_a_long_reply_decodes_a_window_not_all_of_it(chat: ChatFormat) -
     (row,), (reply,) = generation.rows, generation.replies
     row.token_ids += (ids := chat.encode_text(TEXT * 5))
     row.logprobs += [-1.0] * len(ids)
-    assert Reading(reply, (), decode).news()[0] == TEXT * 5
+    assert ReplyReader(reply, (), decode).news()[0] == TEXT * 5
     assert longest < 50 < len(ids)
 
 

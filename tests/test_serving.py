@@ -16,7 +16,7 @@ from chatbot.engine import Engine
 from chatbot.flags import add_flags, from_flags
 from chatbot.metrics import Metrics
 from chatbot.remote import RemoteEngine
-from chatbot.serving import Serving, engine_for, trainer_command
+from chatbot.serving import LoadedServer, engine_for, trainer_command
 from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
@@ -34,8 +34,8 @@ def watching(command: list[str]) -> RefreshConfig:
 
 
 @contextmanager
-def serving(db: Database, home: Home, config: ServeConfig) -> Iterator[Serving]:
-    made = Serving(db, home, config, Metrics(db))
+def serving(db: Database, home: Home, config: ServeConfig) -> Iterator[LoadedServer]:
+    made = LoadedServer(db, home, config, Metrics(db))
     try:
         yield made
     finally:
