@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from chatbot import accounts
 from chatbot.basemodel import Base
 from chatbot.chatformat import FittedPrompt
-from chatbot.generation import Asked, Generation
+from chatbot.generation import DEADLINE, Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
 from chatbot.openai_reply import FINISHED, Completion, ReplyReader
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 ALIASES = ("night-school", "current")
 """Both are the version that serves."""
-DEADLINE_SECONDS = 600.0
-"""As long as the official client waits by default."""
 THREADS = 2
 """Requests that are read, or answers put together, at a time: more would only keep the loop waiting."""
 LOOK_SECONDS = 0.02
@@ -136,7 +134,7 @@ def failure(generation: Generation) -> tuple[int, str] | None:
     if "failed" in reasons:
         return 500, "The model failed at this prompt - try again, or tell the operator."
     if "cancelled" in reasons and not any(reply.tokens for reply in generation.replies):
-        return 503, f"Nothing was written within {DEADLINE_SECONDS:.0f} seconds - try again later."
+        return 503, f"Nothing was written within {DEADLINE:.0f} seconds - try again later."
     return None
 
 
@@ -183,7 +181,7 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
         person=person.id,
         kind="api",
         stop=asked.stop,
-        deadline=DEADLINE_SECONDS,
+        deadline=DEADLINE,
     )
     return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
 

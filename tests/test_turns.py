@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chatbot import openai_api
 from chatbot import turns as turns_module
 from chatbot.engine import Engine
 from chatbot.generation import Asked, Generation
@@ -362,10 +361,6 @@ def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_agai
     assert [row.finish_reason for row in stored(db, done(turns.regenerate(ada, live.turn_id, 1)))] == [
         "length"
     ]
-
-
-def test_programs_and_people_who_chat_wait_as_long_as_each_other() -> None:
-    assert openai_api.DEADLINE_SECONDS == turns_module.DEADLINE
 
 
 def test_simulated_raters_have_time_and_no_person_in_the_queue(turns: Turns, db: Database) -> None:
