@@ -42,7 +42,7 @@ STREAMS, STREAM_TOKENS, BEGIN_SECONDS = 200, 300, 5.0
 BURST, BURST_SECONDS, BURST_TOKENS, QUEUE, ROWS = 500, 2.0, 40, 32, 64
 VANISHING, VANISH_AFTER = 50, 5
 WIDE = 288
-"""As `chatbot serve --rows 288`, for two hundred streams: a quarter of the rows is kept for people who chat."""
+"""As `chatbot serve --rows 288`, for 200 streams: a quarter of the rows is kept for people who chat."""
 GIVE_UP_SECONDS = 30.0
 
 Rows = list[tuple[str, str, str]]
