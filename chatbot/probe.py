@@ -55,6 +55,7 @@ def base_canaries(base: Base, directory: Path) -> list[Canary]:
     return canaries
 
 
+@torch.inference_mode()
 def _compute(base: Base) -> Canary | None:
     """None where there is no room, or where the model is none that is read here; said in the log."""
     cpu = torch.device("cpu")
