@@ -22,7 +22,7 @@ from pathlib import Path
 import uvicorn
 from clients import Client
 
-from chatbot.api_keys import make
+from chatbot.accounts import make_key
 from chatbot.basemodel import load_base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
@@ -108,7 +108,7 @@ def make_keys(home: Home, count: int) -> list[str]:
     db = open_database(home)
     try:
         named = [f"client-{number}" for number in range(count)]
-        return [make(db, people.by_name(db, name) or people.add(db, name), "load")[0] for name in named]
+        return [make_key(db, people.by_name(db, name) or people.add(db, name), "load")[0] for name in named]
     finally:
         db.close()
 

@@ -237,3 +237,29 @@ def test_the_check_and_benchmarks_of_a_gpu_need_no_database_and_no_page() -> Non
     absent = {"sqlite_utils", "pysqlite3", "uuid_utils", "gradio", "fastapi", "argon2", "bitsandbytes"}
     for name in ("tests/test_gpu.py", "tests/conftest.py", "benchmarks/ppo.py", "benchmarks/serving.py"):
         assert not needed_by(ROOT / name) & absent, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_what_a_benchmark_takes_from_the_packages_is_there(path: Path) -> None:
+    """mypy reads the packages only, and most benchmarks run for an hour before they would stop."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            module = ROOT / str(node.module).replace(".", "/")
+            for name in (alias.name for alias in node.names):
+                is_module = (module / f"{name}.py").is_file() or (module / name).is_dir()
+                assert is_module or name in offered_by(module.with_suffix(".py")), (
+                    f"{node.module} has no {name}"
+                )
+
+
+def offered_by(path: Path) -> set[str]:
+    """The names that other modules can import from this one; of none where there is no such file."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return found
