@@ -46,7 +46,7 @@ class ServeConfig:
     rows: Annotated[
         int, "Replies written at a time, by each server of --engine if any; programs get three quarters."
     ] = 64
-    queue: Annotated[int, "Requests that may wait for rows; what comes beyond is told to try again."] = 32
+    queue: Annotated[int, "Requests that may wait to be let in; more are told to try again."] = 32
     threads: Annotated[int, "CPU threads of the model; 0 leaves the choice to torch."] = 0
     public_url: Annotated[
         str, "The address people type when it is not this machine's, e.g. https://chat.example.org."
@@ -77,8 +77,10 @@ class ServeConfig:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
         if self.rows < 1:
             raise Refused(f"Cannot write {self.rows!r} replies at a time - give --rows a number from 1.")
-        if self.queue < 1:
-            raise Refused(f"A queue of {self.queue!r} lets nobody in - give --queue a number from 1.")
+        if self.queue < 4:
+            raise Refused(
+                f"A queue of {self.queue!r} is too short for a few people - give --queue a number from 4."
+            )
         for one in self.proxies.split(","):
             _check_network(one.strip())
         if self.public_url:

@@ -82,6 +82,7 @@ class Follower:
                 return False
             self._engine.serve(wanted)
         except Exception as error:
+            self._engine.unload(wanted)
             self._keep_what_serves(wanted, error)
             return False
         log.info("Serving %s.", wanted)

@@ -19,7 +19,8 @@ from data.records import FinishReason, Sampling
 
 MAX_REPLIES = 9
 DEADLINE = 600.0
-"""Seconds that somebody waits for replies: as long as OpenAI's client does by default."""
+"""Seconds that somebody waits: for all of an API's answer, as OpenAI's client does by default, or for the
+next token of a turn, however slow the machine."""
 LONG_DEADLINE = 3600.0
 """The same where nobody waits: rollouts stand behind hundreds of others."""
 _LEAST_ROOM_FOR_PROMPT = 64
@@ -137,7 +138,10 @@ class Generation:
         # A token is a byte at least; a few more, since the first ones of a window may lose a space.
         self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
         self.submitted_at = time.monotonic()
-        self._deadline = None if asked.deadline is None else self.submitted_at + asked.deadline
+        self._patience = asked.deadline
+        self._heard_at = self.submitted_at
+        """When the last token came, but for programs, which have a deadline for all of it."""
+        self._heard = 0
         self.rows = [
             Row(seed, has_met_stop=partial(self._has_met_stop, number))
             for number, seed in enumerate(asked.seeds)
@@ -190,7 +194,7 @@ class Generation:
     def end_if_late(self) -> None:
         """End what is not finished where the deadline has passed: to a program it was cut by a limit, as by
         its `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if self._patience is not None and time.monotonic() > self._heard_at + self._patience:
             self.stop("cancelled" if self.kind == "api" else "interrupted")
 
     def notice(self) -> None:
@@ -199,6 +203,9 @@ class Generation:
         for reply in self.replies:
             if reply.first_token_at is None and reply.tokens:
                 reply.first_token_at = now
+        tokens = sum(reply.tokens for reply in self.replies)
+        if self.kind != "api" and tokens > self._heard:
+            self._heard, self._heard_at = tokens, now
         for number, row in enumerate(self.rows if self._stop else ()):
             if row.finish_reason is None and self._has_met_stop(number):
                 self.finish(row, "stop")

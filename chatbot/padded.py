@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from chatbot.models import TokenBatch, logits_of
+from chatbot.packing import attends_to_all
 from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import SHORTEST
 from data.errors import Refused, out_of_memory
@@ -42,7 +43,7 @@ class TransformersModel:
         """Raises Refused for a model whose cache cannot be used here."""
         kind = model.config.to_json_string()
         if kind not in _CAN_PAD:
-            _CAN_PAD[kind] = _try_to_pad(model)
+            _CAN_PAD[kind] = attends_to_all(model) or _try_to_pad(model)
         self.model = model
         self.can_pad = _CAN_PAD[kind]
         """Whether prompts of different length may share a batch."""
@@ -70,12 +71,13 @@ def _try_to_pad(model: PreTrainedModel) -> bool:
             if _is_right(model, lengths):
                 return is_padded
         except Exception as error:  # of any type: it is made for a cache of its own
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
             failure = error
+    reason = f" ({type(failure).__name__}: {failure})" if failure else ""
     raise Refused(
         f"With transformers' cache {model.config.model_type!r} does not say what it says without one, so its "
-        "replies would be made up - choose another model."
+        f"replies would be made up{reason} - choose another model."
     ) from failure
 
 

@@ -84,13 +84,7 @@ class Policy:
         settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type="CAUSAL_LM", **targets)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            try:
-                self._add(name, settings)
-            except (AttributeError, ValueError) as error:  # of PEFT, for layers that it does not know
-                raise Refused(
-                    f"{self.base.name!r} chats but cannot learn: its layers are of a kind that PEFT adds no "
-                    "adapter to - choose another model."
-                ) from error
+            self._add(name, settings)
         if with_head:
             generator = torch.Generator().manual_seed(seed)
             self.heads[name] = ScalarHead(self.hidden_size, generator).to(self.device)
@@ -119,10 +113,16 @@ class Policy:
 
     def _add(self, name: str, settings: LoraConfig) -> None:
         with quiet_transformers():
-            if self._peft is None:
-                self._peft = cast(PeftModel, get_peft_model(self._plain, settings, adapter_name=name))
-            else:
+            if self._peft is not None:
                 self._peft.add_adapter(name, settings)
+            else:
+                try:
+                    self._peft = cast(PeftModel, get_peft_model(self._plain, settings, adapter_name=name))
+                except (AttributeError, ValueError) as error:  # for layers that PEFT does not know
+                    raise Refused(
+                        f"{self.base.name!r} chats but cannot learn: PEFT adds no adapter to its layers "
+                        f"({error}) - choose another model."
+                    ) from error
         self._peft.eval()
         for module in self._plain.modules():
             if isinstance(module, LoraLayer):

@@ -27,7 +27,7 @@ def test_the_defaults_serve_this_machine_alone() -> None:
         ({"max_new_tokens": -1}, "cannot be negative"),
         ({"threads": -1}, "cannot be negative"),
         ({"rows": 0}, "Cannot write 0 replies at a time - give --rows a number from 1"),
-        ({"queue": 0}, "A queue of 0 lets nobody in - give --queue a number from 1"),
+        ({"queue": 3}, "A queue of 3 is too short for a few people - give --queue a number from 4"),
         ({"precision": "int4"}, "Precision 'int4' is unknown - use one of auto, float32, bfloat16, int8"),
         ({"precision": "int8", "four_bit": True}, "two ways to one end"),
         ({"engine": "http://gpu1:8000,gpu2:8000"}, "'gpu2:8000' is not the address of a server"),

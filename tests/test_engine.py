@@ -322,10 +322,10 @@ def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(engine: 
     assert (ended.text, ended.tokens, ended.finish_reason) == ("", GREEDY.max_new_tokens, "stop")
 
 
-def test_a_deadline_ends_what_is_not_finished(engine: Engine, endless: Endless) -> None:
-    generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=2)
+def test_a_deadline_ends_what_of_a_programs_request_is_not_finished(engine: Engine, endless: Endless) -> None:
+    generation = engine.submit(HELLO, replies=2, sampling=LONG, deadline=2, kind="api")
     done(generation)
-    assert [reply.finish_reason for reply in generation.replies] == ["interrupted"] * 2
+    assert [reply.finish_reason for reply in generation.replies] == ["cancelled"] * 2
     assert 0 < generation.replies[0].tokens < 900
     in_time = done(engine.submit(HELLO, sampling=GREEDY, deadline=60))
     assert in_time.replies[0].finish_reason == "length"
@@ -342,12 +342,17 @@ def test_a_deadline_counts_in_the_queue_too(tiny_base: Base, endless: Endless) -
     engine.close()
 
 
-def test_a_rollout_that_never_ends_is_ended(
-    engine: Engine, endless: Endless, monkeypatch: pytest.MonkeyPatch
+def test_a_rollout_behind_something_endless_is_ended(
+    tiny_base: Base, endless: Endless, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatbot.interface.LONG_DEADLINE", 1)
-    [reply] = done(engine.submit_tokens([5, 6, 7], sampling=LONG, seeds=[0])).replies
-    assert reply.finish_reason == "interrupted" and 0 < reply.tokens < 900
+    monkeypatch.setattr("chatbot.interface.LONG_DEADLINE", 0.5)
+    engine = Engine(tiny_base, precision="float32", max_rows=1)
+    engine.start()
+    running = endless(engine)
+    until(lambda: running.queue_position == 0)
+    [reply] = done(engine.submit_tokens([5, 6, 7], sampling=GREEDY, seeds=[0])).replies
+    assert (reply.finish_reason, reply.tokens) == ("interrupted", 0) and not running.is_done
+    engine.close()
 
 
 def test_each_token_comes_with_its_log_probability(engine: Engine) -> None:

@@ -17,9 +17,9 @@ from chatbot.following import Answering, Follower, load_verified
 from chatbot.manifest import MANIFEST, Canary
 from data import versions
 from data.database import Database
-from data.errors import NotFound, Refused
+from data.errors import Busy, NotFound, Refused
 from data.home import Home
-from data.records import Prompt, Sampling, Version
+from data.records import Prompt, Sampling, Serving, Version
 from tests.adapter_files import make_version, write_adapter
 from tests.test_engine import until
 from tests.tiny import make_tiny_model
@@ -254,6 +254,29 @@ def test_a_version_rolled_back_while_it_is_built_never_serves(
     assert served == [] and engine.version == first.name and follower.problem is None
     until(lambda: engine.known_versions == ["base", first.name])
     assert follower.follow_once()
+
+
+def test_a_version_is_let_go_where_the_database_fails_once_it_is_built(
+    db: Database,
+    home: Home,
+    tiny_base: Base,
+    engine: Engine,
+    follower: Follower,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = make_version(db, home, tiny_base)
+    publish(db, version.name)
+    looks, serving = iter([True]), versions.serving
+
+    def locked_later(db: Database) -> Serving:
+        if next(looks, None) is None:
+            raise Busy("Another process is writing to the database - try again in a moment.")
+        return serving(db)
+
+    monkeypatch.setattr(versions, "serving", locked_later)
+    assert not follower.follow_once()
+    assert "Another process is writing" in str(follower.problem)
+    until(lambda: engine.known_versions == ["base"])
 
 
 def test_a_problem_is_over_once_another_version_serves(

@@ -97,26 +97,45 @@ CASES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("detail", CASES)
-def test_a_test_notices_that_it_is_wrong(tmp_path: Path, detail: str) -> None:
-    file, right, wrong, tests = CASES[detail]
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The packages and their tests, to be broken."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
         else:
             shutil.copy(source, tmp_path / name)
-    text = (tmp_path / file).read_text(encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("detail", CASES)
+def test_a_test_notices_that_it_is_wrong(copy: Path, detail: str) -> None:
+    file, right, wrong, tests = CASES[detail]
+    text = (copy / file).read_text(encoding="utf-8")
     assert text.count(right) == 1, f"{file} has changed: this case breaks nothing any more"
-    (tmp_path / file).write_text(text.replace(right, wrong), encoding="utf-8")
-    done = subprocess.run(
+    (copy / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    done = run_tests(copy, tests)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tests", sorted({tests for _, _, _, tests in CASES.values()}))
+def test_in_a_copy_with_nothing_wrong_they_pass(copy: Path, tests: str) -> None:
+    done = run_tests(copy, tests)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def run_tests(copy: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    """One file of tests, up to the first that fails."""
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", f"tests/{tests}"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-2000:]

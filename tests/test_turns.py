@@ -326,12 +326,20 @@ def test_closing_stores_what_was_written_as_interrupted(turns: Turns, db: Databa
     assert [(row.finish_reason, bool(row.content)) for row in stored(db, live)] == [("interrupted", True)] * 2
 
 
-@pytest.mark.usefixtures("slowly")
-def test_a_turn_that_never_ends_is_ended_and_what_was_written_is_stored(
+def test_a_turn_that_is_stuck_is_ended_and_what_was_written_is_stored(
     turns: Turns, db: Database, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    step, steps, may_end = LlamaRunner.step, iter(range(5)), threading.Event()
+
+    def stuck(self: LlamaRunner, beside: int) -> None:
+        if next(steps, None) is None:
+            assert may_end.wait(60)
+        step(self, beside)
+
+    monkeypatch.setattr(LlamaRunner, "step", stuck)
     monkeypatch.setattr(turns_module, "DEADLINE", 1)
     live = done(turns.send(ada, "Hello.", replies=2, sampling=LONG))
+    may_end.set()
     for row, reply in zip(stored(db, live), live.replies, strict=True):
         assert (row.finish_reason, row.content, row.tokens) == (
             "interrupted",
@@ -339,6 +347,17 @@ def test_a_turn_that_never_ends_is_ended_and_what_was_written_is_stored(
             reply.tokens,
         )
         assert 0 < reply.tokens < LONG.max_new_tokens
+
+
+@pytest.mark.usefixtures("slowly")
+def test_a_turn_that_is_written_slowly_may_take_longer_than_the_deadline(
+    turns: Turns, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "DEADLINE", 0.5)
+    began = time.monotonic()
+    sampling = Sampling(temperature=0, max_new_tokens=150)
+    live = done(turns.send(ada, "Hello.", replies=1, sampling=sampling))
+    assert time.monotonic() - began > 1 and live.replies[0].finish_reason in ("stop", "length")
 
 
 def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_again(
