@@ -56,6 +56,9 @@ class Replicas:
     ) -> None:
         """`shared` is a directory that the servers see; `dtype` and `four_bit` say how they compute.
 
+        dtype: bfloat16 where nobody knows, whatever is computed in here: no server says it, and most are
+        started with that. Its bound of canary.py still tells noise of a twentieth of the weights' spread
+        (PROBE of probe.py).
         prefix: what the names of the versions begin with that come and go here (see `_clear`).
         """
         self.all = [Replica(Server(url)) for url in urls]

@@ -66,6 +66,8 @@ class FakeVllm:
         """Whether runtime loading was enabled at its start."""
         self.ignores_adapters = False
         """Answer with the base whatever adapter is asked for: what a stale cache does."""
+        self.rounds_by = 0.0
+        """Nats, by which every token is likelier than it says while it writes: so far off may bfloat16 be."""
         self.is_hung = False
         """Take connections and never answer."""
         self.breaks_after: int | None = None
@@ -251,8 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _score(self, weights: Llama, body: dict[str, Any]) -> None:
         """The one token that may come."""
         ids = [*body["prompt"], *body["allowed_token_ids"]]
-        logprobs = {"token_logprobs": weights.logprobs(ids, len(ids) - 1).tolist()}
-        sends = self.server.owner.sends
+        owner = self.server.owner
+        logprobs = {"token_logprobs": (weights.logprobs(ids, len(ids) - 1) + owner.rounds_by).tolist()}
+        sends = owner.sends
         self._send(200, {"choices": [{"logprobs": logprobs}]} if sends is None else sends)
 
     def _awake(self) -> FakeVllm:

@@ -11,6 +11,10 @@ from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.models import load_model
 from chatbot.probe import base_canaries
+from chatbot.remote import RemoteEngine
+from data.errors import Problem
+from data.home import Home
+from tests.fake_vllm import FakeVllm
 
 
 def test_it_is_what_the_engine_here_computes(tiny_base: Base, engine: Engine, tmp_path: Path) -> None:
@@ -40,3 +44,19 @@ def test_it_is_computed_in_what_fits_and_otherwise_not_at_all(
     free = 3 * weights
     (rounded,) = base_canaries(tiny_base, tmp_path)
     assert rounded["bfloat16"] and rounded["logprob"] == pytest.approx(exact["logprob"], abs=0.08)
+
+
+def test_servers_of_which_nobody_knows_how_they_compute_may_round_as_bfloat16_does(
+    tiny_base: Base, servers: list[FakeVllm], home: Home
+) -> None:
+    """The canary is in float32 all the same. 0.14 nats are noise of a twentieth of the weights' spread."""
+    (server, _) = servers
+    for rounds_by, is_taken in ((0.05, True), (-0.05, True), (0.14, False), (-0.14, False)):
+        server.rounds_by = rounds_by
+        engine = RemoteEngine(tiny_base, [server.url], home.adapters, patience=30)
+        if is_taken:
+            engine.start()
+        else:
+            with pytest.raises(Problem, match=r"\(0\.14\d\d nats a token off, 0\.08 allowed\)"):
+                engine.start()
+        engine.close()

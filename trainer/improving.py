@@ -124,7 +124,6 @@ def _sampler(night: Night, merged: PreTrainedModel) -> Iterator[Sampler]:
         urls,
         night.home.adapters,
         four_bit=night.config.four_bit,
-        dtype=merged.dtype,
         max_waiting=WAITING,
         prefix=MARK,
     )
