@@ -9,8 +9,8 @@ Always without quantisation: a server in four bits is held to OTHER_FORMAT_TOLER
 
 import json
 import logging
-import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -20,6 +20,7 @@ from chatbot.manifest import Canary
 from chatbot.memory import free_bytes, give_back
 from chatbot.models import load_model
 from data.errors import Refused
+from data.files import file_to_be
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,22 @@ def probe_of(base: Base) -> tuple[list[int], int]:
 def base_canaries(base: Base, directory: Path) -> list[Canary]:
     """What `base` is held to, remembered in `directory`; nothing where its weights cannot be read here."""
     file = directory / _REMEMBERED
-    if not file.is_file():
-        if (canary := _compute(base)) is None:
-            return []
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps([canary]))
-        part.rename(file)
-    canaries: list[Canary] = json.loads(file.read_text())
-    return canaries
+    if (canary := _remembered(base, file)) is None and (canary := _compute(base)) is not None:
+        with file_to_be(file) as part:
+            part.write_text(json.dumps([canary]))
+    return [] if canary is None else [canary]
+
+
+def _remembered(base: Base, file: Path) -> Canary | None:
+    """None where there is no such file, or where it is damaged or of another text."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    match found:
+        case [{"ids": ids, "reply_start": start, "logprob": float()} as canary]:
+            return cast(Canary, canary) if (ids, start) == probe_of(base) else None
+    return None
 
 
 @torch.inference_mode()

@@ -30,6 +30,29 @@ def test_it_is_computed_once(tiny_base: Base, tmp_path: Path, monkeypatch: pytes
     assert base_canaries(tiny_base, tmp_path) == first == json.loads((tmp_path / "canary.json").read_text())
 
 
+@pytest.mark.parametrize(
+    "found", ["", "[{", "[]", "{}", "[[]]", '[{"ids": [1, 2], "reply_start": 1, "logprob": -2.5}]', b"\xff"]
+)
+def test_what_a_power_cut_or_another_release_left_is_computed_anew(
+    tiny_base: Base, tmp_path: Path, found: str | bytes
+) -> None:
+    file = tmp_path / "canary.json"
+    file.write_bytes(found if isinstance(found, bytes) else found.encode())
+    canaries = base_canaries(tiny_base, tmp_path)
+    assert len(canaries[0]["ids"]) > 32
+    assert json.loads(file.read_text()) == canaries and not list(tmp_path.glob("*.part"))
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[tuple[str, bool]] = []
+    file = tmp_path / "canary.json"
+    monkeypatch.setattr("data.files.force_to_disk", lambda path: forced.append((path.suffix, file.exists())))
+    base_canaries(tiny_base, tmp_path)
+    assert forced == [(".part", False), ("", True)]
+
+
 def test_it_is_computed_in_what_fits_and_otherwise_not_at_all(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
