@@ -16,7 +16,7 @@ from data.errors import Problem
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
-from tests.fake_vllm import FakeVllm, until
+from tests.fake_vllm import FakeVllm, slowed, until
 from tests.learners import CPU, PROMPTS, a_learner, shake
 from tests.nights import a_night, rank_by_taste
 from trainer import sampler
@@ -69,6 +69,21 @@ def test_more_prompts_than_may_wait_are_all_answered(
     engine.close()
     assert replies == merged(policy).write(policy, PROMPTS, sampling=SAMPLING, seed=4)
     assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_batch_takes_as_long_as_it_takes_while_servers_write(
+    tiny_base: Base,
+    remote: RemoteEngine,
+    servers: list[FakeVllm],
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("DEADLINE", "LONG_DEADLINE"):
+        for module in ("generation", "interface"):
+            monkeypatch.setattr(f"chatbot.{module}.{name}", 0.1, raising=False)
+    slowed(servers, 0.05)
+    policy = a_learner(tiny_base)
+    assert write(ServerSampler(remote, home.adapters), policy) == write(merged(policy), policy)
 
 
 def test_a_reply_that_servers_lose_ends_the_batch_and_leaves_nothing(

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 from transformers import PreTrainedModel
 
-from chatbot.generation import Generation
+from chatbot.chatformat import FittedPrompt
+from chatbot.generation import Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.policy import Policy
 from data.errors import Problem
@@ -116,9 +117,10 @@ class ServerSampler:
                 if number >= WAITING:
                     _wait(asked[number - WAITING], asked)
                 seeds = [hash_seed(seed, number)]
-                asked.append(
-                    self.engine.submit_tokens(prompt, sampling=sampling, seeds=seeds, version=directory.name)
-                )
+                # No deadline: it would count from now, and hundreds stand before it. What ends the wait for
+                # servers that write no more is `_wait`.
+                one = Asked(FittedPrompt(prompt, 0), sampling, seeds, kind="rollout")
+                asked.append(self.engine.accept(one, directory.name))
             for number, generation in enumerate(asked, start=1):
                 _wait(generation, asked)
                 tell(number / len(asked))
