@@ -195,15 +195,18 @@ def test_a_reply_in_a_servers_queue_is_waited_for(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It writes at those that came before, for longer than a silence may last."""
-    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 0.5)
-    slowed(servers, 0.02)
-    asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 100)) for _ in servers]
-    until(lambda: all(generation.replies[0].tokens for generation in asked))
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 5.0)
+    slowed(servers, 0.05)
+    others = [remote.submit(HELLO, sampling=LONG) for _ in servers]
+    until(lambda: all(generation.replies[0].tokens for generation in others))
     for server in servers:
         server.forgets = (7, 0)
     queued = remote.submit(HELLO, seeds=[7], sampling=GREEDY)
-    assert all(done(generation).replies[0].finish_reason == "length" for generation in asked)
-    assert sum(len(server.asked) for server in servers) == 3 and not queued.is_done
+    until(lambda: sum(len(server.asked) for server in servers) == 3)
+    asked_at = time.monotonic()
+    until(lambda: time.monotonic() - asked_at > 6.0)
+    assert not any(generation.is_done for generation in (queued, *others))
+    assert sum(len(server.asked) for server in servers) == 3
 
 
 @pytest.mark.parametrize("place", ["fails_with", "fails_after"])
