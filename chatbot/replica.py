@@ -7,7 +7,10 @@ from chatbot.vllm import Gone, Server
 
 SILENT_SECONDS = 120.0
 """A server with replies to write that writes nothing of any is stuck: long prompts do not take so long. One
-that writes at others only has forgotten those that it does not."""
+that writes at others only, also such as came later, has forgotten those that it has not begun."""
+PREEMPTED_SECONDS = 480.0
+"""The same for a reply that it has begun: where its KV cache is full, vLLM preempts replies until others have
+ended. Shorter than a chat's deadline, so that another server may still write the rest."""
 
 
 @dataclass(eq=False)
@@ -36,9 +39,13 @@ class Replica:
     def heard(self) -> None:
         self.heard_at = asyncio.get_running_loop().time()
 
-    def has_forgotten(self, since: float) -> bool:
-        """Whether a reply that it has let wait since then is not to be waited for: it wrote at others."""
-        return _seconds_since(since) > SILENT_SECONDS and self.heard_at > since
+    def has_forgotten(self, since: float, *, is_begun: bool) -> bool:
+        """Whether a reply that it has let wait since then is not to be waited for: it wrote at others.
+
+        is_begun: whether it wrote tokens of that reply.
+        """
+        limit = PREEMPTED_SECONDS if is_begun else SILENT_SECONDS
+        return _seconds_since(since) > limit and self.heard_at > since
 
     async def check(self) -> None:
         """Returns where it is well, and writes at what it has to write. Raises Problem."""

@@ -5,7 +5,7 @@ with its own seed, and can be ended by itself. A reply whose server is taken out
 server from its last token: the same version writes the rest, though no longer the tokens that the seed alone
 would have given. Where no other is up, it waits a while for one. Where a healthy server refuses a reply,
 fails at it or forgets it, that one alone is tried again; a server that fails at request after request is
-taken out.
+taken out, one that forgets is not: it writes the others.
 
 Runs in the event loop of remote.py.
 """
@@ -20,7 +20,7 @@ from chatbot.generation import Generation
 from chatbot.replica import Replica
 from chatbot.replicas import Replicas
 from chatbot.sampling import Row
-from chatbot.vllm import Failed, Gone
+from chatbot.vllm import Gone
 from data.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _LOOK_SECONDS = 0.02
 """Between two looks whether one is."""
 
 
-class _Forgotten(Failed):
+class _Forgotten(Exception):
     """A server goes on with other replies and not with this one: lost there, or in a dead connection."""
 
 
@@ -58,8 +58,9 @@ class _OpenStream:
 
     def leave_if_over(self) -> None:
         """Wait no more where the reply has ended, its server is out or has forgotten it."""
-        since = self.overtaken_at if self.heard_at is None else self.heard_at
-        self.is_forgotten |= since is not None and self.replica.has_forgotten(since)
+        is_begun = self.heard_at is not None
+        since = self.heard_at if is_begun else self.overtaken_at
+        self.is_forgotten |= since is not None and self.replica.has_forgotten(since, is_begun=is_begun)
         is_over = self.row.finish_reason is not None or not self.replica.is_up or self.is_forgotten
         if is_over and not self.limit.expired():
             self.limit.reschedule(0)
@@ -100,9 +101,10 @@ class Writing:
     async def _write(self, request: Generation, row: Row, replica: Replica) -> None:
         """One reply, on one server after the other until it has ended. At the first it is counted already."""
         failed_at: list[Replica] = []
+        forgotten_by: list[Replica] = []
         for number in range(_TRIES):
             if number > 0:
-                if (other := await self._another(row, failed_at)) is None:
+                if (other := await self._another(row, failed_at, forgotten_by)) is None:
                     break
                 replica = other
                 replica.begin_row()
@@ -112,23 +114,29 @@ class Writing:
                 break
             except Gone as error:
                 self._replicas.take_out(replica, error)
+            except _Forgotten as error:
+                log.error("A reply failed: %s", error)
+                forgotten_by.append(replica)
             except Exception as error:  # what one request brings about must not end the others
                 log.error("A reply failed: %s", error, exc_info=None if isinstance(error, Refused) else error)
-                if not isinstance(error, _Forgotten):  # anew, it may well write it
-                    failed_at.append(replica)
+                failed_at.append(replica)
                 self._replicas.note_failure(replica, request, error)
             finally:
                 replica.rows -= 1
         request.finish(row, "failed")  # where it has not ended otherwise
         self._ended()
 
-    async def _another(self, row: Row, failed_at: Sequence[Replica]) -> Replica | None:
-        """A server that has not failed at this reply; where none at all is up, one may still come back."""
+    async def _another(
+        self, row: Row, failed_at: Sequence[Replica], forgotten_by: Sequence[Replica]
+    ) -> Replica | None:
+        """A server that has not failed at this reply; where none at all is up, one may still come back. One
+        that has forgotten it may well write it anew, but others come first."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not self._replicas.up and row.finish_reason is None:
                     await asyncio.sleep(_LOOK_SECONDS)
-        return self._replicas.pick(but=failed_at)
+        pick = self._replicas.pick
+        return pick(but=[*failed_at, *forgotten_by]) or pick(but=failed_at)
 
     async def _read(self, request: Generation, row: Row, replica: Replica) -> None:
         """Fill the row from one server until it has ended. Raises Gone where the server breaks off."""

@@ -172,6 +172,7 @@ def test_a_reply_that_a_server_forgets_beside_others_is_written_all_the_same(
 ) -> None:
     """By another server, or by the same where there is none; nobody else notices."""
     monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("chatbot.replica.PREEMPTED_SECONDS", 1.0, raising=False)
     with engine_on(tiny_base, servers[:count], home.adapters) as engine:
         whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0]
         until(lambda: engine.load_now == (0, 0))
@@ -187,11 +188,12 @@ def test_a_reply_that_a_server_forgets_beside_others_is_written_all_the_same(
                 servers[0].forgets = None
         assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
         assert reply.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
-        assert all(replica.is_up for replica in engine._replicas.all)
+        assert all(replica.is_up and replica.last_until == 0.0 for replica in engine._replicas.all)
+        assert any(body["seed"] == 7 + tokens for body in servers[count - 1].asked), "it was continued there"
         until(lambda: [replica.rows for replica in engine._replicas.all] == [0] * count)
 
 
-def test_a_reply_in_a_servers_queue_is_waited_for(
+def test_a_reply_in_a_servers_queue_and_one_that_was_preempted_are_waited_for(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It writes at those that came before, for longer than a silence may last."""
@@ -199,14 +201,13 @@ def test_a_reply_in_a_servers_queue_is_waited_for(
     slowed(servers, 0.05)
     others = [remote.submit(HELLO, sampling=LONG) for _ in servers]
     until(lambda: all(generation.replies[0].tokens for generation in others))
-    for server in servers:
-        server.forgets = (7, 0)
-    queued = remote.submit(HELLO, seeds=[7], sampling=GREEDY)
-    until(lambda: sum(len(server.asked) for server in servers) == 3)
-    asked_at = time.monotonic()
-    until(lambda: time.monotonic() - asked_at > 6.0)
-    assert not any(generation.is_done for generation in (queued, *others))
-    assert sum(len(server.asked) for server in servers) == 3
+    servers[0].forgets, servers[1].forgets = (7, 0), (8, 3)
+    queued, preempted = (remote.submit(HELLO, seeds=[seed], sampling=GREEDY) for seed in (7, 8))
+    until(lambda: [len(server.asked) for server in servers] == [2, 2] and preempted.replies[0].tokens == 3)
+    silent_since = time.monotonic()
+    until(lambda: time.monotonic() - silent_since > 6.0)
+    assert not any(generation.is_done for generation in (queued, preempted, *others))
+    assert [len(server.asked) for server in servers] == [2, 2]
 
 
 @pytest.mark.parametrize("place", ["fails_with", "fails_after"])
