@@ -73,14 +73,14 @@ def test_every_parameter_that_bends_a_distribution_is_sent(
     assert body["ignore_eos"] and body["stop_token_ids"] == [remote.base.format.end_of_turn]
 
 
-def test_a_stop_text_and_a_deadline_end_a_reply(remote: RemoteEngine, servers: list[FakeVllm]) -> None:
+def test_a_stop_text_and_a_programs_deadline_end_a_reply(remote: RemoteEngine, servers: list[FakeVllm]) -> None:
     whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0].text
     stop = whole[5:7]
     ended = done(remote.submit(HELLO, sampling=LONG, stop=[stop])).replies[0]
     assert (ended.text, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
     slowed(servers)
-    late = done(remote.submit(HELLO, sampling=LONG, deadline=1)).replies[0]
-    assert late.finish_reason == "interrupted" and 0 < late.tokens < LONG.max_new_tokens
+    late = done(remote.submit(HELLO, sampling=LONG, deadline=1, kind="api")).replies[0]
+    assert late.finish_reason == "cancelled" and 0 < late.tokens < LONG.max_new_tokens
 
 
 def test_a_stop_text_that_the_last_token_completes_is_why_a_reply_ended(remote: RemoteEngine) -> None:
