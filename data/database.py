@@ -10,17 +10,16 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlite_utils
 import uuid_utils
-from filelock import FileLock, Timeout
 
 from data.backups import backup_files, backup_path
 from data.errors import Busy, Problem, Refused
-from data.files import file_to_be, private_file
+from data.files import file_to_be, lock_at, private_file
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
 
@@ -39,6 +38,7 @@ Row = sqlite3.Row
 
 _LOCKED = "Another process is writing to the database - try again in a moment."
 _QUEUED = "Others are still writing to the database - try again in a moment."
+_MIGRATING = "Another process migrates or restores the database - try again in a minute."
 _TOO_OLD = (
     "pysqlite3 was built here with SQLite {}, which can corrupt the database - "
     "build it with SQLite 3.51.3 or newer, or use a machine for which it has a wheel (README.md)."
@@ -47,11 +47,15 @@ _RESTORE = 'stop the server and run "python -m data restore"'
 _SENTENCES = {
     "disk is full": "The disk is full, nothing was stored - free some space and try again.",
     "readonly": "The database cannot be written, nothing was stored - check the permissions of {path}.",
-    "unable to open": "The database cannot be opened - check that {path} exists and may be written.",
+    "unable to open": "The database cannot be opened - check that this account may write {path}.",
     "disk i/o": "The disk failed while the database was used - check the disk that holds {path}.",
     "malformed": f"The database {{path}} is damaged - {_RESTORE}.",
     "not a database": f"The file {{path}} is no database - {_RESTORE}.",
 }
+
+
+class Damaged(Problem):
+    """What SQLite found is no whole database: a restore mends it."""
 
 
 def new_id() -> str:
@@ -224,31 +228,33 @@ def as_sentences(path: Path) -> Iterator[None]:
             raise Busy(_LOCKED) from error
         for words, sentence in _SENTENCES.items():
             if words in str(error).lower():
-                raise Problem(sentence.format(path=repr(str(path)))) from error
+                kind = Damaged if _RESTORE in sentence else Problem
+                raise kind(sentence.format(path=repr(str(path)))) from error
         raise
 
 
 def damage_of(path: Path, check: str = "integrity_check") -> str | None:
     """What is wrong with the database file at `path`, in SQLite's words; None if it is whole.
 
-    `quick_check` reads every page but does not compare the indexes with their tables.
+    `quick_check` does not compare the indexes with their tables. Problem where the file cannot be looked at.
     """
     try:
-        with closing(connect(path)) as conn:
+        with as_sentences(path), closing(connect(path)) as conn:
             row = conn.execute(f"PRAGMA {check}(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        return str(error)
+    except (Damaged, sqlite3.DatabaseError) as error:
+        return str(error.__cause__ or error)
     return None if row[0] == "ok" else str(row[0])
 
 
-@contextmanager
-def lock_of(home: Home) -> Iterator[None]:
+def _is_whole(path: Path) -> bool:
+    with suppress(Problem):
+        return damage_of(path) is None
+    return False
+
+
+def lock_of(home: Home) -> AbstractContextManager[None]:
     """Held while the database is migrated or replaced; one holder among all processes, Busy for others."""
-    try:
-        with FileLock(str(home.database) + ".lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise Busy("Another process migrates or restores the database - try again in a minute.") from None
+    return lock_at(home.root / f"{home.database.name}.lock", LOCK_SECONDS, _MIGRATING)
 
 
 def open_database(home: Home) -> Database:
@@ -270,16 +276,12 @@ def open_database(home: Home) -> Database:
 
 
 def _refuse_damaged(home: Home) -> None:
-    if not home.database.exists() or home.database.stat().st_size == 0:
+    path = home.database
+    if not (path.exists() and path.stat().st_size and (damage := damage_of(path, "quick_check"))):
         return
-    damage = damage_of(home.database, "quick_check")
-    if damage is None:
-        return
-    if "locked" in damage:
-        raise Busy("Another process holds the whole database - try again in a moment.")
-    good = next((path for path in backup_files(home) if damage_of(path) is None), None)
+    good = next(filter(_is_whole, backup_files(home)), None)
     remedy = f'run "python -m data restore {good}"' if good else "there is no good backup to restore"
-    raise Refused(f"The database {str(home.database)!r} is damaged ({damage}) - {remedy}.")
+    raise Refused(f"The database {str(path)!r} is damaged ({damage}) - {remedy}.")
 
 
 def _migrate(db: Database, home: Home) -> None:

@@ -12,15 +12,21 @@ from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
-from data.errors import Refused
+from filelock import FileLock, Timeout
+
+from data.errors import Busy, Problem, Refused
 
 _OWNER_ONLY = 0o600
 
 
 def private_file(path: Path) -> Path:
-    """The file at `path`, made where it is missing, as its owner's alone. Where it cannot be made, `path`."""
+    """The file at `path`, made where it is missing, as its owner's alone. Where it cannot be made, `path`.
+
+    One that root makes belongs to the account that owns the folder: the server must be able to open it.
+    """
     with suppress(OSError):
         path.touch(_OWNER_ONLY, exist_ok=False)
+        _give_to_owner_of_folder(path)
     keep_private(path)
     return path
 
@@ -29,6 +35,12 @@ def keep_private(path: Path) -> None:
     """Nobody but its owner reads a file or enters a folder any more; one of somebody else stays as it is."""
     with suppress(OSError):
         path.chmod(path.stat().st_mode & stat.S_IRWXU)
+
+
+def _give_to_owner_of_folder(path: Path) -> None:
+    if os.geteuid() == 0:
+        above = path.parent.stat()
+        os.chown(path, above.st_uid, above.st_gid, follow_symlinks=False)
 
 
 @contextmanager
@@ -44,9 +56,7 @@ def file_to_be(target: Path) -> Iterator[Path]:
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         partial.unlink(missing_ok=True)
         partial.touch(_OWNER_ONLY)
-        if os.geteuid() == 0:  # a backup that root makes is for the account that runs the server
-            above = partial.parent.stat()
-            os.chown(partial, above.st_uid, above.st_gid)
+        _give_to_owner_of_folder(partial)
         try:
             yield partial
             replace_durably(partial, target)
@@ -54,6 +64,27 @@ def file_to_be(target: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"{str(target)!r} cannot be written ({error.strerror}) - choose another.") from error
+
+
+@contextmanager
+def lock_at(path: Path, seconds: float, busy: str) -> Iterator[None]:
+    """Held by one process at a time: Busy with the sentence `busy` for who waited so many seconds in vain.
+
+    Raises Problem where this account may not use the file, which stays when the lock is given back.
+    """
+    lock = FileLock(private_file(path), timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(busy) from None
+    except OSError as error:
+        raise Problem(
+            f"{str(path)!r} cannot be locked ({error.strerror}) - check that this account may write it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:

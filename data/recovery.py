@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data import people
 from data.backups import REPLACED, backup_path, newest_at, rotate
-from data.database import Database, as_sentences, connect, damage_of, lock_of
+from data.database import Damaged, Database, as_sentences, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
 from data.files import force_to_disk, private_file, replace_durably
 from data.home import Home
@@ -94,6 +94,7 @@ def restore(home: Home, backup: Path) -> Path | None:
             raise Busy("The database is in use - stop the server and the trainer, then restore.")
         partial = home.root / "restored.part"
         try:
+            partial.unlink(missing_ok=True)  # of a restore that was killed, perhaps another account's
             shutil.copyfile(backup, private_file(partial))
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -136,17 +137,16 @@ def is_in_use(path: Path) -> bool:
     """Whether any connection of any process has the file open: in WAL mode each holds a lock.
 
     Changes nothing, but like any last connection it folds a log that a crash left behind into the file.
+    Problem where this account may not open the file, and so cannot tell.
     """
     if not path.exists():
         return False
-    conn = connect(path, 0.2, pragmas=("locking_mode = EXCLUSIVE",))  # others would read the schema
+    pragmas = ("locking_mode = EXCLUSIVE",)  # others would read the schema
     try:
-        with as_sentences(path):
+        with as_sentences(path), closing(connect(path, 0.2, pragmas)) as conn:
             conn.execute("BEGIN EXCLUSIVE")
     except Busy:
         return True
-    except Problem:  # damaged, which is why somebody restores
+    except Damaged:  # which is why somebody restores
         return False
-    finally:
-        conn.close()
     return False
