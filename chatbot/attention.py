@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatbot.kernels import can_pack
+from chatbot.kernels import has_bfloat16
 from chatbot.shelves import Place, Shelf
 
 COLUMNS = 128
@@ -92,7 +92,7 @@ class NextTokens:
             device=shelf.keys.device,
         )
         longest, seen = max(columns) + 1, None
-        if by_products := count * longest > FEW and can_pack(shelf.keys):
+        if by_products := count * longest > FEW and has_bfloat16(shelf.keys):
             longest = shelf.room
         if any(place.family.is_shared for place in places):
             shelf.own(places, at)
@@ -170,7 +170,7 @@ class PieceTokens:
         start, count = piece.place.length, len(piece.token_ids)
         positions, keys = torch.arange(start, start + count, device=device), piece.place.shelf.keys
         tiles, bias = [], None
-        if start + count >= COLUMNS and can_pack(keys):
+        if start + count >= COLUMNS and has_bfloat16(keys):
             tiles = _Tile.parts_of(count, start, keys, piece.place.shelf.room)
         elif start:
             bias = _bias_of(torch.arange(start + count, device=device) <= positions[:, None], keys)

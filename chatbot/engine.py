@@ -17,7 +17,7 @@ import torch
 from chatbot.basemodel import Base
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
-from chatbot.kernels import Format
+from chatbot.kernels import Format, bytes_a_weight
 from chatbot.llama import Llama
 from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _BUILDING = 1.25
 """Free memory needed to build a version, as a multiple of its weights. The slack covers the layer that
 is being converted (CPU) or merged (GPU), and replies that grow meanwhile."""
-_CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 5, "int8": 6}
+_CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 6, "int8": 6}
 """On a CPU also so many float32 copies of the embedding, which is converted at once (benchmarks/RESULTS.md).
 Models that transformers runs are not converted."""
 
@@ -122,8 +122,10 @@ class Engine(AnyEngine):
             if adapter is None and self.device.type == "cuda":  # where nothing is converted
                 self._to_build = int(_BUILDING * held)
             elif adapter is None:
-                copies = _CONVERTING[self._format] if isinstance(weights, Llama) else 0
-                self._to_build = int(_BUILDING * self.dtype.itemsize * sum(sizes) + copies * 4 * max(sizes))
+                copies, size = 0, self.dtype.itemsize
+                if isinstance(weights, Llama):
+                    copies, size = _CONVERTING[self._format], bytes_a_weight(self._format)
+                self._to_build = int(_BUILDING * size * sum(sizes) + copies * 4 * max(sizes))
             return weights
 
     def _check_room(self, name: str) -> None:

@@ -1,11 +1,13 @@
 """A linear layer for generating, in one of three formats; precision.py measures which is the fastest.
 
-    float32    as it is
-    bfloat16   on a CPU packed once for oneDNN, which would otherwise pack the weights for every product
-    int8       a byte per weight and a scale per output; many rows at once compute in bfloat16 with the very
-               same rounded weights, since the int8 kernel of the CPU is worth it for a few rows only
+    float32    exact
+    bfloat16   half the bytes
+    int8       a byte per weight and a scale per output; many rows at once compute with the very same rounded
+               weights in bfloat16 (float32 on a CPU without instructions for that), since the int8 kernel of
+               the CPU is worth it for a few rows only
 
-Decoding is bound by reading weights: half the bytes give up to twice the tokens a second.
+Decoding is bound by reading weights: half the bytes give up to twice the tokens a second. On a CPU they are
+packed once for oneDNN: without that four rows take twice as long as one.
 """
 
 from collections.abc import Callable
@@ -33,19 +35,15 @@ def padded_rows(rows: int) -> int:
 
 def linear(weight: Tensor, bias: Tensor | None, form: Format) -> Linear:
     """The layer `x W^T + b` in that format. int8 is there on CPUs only."""
-    if form == "float32":
-        return _plain(weight.float(), bias.float() if bias is not None else None)
-    half = bias.bfloat16() if bias is not None else None
-    return _int8(weight, half) if form == "int8" else _bfloat16(weight.bfloat16(), half)
+    if form == "int8":
+        return _int8(weight.float(), bias)
+    dtype = torch.float32 if form == "float32" else torch.bfloat16
+    return _packed(weight.to(dtype), bias.to(dtype) if bias is not None else None)
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> Linear:
-    return lambda x: F.linear(x, weight, bias)
-
-
-def _bfloat16(weight: Tensor, bias: Tensor | None) -> Linear:
+def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
     if not can_pack(weight):
-        return _plain(weight, bias)
+        return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
     multiply = torch.ops.mkldnn._linear_pointwise
 
@@ -59,10 +57,10 @@ def _bfloat16(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
-    weight = weight.float()
     scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
     rounded = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-    many = _bfloat16((rounded * scale.float()[:, None]).bfloat16(), bias)
+    many = _for_many_rows(rounded * scale.float()[:, None], bias)
+    bias = bias.bfloat16() if bias is not None else None
     multiply = torch.ops.aten._weight_int8pack_mm
 
     def apply(x: Tensor) -> Tensor:
@@ -74,8 +72,30 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
     return apply
 
 
+def _for_many_rows(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Of bfloat16 rows, with weights that int8 rounded."""
+    if has_bfloat16(weight[:1].bfloat16()):
+        return linear(weight, bias, "bfloat16")
+    exact = linear(weight, bias, "float32")
+    return lambda x: exact(x.float()).bfloat16()
+
+
+def bytes_a_weight(form: Format) -> int:
+    """That a layer keeps on a CPU."""
+    half = 2 if has_bfloat16(torch.empty(0, dtype=torch.bfloat16)) else 4
+    return {"float32": 4, "bfloat16": 2, "int8": 1 + half}[form]
+
+
 def can_pack(tensor: Tensor) -> bool:
-    """Whether oneDNN multiplies it: bfloat16 on a CPU that has instructions for that."""
-    if tensor.device.type != "cpu" or tensor.dtype is not torch.bfloat16:
+    """Whether oneDNN multiplies it: on a CPU, bfloat16 only where that has instructions for it."""
+    if tensor.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return tensor.dtype is torch.float32 or has_bfloat16(tensor)
+
+
+def has_bfloat16(tensor: Tensor) -> bool:
+    """Whether it is of bfloat16, on a CPU that has instructions to multiply it."""
+    is_here = tensor.device.type == "cpu" and tensor.dtype is torch.bfloat16
+    return is_here and bool(
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

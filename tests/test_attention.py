@@ -115,7 +115,7 @@ def test_cuda_has_fused_attention_for_every_read(dtype: torch.dtype, monkeypatch
         out: Tensor = fused(queries, keys, values, mask, **more)
         return out
 
-    monkeypatch.setattr(attention, "can_pack", lambda tensor: False)
+    monkeypatch.setattr(attention, "has_bfloat16", lambda tensor: False)
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", noted)
     draw, store = torch.Generator().manual_seed(0), shelves(dtype)
     place = store.take(150, rows=3)
@@ -130,7 +130,7 @@ def test_cuda_has_fused_attention_for_every_read(dtype: torch.dtype, monkeypatch
 
 def test_what_grows_token_by_token_asks_for_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size that oneDNN has not seen costs it a millisecond, in every step."""
-    monkeypatch.setattr(attention, "can_pack", lambda tensor: True)
+    monkeypatch.setattr(attention, "has_bfloat16", lambda tensor: True)
     sizes: set[int] = set()
     by_products = attention._by_products
 

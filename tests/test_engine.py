@@ -5,7 +5,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.generation import Generation
+from chatbot.kernels import Format, bytes_a_weight
 from chatbot.memory import column_bytes
 from chatbot.models import merged_model
 from chatbot.runner import PIECE, LlamaRunner
@@ -537,7 +538,7 @@ def test_building_on_a_gpu_converts_nothing(tiny_base: Base, monkeypatch: pytest
     ("precision", "is_llama", "copies"),
     [
         ("bfloat16", True, 2),
-        ("float32", True, 5),
+        ("float32", True, 6),
         ("int8", True, 6),
         ("bfloat16", False, 0),
         ("float32", False, 0),
@@ -550,7 +551,8 @@ def test_what_building_takes_counts_the_embedding_as_often_as_its_format_convert
     engine = Engine(tiny_base, precision=precision)
     engine.load("base", None)
     model = merged_model(tiny_base, None, device=engine.device, dtype=engine.dtype)
-    weights = engine.dtype.itemsize * sum(weight.numel() for weight in model.parameters())
+    size = bytes_a_weight(cast(Format, precision)) if is_llama else engine.dtype.itemsize
+    weights = size * sum(weight.numel() for weight in model.parameters())
     embedding = 4 * model.get_input_embeddings().weight.numel()
     assert engine._to_build - copies * embedding == pytest.approx(1.25 * weights, abs=1)
 

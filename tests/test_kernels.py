@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chatbot import kernels
 from chatbot.kernels import INT8_ROWS, Format, linear, padded_rows
 
 ROWS = [1, 4, INT8_ROWS, INT8_ROWS + 1, 40, 67]
@@ -40,6 +41,32 @@ def test_few_rows_and_many_rows_in_int8_have_the_same_weights() -> None:
     x = torch.randn(INT8_ROWS, 64).bfloat16()
     many = apply(torch.cat([x, torch.zeros(40, 64).bfloat16()]))[:INT8_ROWS]
     torch.testing.assert_close(apply(x).float(), many.float(), atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_in_int8_are_computed_in_float32_where_bfloat16_would_be_emulated(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda tensor: False)
+    weight, b = a_layer(bias)
+    apply = linear(weight, b, "int8")
+    assert kernels.bytes_a_weight("int8") == 5
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.profiler.profile() as profile:
+        y = apply(x)
+    assert y.dtype is torch.bfloat16
+    few = torch.cat([apply(part) for part in x.split(INT8_ROWS)])
+    torch.testing.assert_close(y.float(), few.float(), atol=0.03, rtol=0.02)
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+
+
+def test_weights_of_float32_are_packed_too() -> None:
+    """Otherwise four rows take twice as long as one: a reply alone would cost half of four."""
+    weight, b = a_layer(True)
+    apply = linear(weight, b, "float32")
+    with torch.profiler.profile() as profile:
+        apply(torch.ones(4, 64))
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
 
 
 def test_an_output_whose_weights_are_all_zero_stays_zero_in_int8() -> None:
