@@ -16,7 +16,7 @@ from data.database import Database, Row, as_sentences, connect, new_id
 from data.errors import NotFound, Problem, Refused
 from data.messages import branches as branches
 from data.messages import by_request_key as by_request_key
-from data.messages import insert
+from data.messages import insert, untie
 from data.messages import latest_turn as latest_turn
 from data.messages import latest_turn_from as latest_turn_from
 from data.messages import message as message
@@ -34,14 +34,8 @@ LOG_SECONDS = 0.2
 
 
 def _conversation(row: Row) -> Conversation:
-    return Conversation(
-        row["id"],
-        row["person_id"],
-        row["title"],
-        bool(row["may_train"]),
-        row["created_at"],
-        row["updated_at"],
-    )
+    id, person, title, may_train = row["id"], row["person_id"], row["title"], bool(row["may_train"])
+    return Conversation(id, person, title, may_train, row["created_at"], row["updated_at"])
 
 
 def create(db: Database, person_id: str, title: str = NEW_TITLE, may_train: bool = True) -> Conversation:
@@ -101,6 +95,7 @@ def delete(db: Database, id: str) -> None:
     """
     with db.write() as conn:
         get(db, id)
+        untie(conn, [id])
         conn.execute("DELETE FROM conversations WHERE id = ?", (id,))
     with suppress(Problem), as_sentences(db.path), closing(connect(db.path, LOG_SECONDS)) as conn:
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -246,6 +241,20 @@ def add_written_reply(db: Database, turn_id: str, content: str, author_id: str |
             finish_reason="stop",
         )
         return message(db, id)
+
+
+def add_history(db: Database, conversation: Conversation, said: Sequence[dict[str, str]]) -> str | None:
+    """Stores what was said elsewhere, one branch, in an empty conversation; returns the id of its end."""
+    parent: str | None = None
+    for entry in said:
+        text = entry["content"]
+        if entry["role"] == "system":
+            parent = add_system_message(db, conversation.id, text).id
+        elif entry["role"] == "user":
+            parent = add_user_message(db, conversation.id, parent, text, conversation.person_id).id
+        elif parent is not None:
+            parent = add_written_reply(db, parent, text, None).id
+    return parent
 
 
 def _turn(db: Database, turn_id: str) -> Message:

@@ -156,14 +156,7 @@ def _store(db: Database, person: Person, entry: Judged) -> bool:
     if conversations.by_request_key(db, person.id, key):
         return False
     chat = conversations.create(db, person.id)
-    parent: str | None = None
-    for said in entry.prompt[:-1]:
-        if said["role"] == "system":
-            parent = conversations.add_system_message(db, chat.id, said["content"]).id
-        elif said["role"] == "user":
-            parent = conversations.add_user_message(db, chat.id, parent, said["content"], person.id).id
-        elif parent is not None:
-            parent = conversations.add_written_reply(db, parent, said["content"], None).id
+    parent = conversations.add_history(db, chat, entry.prompt[:-1])
     turn = conversations.add_user_message(db, chat.id, parent, entry.prompt[-1]["content"], person.id, key)
     author = None if entry.places else person.id
     replies = [conversations.add_written_reply(db, turn.id, reply, author) for reply in entry.replies]

@@ -24,6 +24,7 @@ from data.backups import backup_files
 from data.database import Connection, Database
 from data.errors import Busy, Problem
 from data.home import Home
+from data.messages import untie
 from data.records import Person
 from data.runfolder import LOG
 from data.text import to_json
@@ -115,13 +116,14 @@ def _wipe(db: Database) -> bool:
 
 def _delete_rows(db: Database, conn: Connection, person: Person, gone: list[str]) -> tuple[int, int]:
     """Deletes the person from every table; how many conversations and rankings went."""
-    chats = conn.execute("SELECT count(*) FROM conversations WHERE person_id = ?", (person.id,)).fetchone()
+    chats = db.query("SELECT id FROM conversations WHERE person_id = ?", (person.id,))
     ids = to_json(gone)
     ranked = conn.execute("DELETE FROM rankings WHERE id IN (SELECT value FROM json_each(?))", (ids,))
     _remove_words(conn, person)
+    untie(conn, [chat["id"] for chat in chats])
     conn.execute("DELETE FROM people WHERE id = ?", (person.id,))
     _unname(db, conn, person)
-    return chats[0], ranked.rowcount
+    return len(chats), ranked.rowcount
 
 
 def _what_goes(db: Database, person: Person) -> list[str]:

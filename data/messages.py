@@ -5,12 +5,13 @@ What may be written where is decided in conversations.py, which offers all of th
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from data.database import Connection, Database, Row, new_id
 from data.errors import NotFound
 from data.records import Message, Sampling
-from data.text import clean
+from data.text import clean, to_json
 
 _MESSAGE = (
     "m.id, m.conversation_id, m.parent_id, m.role, m.content, m.author_id, m.replaces_id, m.version,"
@@ -45,6 +46,14 @@ def insert(conn: Connection, *, content: str = "", **columns: Any) -> str:
     conn.execute(f"INSERT INTO messages ({names}) VALUES ({marks})", tuple(columns.values()))
     conn.execute("UPDATE conversations SET updated_at = ? WHERE id = ?", (now, columns["conversation_id"]))
     return id
+
+
+def untie(conn: Connection, conversation_ids: Sequence[str]) -> None:
+    """Before these conversations are deleted: SQLite follows a chain of parents no deeper than 1,000."""
+    conn.execute(
+        "UPDATE messages SET parent_id = NULL WHERE conversation_id IN (SELECT value FROM json_each(?))",
+        (to_json(list(conversation_ids)),),
+    )
 
 
 def message(db: Database, id: str) -> Message:

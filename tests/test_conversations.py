@@ -195,6 +195,19 @@ def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> N
     assert conversations.messages(db, chat.id) == [system, turn, first, second, leaf]
 
 
+def test_a_history_is_one_branch_whose_replies_nobody_here_wrote(db: Database) -> None:
+    ada = somebody(db)
+    chat = conversations.create(db, ada.id)
+    assert conversations.add_history(db, chat, []) is None
+    said = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", "Go on")]
+    end = conversations.add_history(db, chat, [{"role": role, "content": text} for role, text in said])
+    assert end is not None
+    path = conversations.path_to(db, end)
+    assert [(entry.role, entry.content) for entry in path] == said
+    assert [entry.author_id for entry in path] == [None, ada.id, None, ada.id]
+    assert all(entry.is_finished and entry.version is None for entry in path)
+
+
 def test_a_turn_cannot_hang_in_another_conversation_nor_a_reply_under_a_reply(db: Database) -> None:
     ada = somebody(db)
     reply = a_turn(db, ada)[0]
@@ -253,6 +266,8 @@ def test_a_long_conversation_has_a_long_path(db: Database) -> None:
         for number in range(2000):
             leaf = conversations.add_user_message(db, chat.id, leaf, f"{number}", ada.id).id
     assert len(conversations.path_to(db, str(leaf))) == 2000
+    conversations.delete(db, chat.id)  # SQLite's cascades go no deeper than 1,000
+    assert db.query("SELECT count(*) FROM messages")[0][0] == 0
 
 
 def test_an_export_holds_messages_and_rankings_and_is_json(db: Database) -> None:

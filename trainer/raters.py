@@ -153,15 +153,7 @@ def _assign(raters: Sequence[Person], prompts: Sequence[Prompt], start: int) -> 
 def _send(db: Database, turns: Turns, person: Person, prompt: Prompt, replies: int) -> LiveTurn:
     """Plays what came before into a conversation, then asks the last question as anybody would."""
     conversation = conversations.create(db, person.id)
-    parent: str | None = None
-    for message in prompt.messages[:-1]:
-        text = message["content"]
-        if message["role"] == "user":
-            parent = conversations.add_user_message(db, conversation.id, parent, text, person.id).id
-        elif message["role"] == "assistant" and parent is not None:
-            parent = conversations.add_written_reply(db, parent, text, None).id
-        else:
-            parent = conversations.add_system_message(db, conversation.id, text).id
+    parent = conversations.add_history(db, conversation, prompt.messages[:-1])
     return turns.send(
         person,
         prompt.messages[-1]["content"],
