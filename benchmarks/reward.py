@@ -45,7 +45,7 @@ from data.home import open_home
 from trainer.config import RefreshConfig
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import score_replies, tokenise, train_reward
-from trainer.statistics import bootstrap_by_group, paired_bootstrap
+from trainer.statistics import bootstrap_by_group, by_group, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
 PREFERENCES = ROOT.parent / "shared" / "data" / "preferences"
@@ -177,12 +177,11 @@ def share(hits: dict[str, list[float]]) -> str:
 
 def hits_by_group(turns: Sequence[RankedTurn], scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     """1, 0 or (equal scores) 1/2 for each decided pair, by RankedTurn.group."""
-    hits: dict[str, list[float]] = {}
-    for turn, row in zip(turns, scores, strict=True):
-        for better, worse in decided(turn):
-            hit = 0.5 if row[better] == row[worse] else float(row[better] > row[worse])
-            hits.setdefault(turn.group, []).append(hit)
-    return hits
+    return by_group(
+        (turn.group, 0.5 if row[better] == row[worse] else float(row[better] > row[worse]))
+        for turn, row in zip(turns, scores, strict=True)
+        for better, worse in decided(turn)
+    )
 
 
 # Data: the same rankings, as texts for us and as token ids for TRL

@@ -35,7 +35,8 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
                 chat = prompt_of(db, row["id"])
             except NotFound:  # deleted meanwhile
                 continue
-            found.setdefault(json.dumps(chat), Prompt(chat, row["id"], "people"))
+            prompt = Prompt(chat, row["id"], "people", row["conversation_id"])
+            found.setdefault(json.dumps(chat), prompt)
     return list(found.values())
 
 

@@ -104,6 +104,13 @@ class Prompt:
     """The real turn it comes from; None where it was written for practice or read from a file."""
     source: str
     """`people`, `practice`, `judging` or a file's name."""
+    conversation_id: str | None = None
+    """Where that turn is; None as above."""
+
+    @property
+    def group(self) -> str:
+        """Equal for prompts that are not independent: of one conversation, or begun with the same words."""
+        return self.conversation_id or next(m["content"] for m in self.messages if m["role"] == "user")
 
 
 @dataclass(frozen=True, slots=True)

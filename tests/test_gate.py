@@ -219,6 +219,29 @@ def test_a_verdict_shows_samples_and_says_by_how_much(tiny_base: Base) -> None:
     assert verdict.report()["sampling"] == {"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 12}
 
 
+def test_turns_of_one_conversation_count_as_one_witness_for_the_interval(tiny_base: Base) -> None:
+    policy, message = a_learner(tiny_base), {"role": "user", "content": "Hello"}
+    current = said(tiny_base, *(f"Reply number {i}." for i in range(60)))
+    candidate = said(tiny_base, *(f"Answer number {i}." for i in range(60)))
+
+    def width(conversations: int) -> float:
+        prompts = [Prompt((message,), f"t{i}", "people", f"c{i % conversations}") for i in range(60)]
+        verdict = judge_candidate(
+            policy,
+            (candidate, current),
+            prompts,
+            GOOD_JUDGE,
+            RefreshConfig(),
+            sampling=Sampling(),
+            length_preference=0.0,
+            tell=lambda fraction, message: None,
+        )
+        low, high = verdict.win_rate_interval
+        return high - low
+
+    assert width(5) > 2 * width(60) > 0
+
+
 def test_no_turn_of_a_person_is_shown_in_the_report(tiny_base: Base) -> None:
     asked = [Prompt(({"role": "user", "content": f"secret {i}"},), f"turn-{i}", "people") for i in range(3)]
     verdict = judged(a_learner(tiny_base), lambda model: None, GOOD_JUDGE, prompts=[*asked, *JUDGING])

@@ -172,6 +172,22 @@ def test_the_gate_judges_first_on_people_s_newest_turns_that_nobody_practised_on
     assert {"Und nun?", "Was kostet das?", "Was ist eine Frist?"}.isdisjoint(words(practised))
 
 
+def test_a_long_conversation_judges_with_its_newest_turns_only(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    """They stand or fall together: thirty turns of one chat would decide a night of sixty prompts."""
+    config = tiny_night(home, judging=None, gate_prompts=20)
+    ada = somebody(db)
+    with known_conversations(KEPT):
+        chat = conversations.create(db, ada.id)
+    for number in range(9):
+        conversations.add_user_message(db, chat.id, None, f"Question {number}?", ada.id)
+    judged = choose_gate_prompts(db, tiny_base, config, [])
+    assert words(judged)[:5] == [f"Question {number}?" for number in (8, 7, 6, 5, 4)]
+    assert len({prompt.group for prompt in judged[:5]}) == 1
+    assert len(judged) == 20 and all(prompt.turn_id is None for prompt in judged[5:])
+
+
 def test_a_young_installation_s_gate_is_that_of_our_prompts(
     db: Database, home: Home, tiny_base: Base
 ) -> None:

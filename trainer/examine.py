@@ -31,7 +31,7 @@ from data.comparisons import RankedTurn
 from data.prompts import Paraphrase
 from trainer.forward import Reply
 from trainer.reward import score_replies, tokenise
-from trainer.statistics import bootstrap_by_group
+from trainer.statistics import bootstrap_by_group, by_group
 
 Pair = tuple[int, int, float]
 BINS = 10
@@ -89,13 +89,13 @@ def examine(
     examined, disagreement = _score(policy, names, asked, lambda done: tell(_RANKINGS * done))
     flips = flip_rate(policy, names, paraphrases, lambda done: tell(_RANKINGS + (1 - _RANKINGS) * done))
     hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
-    by_group = _grouped(hits, lambda turn: turn.group)
+    groups = by_group((turn.group, hit) for turn, hit in hits)
     here = [(turn, hit) for turn, hit in hits if turn.source != "imported"]
     bins = calibration_bins([d for e in examined for d in _margins(e)])
     said = sum(len(e.pairs) for e in examined)
     return {
         "accuracy": _mean([hit for _, hit in hits], 0.5),
-        "accuracy_interval": bootstrap_by_group(list(by_group.values()), seed) if hits else [0.0, 1.0],
+        "accuracy_interval": bootstrap_by_group(list(groups.values()), seed) if hits else [0.0, 1.0],
         "pairs": len(hits),
         "rankings": len(examined),
         "held_out": len(held_out),
@@ -224,21 +224,12 @@ def _firsts(turn: RankedTurn) -> list[float]:
     return [-float(position) for position in turn.shown]
 
 
-def _grouped(
-    hits: Sequence[tuple[RankedTurn, float]], key: Callable[[RankedTurn], str]
-) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {}
-    for turn, hit in hits:
-        groups.setdefault(key(turn), []).append(hit)
-    return groups
-
-
 def _accuracies(
     hits: Sequence[tuple[RankedTurn, float]], key: Callable[[RankedTurn], str]
 ) -> dict[str, dict[str, float]]:
     return {
         name: {"accuracy": statistics.fmean(group), "pairs": len(group)}
-        for name, group in sorted(_grouped(hits, key).items())
+        for name, group in sorted(by_group((key(turn), hit) for turn, hit in hits).items())
     }
 
 

@@ -33,7 +33,7 @@ from trainer.guards import is_length_unasked
 from trainer.probes import check_probes
 from trainer.reward import score_replies
 from trainer.rollout import distinct_2
-from trainer.statistics import bootstrap_by_group
+from trainer.statistics import bootstrap_by_group, by_group
 
 _SAMPLES_SHOWN = 10
 _SHORT = 5
@@ -94,7 +94,8 @@ def judge_candidate(
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
     decode = policy.base.format.decode
     profiles = {name: profile(side, decode) for name, side in zip(_SIDES, replies, strict=True)}
-    win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group([[o] for o in outcomes], config.seed)
+    chats = by_group(zip((prompt.group for prompt in prompts), outcomes, strict=True))
+    win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group(list(chats.values()), config.seed)
     reasons = [
         *check_judge(judge_report),
         *check_wins(win_rate, interval, config.margin),

@@ -10,6 +10,7 @@ People's words go no further than the run's folder: what is written into a versi
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ _PIECE = 256
 """Tokens of one example of a text file."""
 _ASKED = 500
 """People's newest turns that are looked through."""
+_TURNS_OF_A_CHAT = 5
+"""At most so many of one conversation are judged on."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def read_exercises(path: Path) -> Exercises:
     """What `write_exercises` wrote."""
     found = json.loads(path.read_text(encoding="utf-8"))
     practised, judged = (
-        [Prompt(tuple(row["messages"]), row["turn_id"], row["source"]) for row in found[name]]
+        [Prompt(**row | {"messages": tuple(row["messages"])}) for row in found[name]]
         for name in ("practice", "judging")
     )
     return Exercises(practised, judged, [Reply(**row) for row in found["ptx"]], found["demonstrations"])
@@ -158,8 +161,19 @@ def choose_gate_prompts(
     elsewhere = {_words(turn.prompt) for turn in ranked}
     elsewhere |= {_words(prompt.messages) for prompt in (*others, *_ours(base, config))}
     theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=True))
-    theirs = _that_fit(base, theirs, _room(base))[: config.gate_prompts // 2]
+    theirs = _few_of_each(_that_fit(base, theirs, _room(base)))[: config.gate_prompts // 2]
     return [*theirs, *others][: config.gate_prompts]
+
+
+def _few_of_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first of each conversation, so that no long one decides a night."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for prompt in prompts:
+        seen[prompt.group] += 1
+        if seen[prompt.group] <= _TURNS_OF_A_CHAT:
+            kept.append(prompt)
+    return kept
 
 
 def to_imitate(db: Database, config: RefreshConfig) -> list[Demonstration]:

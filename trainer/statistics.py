@@ -6,10 +6,18 @@ so whole conversations are resampled, never pairs.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
 
 _FEW_GROUPS = 10
+
+
+def by_group(outcomes: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    """The outcomes of each group, whose name stands before each, in the order they came."""
+    groups: dict[str, list[float]] = {}
+    for name, outcome in outcomes:
+        groups.setdefault(name, []).append(outcome)
+    return groups
 
 
 def bootstrap_by_group(groups: Sequence[Sequence[float]], seed: int, samples: int = 1000) -> list[float]:
