@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from chatbot.kept import Kept
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 FIRST_TOKEN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 5.0, 10.0, 30.0)
 BETWEEN_TOKENS_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+_OF_A_NIGHT = (
+    (
+        "nightschool_refresh_kl",
+        "KL of the last policy from the reference, nats a reply.",
+        "ppo",
+        "kl",
+    ),
+    ("nightschool_refresh_win_rate", "How often the judge preferred the last candidate.", "gate", "win_rate"),
+)
 
 
 class Metrics:
@@ -84,9 +95,7 @@ class _Now(Collector):
         running, waiting = turns.engine.load_now if turns else (0, 0)
         yield GaugeMetricFamily("nightschool_requests_running", "Requests being written.", running)
         yield GaugeMetricFamily("nightschool_requests_waiting", "Requests in the queue.", waiting)
-        ranked = CounterMetricFamily("nightschool_rankings", "Rankings that teach.")
-        ranked.add_metric([], self._count(self._db))
-        yield ranked
+        yield GaugeMetricFamily("nightschool_rankings", "Rankings that teach.", self._count(self._db))
         yield from self._refreshes()
         serving = InfoMetricFamily("nightschool_serving", "The version that answers.")
         if turns:
@@ -95,7 +104,7 @@ class _Now(Collector):
 
     def _refreshes(self) -> Iterator[Metric]:
         ended = [run for run in runs.list_all(self._db, limit=10_000) if run.finished_at is not None]
-        results = CounterMetricFamily(
+        results = GaugeMetricFamily(
             "nightschool_refreshes", "Refreshes by how they ended.", labels=["result"]
         )
         for state in sorted({run.state for run in ended}):
@@ -106,3 +115,6 @@ class _Now(Collector):
             yield GaugeMetricFamily(
                 "nightschool_last_refresh_timestamp_seconds", "When one ended last.", last
             )
+        for name, what, stage, metric in _OF_A_NIGHT:
+            if (value := runs.newest_metric(self._db, stage, metric)) is not None:
+                yield GaugeMetricFamily(name, what, value)

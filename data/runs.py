@@ -259,6 +259,16 @@ def metrics(db: Database, run_id: str, stage: str | None = None) -> list[Metric]
     ]
 
 
+def newest_metric(db: Database, stage: str, name: str) -> float | None:
+    """The last value of the newest run that has any; None where none has, or it was no number."""
+    row = db.one(
+        "SELECT m.value FROM runs r CROSS JOIN metrics m ON m.run_id = r.id"  # in this order: newest first
+        " WHERE m.stage = ? AND m.name = ? ORDER BY r.id DESC, m.step DESC LIMIT 1",
+        (stage, name),
+    )
+    return row["value"] if row else None
+
+
 def learned_until(db: Database) -> float | None:
     """The time of the newest ranking that a published or refused run has seen; later ones are new."""
     row = db.one("SELECT max(snapshot_at) AS at FROM runs WHERE state IN ('published', 'refused')")

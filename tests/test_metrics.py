@@ -29,16 +29,16 @@ def test_rankings_that_teach_are_counted(db: Database) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     rank(db, ada, a_turn(db, ada, may_train=False), [1, 2, 3])
-    assert samples(Metrics(db))["nightschool_rankings_total"] == 1
+    assert samples(Metrics(db))["nightschool_rankings"] == 1
 
 
 def test_many_rankings_are_not_counted_at_every_scrape(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatbot.kept.FREE_SECONDS", 0.0)
     monkeypatch.setattr("chatbot.kept.KEPT_TIMES", 1e9)
     ada, metrics = somebody(db), Metrics(db)
-    assert samples(metrics)["nightschool_rankings_total"] == 0
+    assert samples(metrics)["nightschool_rankings"] == 0
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    assert samples(metrics)["nightschool_rankings_total"] == 0
+    assert samples(metrics)["nightschool_rankings"] == 0
 
 
 def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
@@ -47,9 +47,23 @@ def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
         assert run
         runs.finish(db, run.id, run.fencing_token, state=state, reason="")  # type: ignore[arg-type]
     seen = samples(Metrics(db))
-    assert seen["nightschool_refreshes_totalpublished"] == 2
-    assert seen["nightschool_refreshes_totalrefused"] == 1
+    assert seen["nightschool_refreshespublished"] == 2
+    assert seen["nightschool_refreshesrefused"] == 1
     assert seen["nightschool_last_refresh_timestamp_seconds"] > 1e9
+
+
+def test_the_newest_night_tells_how_far_it_went_and_how_often_it_won(db: Database) -> None:
+    assert "nightschool_refresh_kl" not in samples(Metrics(db))
+    for key, kl in (("one", 3.0), ("two", 5.0)):
+        run = runs.claim(db, key, config={})
+        assert run
+        runs.log(db, run, "ppo", 0, {"kl": 0.0})
+        runs.log(db, run, "ppo", 1, {"kl": kl})
+        if key == "one":
+            runs.log(db, run, "gate", 0, {"win_rate": 0.75})
+        runs.finish(db, run.id, run.fencing_token, state="refused", reason="")
+    seen = samples(Metrics(db))
+    assert (seen["nightschool_refresh_kl"], seen["nightschool_refresh_win_rate"]) == (5.0, 0.75)
 
 
 def test_an_idle_server_says_so_and_names_what_serves(db: Database, engine: Engine) -> None:

@@ -188,7 +188,7 @@ def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[
     prompts, config = prompts_to_judge(night), tonight(night, snapshot)
     candidate, its_probes = _probe_and_replay(night, _candidate(night, policy), prompts, config.seed, 0)
     current, current_probes = _probe_and_replay(night, _merged(night, night.parent), prompts, config.seed, 1)
-    return judge_candidate(
+    verdict = judge_candidate(
         policy,
         (candidate, current),
         prompts,
@@ -201,6 +201,8 @@ def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[
             _REPLAY_SHARE + (1 - _REPLAY_SHARE) * fraction, message
         ),
     )
+    night.progress.log(0, {"win_rate": verdict.win_rate})
+    return verdict
 
 
 def _candidate(night: Night, policy: Policy) -> PreTrainedModel:
