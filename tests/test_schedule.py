@@ -125,6 +125,13 @@ def test_a_clock_that_was_a_year_ahead_does_not_stop_the_nights() -> None:
     assert due(schedule, at("2026-11-21T04:00", "UTC"), wrong) == "2026-11-21T03:30 UTC"
 
 
+def test_a_schedule_that_was_set_while_the_clock_was_ahead_counts_at_once() -> None:
+    now = at("2026-11-21T04:00", "UTC")
+    ahead = Schedule(cron="30 3 * * *", zone="UTC", updated_at=now + 30 * 86400)
+    assert due(ahead, now, None) == "2026-11-21T03:30 UTC"
+    assert due(ahead, now, "2026-11-21T03:30 UTC") is None
+
+
 def test_a_paused_schedule_and_one_set_after_the_slot_are_not_due() -> None:
     now = at("2026-11-21T10:00", "UTC")
     assert due(Schedule(is_paused=True), now, None) is None

@@ -53,11 +53,10 @@ def due(schedule: Schedule, now: float, last_slot: str | None) -> str | None:
     newest = _newest_slot(schedule, now)
     if schedule.is_paused or newest is None:
         return None
-    taken = slot_time(last_slot) if last_slot else None
-    if taken is not None and taken > now + timedelta(days=2).total_seconds():
-        taken = None  # the clock was wrong when that slot was taken; the unique key still guards each slot
-    at = slot_time(newest)
-    return newest if at > max(schedule.updated_at, taken or 0.0) else None
+    before = (schedule.updated_at, slot_time(last_slot) if last_slot else 0.0)
+    # Of a day that has not come the clock was wrong then; the unique key still guards each slot.
+    is_possible = [at for at in before if at <= now + timedelta(days=2).total_seconds()]
+    return newest if slot_time(newest) > max(is_possible, default=0.0) else None
 
 
 def is_slot(key: str) -> bool:

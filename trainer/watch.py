@@ -45,7 +45,8 @@ _NO_MEMORY = (
 """What signal 9 means where nobody sent it."""
 _OOM_SCORE = "800"
 """Of 1000: whom the kernel ends first."""
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 3.0
+"""Between the request to end and the kill; the server gives the watcher itself `TRAINER_GRACE_SECONDS`."""
 
 
 def last_slot(db: Database) -> str | None:
