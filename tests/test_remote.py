@@ -73,7 +73,7 @@ def test_every_parameter_that_bends_a_distribution_is_sent(
     assert body["ignore_eos"] and body["stop_token_ids"] == [remote.base.format.end_of_turn]
 
 
-def test_a_stop_text_and_a_programs_deadline_end_a_reply(remote: RemoteEngine, servers: list[FakeVllm]) -> None:
+def test_a_stop_text_and_a_deadline_end_a_reply(remote: RemoteEngine, servers: list[FakeVllm]) -> None:
     whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0].text
     stop = whole[5:7]
     ended = done(remote.submit(HELLO, sampling=LONG, stop=[stop])).replies[0]
