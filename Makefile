@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+IS_RECENT := 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .PHONY: help venv serve test slow vllm-check gpu-check
 
@@ -14,7 +15,9 @@ venv: $(INSTALLED) ## make .venv with all that serving and testing need
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV): a few minutes the first time.'
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 && $(BIN)/python -c $(IS_RECENT) || { \
+	  $(PYTHON) -c $(IS_RECENT) || { echo '$(PYTHON) is not Python 3.11 or newer - name one: make $(MAKECMDGOALS) PYTHON=python3.12'; false; } \
+	  && $(PYTHON) -m venv --clear $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
