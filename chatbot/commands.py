@@ -24,7 +24,7 @@ ACTOR = "command line"
 
 def add(arguments: argparse.Namespace) -> int:
     """Makes a person."""
-    db = open_database(open_home())
+    db = _memory()
     name, hashed = accounts.check_name(arguments.name), None
     if arguments.password_stdin:
         hashed = accounts.hash_password(_typed())
@@ -37,7 +37,7 @@ def add(arguments: argparse.Namespace) -> int:
 
 def role(arguments: argparse.Namespace) -> int:
     """Changes what a person may do."""
-    db = open_database(open_home())
+    db = _memory()
     person = _named(db, arguments.name)
     accounts.change_role(db, person, arguments.role, ACTOR)
     _tell(
@@ -55,7 +55,7 @@ def reset(arguments: argparse.Namespace) -> int:
 
     Until the link is used the password is a random one that nobody knows; that also voids earlier links.
     """
-    db = open_database(open_home())
+    db = _memory()
     person = _named(db, arguments.name)
     hashed = accounts.hash_password(_typed() if arguments.password_stdin else secrets.token_urlsafe())
     with db.write():
@@ -76,7 +76,7 @@ def reset(arguments: argparse.Namespace) -> int:
 
 def disable(arguments: argparse.Namespace) -> int:
     """Shuts a person out."""
-    db = open_database(open_home())
+    db = _memory()
     person = _named(db, arguments.name)
     accounts.disable(db, person, ACTOR)
     _tell(arguments, db, people.get(db, person.id), f"{person.name} is shut out.", needs_link=False)
@@ -85,7 +85,7 @@ def disable(arguments: argparse.Namespace) -> int:
 
 def list_people(arguments: argparse.Namespace) -> int:
     """Lists everybody."""
-    everybody = people.list_all(open_database(open_home()))
+    everybody = people.list_all(_memory())
     if arguments.json:
         print(json.dumps([asdict(person) for person in everybody], ensure_ascii=False))
     elif not everybody:
@@ -98,7 +98,7 @@ def list_people(arguments: argparse.Namespace) -> int:
 
 def add_key(arguments: argparse.Namespace) -> int:
     """Makes an API key and shows it, this once."""
-    db = open_database(open_home())
+    db = _memory()
     person = _named(db, arguments.name)
     secret, key = accounts.make_key(db, person, arguments.label)
     lines = [f"{person.name}'s new API key; it is not shown again:", f"  {secret}"]
@@ -108,7 +108,7 @@ def add_key(arguments: argparse.Namespace) -> int:
 
 def list_keys(arguments: argparse.Namespace) -> int:
     """Lists the API keys of a person, or of everybody."""
-    db = open_database(open_home())
+    db = _memory()
     owners = [_named(db, arguments.name)] if arguments.name else people.list_all(db)
     found = [(owner, key) for owner in owners for key in api_keys.list_for(db, owner.id)]
     header = ("id", "person", "key", "label", "last used", "state")
@@ -123,12 +123,17 @@ def list_keys(arguments: argparse.Namespace) -> int:
 
 def revoke_key(arguments: argparse.Namespace) -> int:
     """Makes an API key open nothing any more."""
-    db = open_database(open_home())
+    db = _memory()
     key = api_keys.get(db, arguments.id)
     api_keys.revoke(db, key, ACTOR)
     lines = [f"{key.prefix}... of {people.get(db, key.person_id).name} opens nothing any more."]
     show(asdict(api_keys.get(db, key.id)), lines, as_json=arguments.json)
     return 0
+
+
+def _memory() -> Database:
+    """The database that a server has begun."""
+    return open_database(open_home(begins=False))
 
 
 def _day(key: ApiKey) -> str:

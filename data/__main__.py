@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     options = parser().parse_args(arguments)
     try:
-        home = open_home()
+        home = open_home(begins=options.run in (import_, restore_))
         found, text = options.run(home, options)
         out = sys.stderr if getattr(options, "file", None) == "-" else sys.stdout
         print(json.dumps(found, ensure_ascii=False) if options.json else text, file=out)

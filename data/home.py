@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import Problem
+from data.errors import NotFound, Problem
 from data.files import keep_private
 
 
@@ -38,15 +38,23 @@ class Home:
         return self.root / "backups"
 
 
-def open_home(root: Path | None = None) -> Home:
+def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
     """The home at `root`, else at `$NIGHTSCHOOL_HOME`, else `./var`; its directories are made if missing.
 
+    With `begins` False, `./var` is taken only where it holds a database, else NotFound: a command that was
+    run in another directory must not work on a new, empty home. What somebody named is taken as it is.
     Database, runs and backups become their owner's alone, as other code may have left them; the versions stay
     readable, for servers of vLLM that run under another account.
     Raises Problem where the directory cannot be written.
     """
-    home = Home((root or Path(os.environ.get("NIGHTSCHOOL_HOME") or "var")).absolute())
+    named = root or os.environ.get("NIGHTSCHOOL_HOME")
+    home = Home(Path(named or "var").absolute())
     try:
+        if not (begins or named or home.database.exists()):
+            raise NotFound(
+                f"There is no Night School in {str(home.root)!r} - run this where you started the server, "
+                "or set NIGHTSCHOOL_HOME."
+            )
         for directory in (home.root, home.models, home.adapters, home.runs, home.backups):
             directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

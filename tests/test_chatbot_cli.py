@@ -113,6 +113,24 @@ def test_an_empty_house_says_how_to_begin(home: Home, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        *("person list", "person add Ada", "person role Ada user", "person disable Ada", "person reset Ada"),
+        *("key list", "key add Ada", "key revoke 1"),
+    ],
+)
+def test_in_another_directory_no_person_and_no_key_is_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It made an empty home there, and printed a link that the running server did not know."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NIGHTSCHOOL_HOME", raising=False)
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.startswith(f"There is no Night School in {str(tmp_path / 'var')!r} - run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     "arguments, says",
     [
         (["person", "disable", "nobody"], "Nobody is called 'nobody'"),

@@ -137,6 +137,34 @@ def test_a_home_that_cannot_be_written_is_a_sentence(
     assert "cannot be written" in told(capsys, "stats", code=2)["error"]
 
 
+@pytest.mark.parametrize("command", ["stats", "export -", "backup", "forget ada"])
+def test_in_another_directory_there_is_nothing_to_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NIGHTSCHOOL_HOME", raising=False)
+    assert "There is no Night School in" in told(capsys, *command.split(), code=2)["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_and_a_restore_may_begin_a_home(
+    db: Database,
+    home: Home,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = told(capsys, "backup")["backup"]
+    (tmp_path / "rows.jsonl").touch()
+    monkeypatch.delenv("NIGHTSCHOOL_HOME")
+    for command in (["import", str(tmp_path / "rows.jsonl")], ["restore", made]):
+        folder = tmp_path / command[0]
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        told(capsys, *command)
+        assert told(capsys, "stats")["people"] == 0 and (folder / "var" / "nightschool.db").is_file()
+
+
 def a_version(db: Database, run: Run, report: dict[str, Any], name: str, parent: str = "base") -> None:
     """A version that this run made, the run being over."""
     versions.add(
@@ -218,6 +246,15 @@ def test_what_was_deleted_is_told_even_where_the_disk_is_too_full_to_wipe_the_lo
     assert main(["forget", CANARY, "--yes"]) == 0
     said = capsys.readouterr().out
     assert "v000001 serves" in said and "log keeps old pages" in said
+
+
+def test_somebody_with_a_chat_of_a_thousand_turns_can_be_forgotten(db: Database, home: Home) -> None:
+    ann = somebody(db, "Ann")
+    said = [{"role": role, "content": "Go on."} for role in ("user", "assistant")] * 600
+    with db.write():
+        conversations.add_history(db, conversations.create(db, ann.id), said)
+    assert forget(db, home, ann).conversations == 1
+    assert db.query("SELECT count(*) FROM messages")[0][0] == 0
 
 
 def test_a_forgotten_name_goes_out_of_a_reason_and_not_out_of_other_words(db: Database, home: Home) -> None:

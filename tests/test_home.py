@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import Problem
+from data.database import open_database
+from data.errors import NotFound, Problem
 from data.home import open_home
 
 
@@ -30,6 +31,39 @@ def test_without_it_state_lies_in_var(
         monkeypatch.setenv("NIGHTSCHOOL_HOME", value)
 
     assert open_home().root == tmp_path / "var"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`./var` of a directory in which no server was started, and no home is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NIGHTSCHOOL_HOME", raising=False)
+    return tmp_path / "var"
+
+
+@pytest.mark.parametrize("is_there", [False, True])  # as /var is, where somebody works in /
+def test_another_directory_does_not_become_a_home_by_mistake(elsewhere: Path, is_there: bool) -> None:
+    if is_there:
+        elsewhere.mkdir()
+    with pytest.raises(NotFound) as caught:
+        open_home(begins=False)
+    assert str(caught.value) == (
+        f"There is no Night School in {str(elsewhere)!r} - run this where you started the server, "
+        "or set NIGHTSCHOOL_HOME."
+    )
+    assert list(elsewhere.parent.rglob("*")) == [elsewhere] * is_there
+
+
+def test_a_home_that_a_server_began_is_found(elsewhere: Path) -> None:
+    open_database(open_home()).close()
+    assert open_home(begins=False).root == elsewhere
+
+
+def test_a_home_that_somebody_named_is_meant(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the volume of a container is, in which accounts may be made before the first start."""
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", "volume")
+    assert open_home(begins=False).root == elsewhere.parent / "volume"
+    assert open_home(elsewhere, begins=False).root == elsewhere
 
 
 def test_opening_twice_loses_nothing(tmp_path: Path) -> None:

@@ -64,6 +64,47 @@ def test_looking_is_quick_because_torch_stays_out(home: Home) -> None:
     assert time.monotonic() - started < 10
 
 
+OF_A_HOME = [
+    *("refresh", "sft", "reward", "ppo 1", "gate 1", "schedule", "versions", "publish base", "reference"),
+    *("rollback", "runs", "prune", "measure --taste concise", "score --version v000001 --data rows.jsonl"),
+]
+
+
+@pytest.mark.parametrize("command", OF_A_HOME)
+def test_in_another_directory_there_is_nothing_to_learn_from(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`trainer versions` made an empty home there, and said that the base serves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NIGHTSCHOOL_HOME", raising=False)
+    assert run_cli(run, command.split()) == 2
+    assert capsys.readouterr().err.startswith(f"There is no Night School in {str(tmp_path / 'var')!r} - run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("simulate --taste none", "taste"),
+        ("watch --judging none.jsonl", "There is no file 'none.jsonl' - "),
+        ("reward --data none.jsonl", "There is no file 'none.jsonl' - "),
+    ],
+)
+def test_simulated_raters_a_watcher_and_files_may_begin_a_home(
+    command: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NIGHTSCHOOL_HOME", raising=False)
+    assert run_cli(run, command.split()) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "no Night School" not in said
+    assert (tmp_path / "var" / "runs").is_dir()
+
+
 def test_the_schedule_is_shown_and_set_with_the_next_five_times(call: Call, db: Database) -> None:
     code, shown = call("schedule")
     assert code == 0 and shown["cron"] == "30 3 * * *" and len(shown["next"]) == 5

@@ -40,8 +40,9 @@ def run(argv: Sequence[str]) -> int | None:
     """Parses, opens home and database, runs one command."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    home = open_home()
-    if arguments.command is stages.reward and arguments.data:
+    is_of_files = arguments.command is stages.reward and bool(arguments.data)
+    home = open_home(begins=is_of_files or arguments.command in (stages.simulate, commands.watch))
+    if is_of_files:
         stages.reward_from_files(home, arguments)
         return 0
     with closing(open_database(home)) as db:
