@@ -5,6 +5,7 @@ Only hashes of passwords and tokens are stored; who may do what is decided where
 
 import json
 import time
+import unicodedata
 from typing import Any, get_args
 
 from data.database import Database, Row, new_id
@@ -34,7 +35,7 @@ def add(
         raise Refused(f"The name {name[:80]!r} cannot be used - use 1 to 64 printable characters.")
     _check_role(role)
     with db.write() as conn:
-        if by_name(db, name):
+        if _namesakes(db, name):
             raise Refused(f"The name {name!r} is taken - choose another.")
         person = Person(new_id(), name, role, kind, False, time.time())
         conn.execute(
@@ -53,9 +54,30 @@ def get(db: Database, id: str) -> Person:
 
 
 def by_name(db: Database, name: str) -> Person | None:
-    """The person of this name, whatever its case."""
-    row = db.one(f"SELECT {_COLUMNS} FROM people WHERE name = ?", (clean(name).strip(),))
-    return _person(row) if row else None
+    """The person of this name, whatever its case and however its accents are encoded.
+
+    Where the names of two differ in nothing else, as was possible once, each has to be spelled as it is.
+    """
+    found = _namesakes(db, name)
+    same = [row for row in found if row["is_same"]] or found
+    return _person(same[0]) if len(same) == 1 else None
+
+
+def _namesakes(db: Database, name: str) -> list[Row]:
+    """Everybody of this name; `is_same` is 1 where SQLite says so too, to which only ASCII has a case."""
+    name = clean(name).strip()
+    rows = db.query(
+        f"SELECT {_COLUMNS}, name = ? AS is_same FROM people"
+        " WHERE name IN (?, ?) OR length(CAST(name AS BLOB)) > length(name)",  # or one that is not ASCII
+        (name, name, unicodedata.normalize("NFC", name)),
+    )
+    return [row for row in rows if row["is_same"] or _folded(row["name"]) == _folded(name)]
+
+
+def _folded(name: str) -> str:
+    # Not casefold(): wrong passwords are counted for each lower-case name, and guesses at "Weiß" are not
+    # to be had once more as guesses at "Weiss".
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
 
 
 def list_all(db: Database) -> list[Person]:

@@ -46,6 +46,16 @@ def test_a_password_may_come_from_standard_input(
     assert accounts.sign_in(db, Throttle(), "Ada", "a quiet night", "")
 
 
+def test_a_name_is_signed_in_with_in_any_case_beyond_ascii_too(
+    home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a quiet night\n"))
+    assert main(["person", "add", "Émile", "--password-stdin"]) == 0
+    assert accounts.sign_in(db, Throttle(), "émile", "a quiet night", "")
+    assert main(["person", "add", "ÉMILE"]) == 2
+    assert "is taken" in capsys.readouterr().err
+
+
 def test_a_disabled_person_is_listed_as_such_and_let_in_again_by_reset(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,36 @@ def test_a_taken_name_is_refused(db: Database) -> None:
         people.add(db, "ADA")
 
 
+SPELLINGS = ("Émile", "émile", "ÉMILE", "E\u0301mile", " e\u0301MILE ")
+
+
+@pytest.mark.parametrize("first", SPELLINGS)
+def test_case_and_encoding_do_not_count_beyond_ascii_either(db: Database, first: str) -> None:
+    emile = people.add(db, first)
+    people.add(db, "Emile")
+    people.add(db, "Zoé")
+    for other in SPELLINGS:
+        assert people.by_name(db, other) == emile
+        with pytest.raises(Refused, match="is taken - choose another"):
+            people.add(db, other)
+    assert people.by_name(db, "emile") != emile and people.by_name(db, "émil") is None
+
+
+def test_a_sign_that_ascii_has_too_is_the_same_name(db: Database) -> None:
+    kelvin = people.add(db, "kelvin")
+    assert people.by_name(db, "\u212aelvin") == kelvin  # the sign of the unit
+
+
+def test_two_whom_only_case_told_apart_once_keep_their_names(db: Database) -> None:
+    for id, name in enumerate(("Émile", "émile")):
+        with db.write() as conn:
+            conn.execute("INSERT INTO people VALUES (?, ?, 'user', 'human', NULL, 0, 0)", (str(id), name))
+    found = [people.by_name(db, name) for name in ("Émile", "émile", "ÉMILE", "E\u0301mile")]
+    assert [person and person.id for person in found] == ["0", "1", "0", None]
+    with pytest.raises(Refused, match="is taken"):
+        people.add(db, "e\u0301mile")
+
+
 def test_an_unknown_role_or_person_is_a_sentence(db: Database) -> None:
     with pytest.raises(Refused, match="no role 'king' - use one of user, rater, operator"):
         people.add(db, "ada", role="king")  # type: ignore[arg-type]
