@@ -253,6 +253,27 @@ def test_only_what_is_worn_learns(policy: Policy) -> None:
     assert policy.heads["other"].weight.grad is not None
 
 
+@torch.no_grad()
+def test_each_change_of_adapters_is_whole(policy: Policy, tiny_base: Base) -> None:
+    policy.add("other", seed=5)
+    train_a_little(policy, "other")
+    ids = torch.tensor(SEQUENCES[:1])
+    for name in ("mine", None, "other", None, "mine", "other"):
+        plain = load_model(tiny_base, device=CPU, dtype=torch.float32)
+        if name:
+            policy.write_merged(name, plain)
+        torch.testing.assert_close(logits(policy, name)[: ids.shape[1]], plain(ids).logits[0])
+
+
+def test_others_may_learn_after_one_was_dropped(policy: Policy) -> None:
+    policy.add("other", seed=5, with_head=True)
+    policy.add("third", seed=6, with_head=True)
+    policy.drop("other")
+    for name in ("mine", "third"):
+        read(policy, name, TokenBatch.of(SEQUENCES, CPU)).sum().backward()
+        assert sum(parameter.grad is not None for parameter in policy.parameters(name)) > 20
+
+
 def test_adapters_are_worn_one_at_a_time(policy: Policy) -> None:
     with pytest.raises(AssertionError, match="stands inside"), policy.wear(None), policy.wear("mine"):
         pass
