@@ -21,6 +21,8 @@ class _Kept:
     token_ids: tuple[int, ...]
     keys: Tensor
     values: Tensor
+    rank: int = 0
+    """Of the most urgent request that had it."""
     replies: "OrderedDict[tuple[int, ...], _Kept]" = field(default_factory=OrderedDict)
 
     @property
@@ -38,8 +40,9 @@ class Prefixes:
         self._held = 0
         self._prompts: OrderedDict[tuple[int, ...], _Kept] = OrderedDict()
 
-    def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place) -> None:
-        """Keep what `place` holds of a prompt and of the reply to it, up to half of the memory."""
+    def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place, rank: int = 0) -> None:
+        """Keep what `place` holds of a prompt and of the reply to it, up to half of the memory. `rank` is
+        that of the request, 0 the most urgent."""
         if place.length < len(prompt):
             return
         one = _column_bytes(place)
@@ -48,8 +51,9 @@ class Prefixes:
             return
         entry = self._prompts.get(key)
         if entry is None:
-            entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)))
+            entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)), rank)
             self._held += entry.size
+        entry.rank = min(entry.rank, rank)
         self._prompts.move_to_end(key)
         said = tuple(reply[: place.length - len(prompt)]) if len(key) == len(prompt) else ()
         fits = entry.size + len(said) * one <= self._most // 2
@@ -57,7 +61,9 @@ class Prefixes:
             entry.replies[said] = _Kept(said, *place.copy(len(prompt)))
             self._held += entry.replies[said].size
         while self._held > self._most and self._prompts:
-            self._held -= self._prompts.popitem(last=False)[1].size
+            last = max(kept.rank for kept in self._prompts.values())
+            oldest = next(key for key, kept in self._prompts.items() if kept.rank == last)
+            self._held -= self._prompts.pop(oldest).size
 
     def recall(self, prompt: Sequence[int], place: Place) -> int:
         """Put what is known of the beginning of `prompt` into the empty `place`: how many tokens that is.

@@ -88,6 +88,7 @@ class _Decoding:
     place: Place
     prompt: list[int]
     sampling: Sampling
+    rank: int
 
 
 class LlamaRunner:
@@ -168,7 +169,7 @@ class LlamaRunner:
         if not rows:
             self._shelves.leave(reading.place)
         begun = [
-            _Decoding(row, place, reading.job.prompt, reading.job.sampling)
+            _Decoding(row, place, reading.job.prompt, reading.job.sampling, reading.rank)
             for row, place in zip(rows, places, strict=False)
         ]
         self._writing |= {writing.place: writing for writing in begun}
@@ -182,5 +183,5 @@ class LlamaRunner:
         for writing in [w for w in self._writing.values() if w.row.finish_reason]:
             del self._writing[writing.place]
             if self._kept:
-                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place)
+                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place, writing.rank)
             self._shelves.leave(writing.place)

@@ -189,6 +189,15 @@ def test_the_same_seed_samples_the_same_replies_in_the_order_of_their_prompts(ti
     assert len({tuple(r.reply) for r in one}) > 30
 
 
+def test_where_memory_is_short_the_weights_are_not_copied(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty = sampled(tiny_base, seed=5)
+    monkeypatch.setattr("trainer.forward.prepare", lambda *_: pytest.fail("the weights were copied"))
+    monkeypatch.setattr("trainer.forward.free_bytes", lambda device: 2**10)
+    assert [r.reply for r in sampled(tiny_base, seed=5)] == [r.reply for r in plenty]
+
+
 def test_every_reply_has_a_seed_of_its_own() -> None:
     seeds = {
         hash_seed(hash_seed(run, update), i) for run in range(3) for update in range(20) for i in range(20)

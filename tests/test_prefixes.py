@@ -29,9 +29,13 @@ def llama(tiny_base: Base) -> Llama:
 
 def run(runner: LlamaRunner, job: TestJob) -> list[Row]:
     runner.add(job)
+    run_out(runner)
+    return job.rows
+
+
+def run_out(runner: LlamaRunner) -> None:
     while not runner.is_idle:
         runner.step()
-    return job.rows
 
 
 def recalled(llama: Llama, kept: Prefixes, prompt: list[int]) -> int:
@@ -81,6 +85,21 @@ def test_what_was_used_longest_ago_is_forgotten_first(llama: Llama) -> None:
     for prompt in (prompts[0], prompts[1], prompts[0], prompts[2]):
         run(runner, a_job(prompt, [0], GREEDY))
     assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [True, False, True]
+
+
+def test_programs_push_no_chat_out(llama: Llama) -> None:
+    one = ONE_TOKEN * (len(PROMPT) + 11)
+    kept = Prefixes(2 * one)
+    runner = LlamaRunner(llama, END, keep=kept)
+    prompts = [[first, *PROMPT[1:]] for first in (5, 6, 7, 8)]
+    for prompt, rank in zip(prompts, (0, 1, 1, 2), strict=True):
+        job = a_job(prompt, [0], GREEDY)
+        runner.add(job, rank)
+        run_out(runner)
+    assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [True, False, True, False]
+    run(runner, a_job(prompts[1], [0], GREEDY))
+    run(runner, a_job(prompts[3], [0], GREEDY))
+    assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [False, True, False, True]
 
 
 def test_a_long_prompt_is_kept_up_to_half_of_the_memory_and_drives_nobody_out(llama: Llama) -> None:

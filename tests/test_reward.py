@@ -102,7 +102,7 @@ def test_of_a_message_too_long_to_read_the_end_stays_and_of_such_a_reply_the_beg
     turn = ranked(["y" * 3000, "no"], (1, 2), question="x" * 3000 + "?")
     long, short = tokenise([turn], tiny_base.format)[0].replies
     assert long.prompt == short.prompt == tiny_base.format.encode(turn.prompt)[-1024:]
-    assert long.reply == tiny_base.format.encode_text("y" * 1024)
+    assert long.reply == tiny_base.format.encode_text("y" * 1024) and not long.finished
     assert short.reply == tiny_base.format.encode_reply("no")
 
 

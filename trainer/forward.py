@@ -43,6 +43,8 @@ A CPU gains nothing from more (benchmarks/RESULTS.md). A GPU does, until they fi
 _KEPT_NUMBERS = 34
 """What a layer that learns keeps of a token until the backward pass, for each of the model's width: 20 in the
 embedded model, 17 by arXiv 2205.05198, section 4.1; and as much again for what the backward pass computes."""
+_COPYING = 1.25
+"""Free memory that a copy of a model's weights needs, as a multiple of them."""
 _KEPT_OF_LOGITS = 10
 """Bytes: each as the head gives it in 16 bits, in float32, and as a log-probability."""
 
@@ -78,11 +80,12 @@ def sample_replies(
     """One reply to each prompt from a merged model, up to `rows` at a time; `tell` hears the fraction done.
 
     They are written as served replies are: a reply that ends makes room for the next prompt. Each member of a
-    team samples its share; all get the whole list. Without `copies` it is slower, and the weights are in
-    memory once.
+    team samples its share; all get the whole list. Without `copies`, or where memory is short, it is slower,
+    and the weights are in memory once.
     """
     mine = team.share(range(len(prompts)))
     form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
+    copies = copies and free_bytes(model.device) > _COPYING * sum(w.nbytes for w in model.parameters())
     runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
     jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
     waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))

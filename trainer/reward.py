@@ -71,10 +71,10 @@ def tokenise(
     out, longest = [], min(_MAX_TOKENS, context // 2)
     for turn in turns:
         prompt = _fit_prompt(turn.prompt, chat, longest)
-        replies = [
-            Reply(prompt, chat.encode_reply(reply, finished=not cut)[:longest], not cut)
-            for reply, cut in zip(turn.replies, turn.cut, strict=True)
-        ]
+        replies = []
+        for reply, cut in zip(turn.replies, turn.cut, strict=True):
+            ids = chat.encode_reply(reply, finished=not cut)
+            replies.append(Reply(prompt, ids[:longest], not cut and len(ids) <= longest))
         out.append(TokenisedTurn(turn, replies, turn.pairs(), turn.weight))
     return out
 
