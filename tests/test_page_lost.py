@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from chatbot import accounts
-from data import conversations, people
+from data import conversations, people, rankings
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation, Person
 from tests.browser import EVENTS, PATIENCE, Server, Visitor, running_server, visit, wait_for
-from tests.stories import a_turn, somebody
+from tests.stories import a_turn, rank, somebody
 
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "12")
@@ -175,6 +175,113 @@ def test_after_a_lost_regeneration_the_board_still_says_what_is_saved(visitor: V
     page.keyboard.press("x")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".saved")).to_have_text("Saved")
+
+
+def marked(visitor: Visitor) -> Page:
+    """The three replies about apples, of which two are ranked, with a reason and a comment; none is saved."""
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    expect(page.locator(".card")).to_have_count(3)
+    for key in "B1C2":
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Did as asked").click()
+    page.get_by_role("textbox", name="Comment").fill("It counts well.")
+    return page
+
+
+def expect_marks(page: Page) -> None:
+    """What `marked` has marked is there, and can be saved."""
+    expect(page.locator(".order")).to_have_text("B > C")
+    expect(page.get_by_role("radio", name="Reply B: rank 1")).to_be_checked()
+    expect(page.get_by_role("button", name="Did as asked")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("textbox", name="Comment")).to_have_value("It counts well.")
+    expect(page.get_by_role("button", name="Save ranking")).to_be_enabled()
+
+
+def expect_no_marks(page: Page) -> None:
+    expect(page.locator(".card")).to_have_count(3)
+    expect(page.locator(".order")).to_contain_text("Which do you like best?")
+    expect(page.locator(".ranks input:checked")).to_have_count(0)
+
+
+def test_marks_that_are_not_saved_outlast_a_reload_and_another_chat(visitor: Visitor, db: Database) -> None:
+    page = marked(visitor)
+    page.reload()
+    expect_marks(page)
+    page.locator(".new-chat").click()
+    expect(page.locator(".board")).to_be_hidden()
+    page.locator(".chat-title", has_text="About apples").click()
+    expect_marks(page)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved")
+    [chat] = conversations.list_for(db, visitor.person.id)
+    turn = conversations.messages(db, chat.id)[0]
+    ranking = rankings.current(db, turn.id, visitor.person.id)
+    assert ranking is not None and rankings.order_text(ranking.placements) == "B > C"
+    assert (ranking.reasons, ranking.comment) == (("followed",), "It counts well.")
+    page.reload()
+    expect(page.locator(".saved")).to_have_text("Saved")
+
+
+@pytest.mark.parametrize("mark", ["Best", "All bad"])
+def test_best_and_all_bad_outlast_a_reload(visitor: Visitor, mark: str) -> None:
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    pressed = page.get_by_role("button", name="Reply B is best" if mark == "Best" else mark)
+    pressed.click()
+    page.reload()
+    expect(pressed).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Save ranking")).to_be_enabled()
+
+
+def test_marks_made_over_a_saved_ranking_outlast_a_reload_and_undo_takes_all(visitor: Visitor) -> None:
+    page = marked(visitor)
+    page.get_by_role("button", name="Save ranking").click()
+    expect(page.locator(".saved")).to_have_text("Saved")
+    page.get_by_role("radio", name="Reply A: rank 3").check(force=True)
+    page.reload()
+    expect(page.locator(".order")).to_have_text("B > C > A")
+    expect(page.get_by_role("button", name="Save changes")).to_be_enabled()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("button", name="Undo")).not_to_be_visible()
+    page.reload()
+    expect_no_marks(page)
+
+
+@pytest.mark.parametrize("elsewhere", ["saved", "saved and undone"])
+def test_marks_end_with_a_change_elsewhere(visitor: Visitor, db: Database, elsewhere: str) -> None:
+    page = marked(visitor)
+    [chat] = conversations.list_for(db, visitor.person.id)
+    turn, *replies = conversations.messages(db, chat.id)
+    rank(db, visitor.person, replies, [1, 1, 1])
+    if elsewhere == "saved":
+        page.reload()
+        expect(page.locator(".order")).to_have_text("A = B = C")
+        expect(page.locator(".saved")).to_have_text("Saved")
+    rankings.withdraw(db, turn.id, visitor.person.id)
+    page.reload()
+    expect_no_marks(page)
+
+
+def test_what_is_marked_while_a_save_is_on_its_way_outlasts_a_reload(visitor: Visitor) -> None:
+    page = marked(visitor)
+    with late(page):
+        page.get_by_role("button", name="Save ranking").click()
+        page.get_by_role("textbox", name="Comment").press_sequentially(" And kindly.")
+    expect(page.get_by_role("button", name="Save changes")).to_be_enabled(timeout=PATIENCE)
+    page.reload()
+    expect(page.get_by_role("textbox", name="Comment")).to_have_value("It counts well. And kindly.")
+    expect(page.get_by_role("button", name="Save changes")).to_be_enabled()
+
+
+def test_marks_are_kept_of_no_more_than_the_latest_hundred_turns(visitor: Visitor) -> None:
+    kept = visitor.page.evaluate(
+        """() => {
+          for (let turn = 0; turn < 150; turn += 1) night.keepOne('marks', `turn ${turn}`, { turn });
+          return [night.keptOne('marks', 'turn 49'), night.keptOne('marks', 'turn 50').turn];
+        }"""
+    )
+    assert kept == [None, 50]
 
 
 def test_the_switch_of_a_new_chat_outlasts_what_is_done_in_the_sidebar(

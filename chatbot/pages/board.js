@@ -28,10 +28,19 @@ const fromSaved = (saved) => {
   return { ...blank(), places: { ...places }, best, allBad: saved.kind === 'all_bad', among: Object.keys(saved.places),
     reasons: new Set(saved.reasons) };
 };
-// More replies have come to the turn: a ranking that is not saved yet stays, and covers no more of them than
-// before.
-const carried = (left) => ({ ...left, places: Object.fromEntries(Object.entries(left.places).filter(([id]) => find(id))),
-  best: find(left.best) ? left.best : '', among: left.among.filter(find) });
+// Marks that are not saved are kept: over a reload, while another chat is open, and as more replies come, of
+// which they then cover no more than before. Of a ranking that was saved or undone elsewhere (`of`) they are dropped.
+const stateOfRanking = () => `${value.revisions} ${value.saved ? 'said' : ''}`;
+const keptMarks = () => night.keptOne('marks', value.turn_id);
+const keepMarks = () => night.keepOne('marks', value.turn_id, isSavedAsIs() || (value.saved && !kind()) ? null : {
+  ...mine, reasons: [...mine.reasons], comment: foot.comment.value, dwell: Date.now() - mine.since, of: stateOfRanking(),
+  seen: replies().map((reply) => reply.id) });
+const carried = (left) => {
+  const seen = finished().map((reply) => reply.id).filter((id) => left.seen.includes(id));
+  const among = left.among?.filter(find) ?? (replies().every((reply) => left.seen.includes(reply.id)) ? null : seen);
+  return { ...left, places: Object.fromEntries(Object.entries(left.places).filter(([id]) => find(id))), among,
+    best: find(left.best) ? left.best : '', reasons: new Set(left.reasons), since: Date.now() - left.dwell };
+};
 // All were bad, and others have come since: of those nothing is said yet.
 const isOutgrown = (saved) => saved.kind === 'all_bad' && replies().some((reply) => !saved.places[reply.id]);
 const kind = () => {
@@ -85,6 +94,7 @@ const change = (action) => {
   const before = reasonsOf(kind());
   action();
   if (reasonsOf(kind()) !== before) mine.reasons.clear();
+  keepMarks();
   update();
 };
 const unless = (id, action) => { const reply = find(id); if (reply && !isWriting(reply)) change(() => action(reply)); };
@@ -130,7 +140,11 @@ const does = {
     mine.among = Object.keys(placesOfKind());
   },
   skip: () => ask('save_ranking', ranking('skip', {})),
-  undo: () => { ask('withdraw'); mine = { ...blank(), chosen: mine.chosen }; foot.comment.value = ''; night.say(t('withdrawn')); },
+  undo: () => {
+    ask('withdraw');
+    mine = { ...blank(), chosen: mine.chosen }; foot.comment.value = '';
+    night.keepOne('marks', value.turn_id, null); night.say(t('withdrawn'));
+  },
 };
 const ranking = (kindNow, places) => ({
   kind: kindNow, places, reasons: [...mine.reasons], comment: foot.comment.value.trim(),
@@ -159,7 +173,7 @@ const makeFoot = () => {
     skip: button('skip', '', does.skip),
     again: button('regenerate', 'again', does.regenerate),
   };
-  part.comment.addEventListener('input', () => { night.grow(part.comment); update(); });
+  part.comment.addEventListener('input', () => { night.grow(part.comment); keepMarks(); update(); });
   part.reasons = [...REASONS, ...FAULTS].map((reason) => h('button', {
     type: 'button', class: 'reason', 'data-reason': reason, 'aria-pressed': 'false',
     onclick: () => change(() => { if (!mine.reasons.delete(reason)) mine.reasons.add(reason); }),
@@ -227,29 +241,30 @@ const update = () => {
     ranking: () => (value.turn_id ? unsaved() : null) };
   document.dispatchEvent(new CustomEvent('night:turn'));
 };
-const rebuild = (left) => {
+const rebuild = () => {
   const saved = value.saved && !isOutgrown(value.saved) ? value.saved : null;
+  const left = keptMarks()?.of === stateOfRanking() ? keptMarks() : null;
   mine = left ? carried(left) : (saved ? fromSaved(saved) : blank());
   mine.chosen = night.kept(`next_${value.turn_id}`);
   foot = makeFoot();
   foot.comment.value = left ? left.comment : saved?.comment || '';
   cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));
-  list.replaceChildren(...[...cards.values()].map((part) => part.root));
-  list.dataset.count = replies().length;
+  list.replaceChildren(...[...cards.values()].map((part) => part.root)); list.dataset.count = replies().length;
   replies().filter((reply) => night.draft(reply.id)).forEach((reply) => does.edit(reply.id));
   root.replaceChildren(notice, list, foot.root);
 };
 const draw = () => {
   if (night.isStale(props.value)) return;
   const before = value;
-  const left = before?.turn_id && !isSavedAsIs() ? { ...mine, among: Object.keys(placesOfKind()), comment: foot.comment.value } : null;
+  const was = before?.turn_id && stateOfRanking();
   value = props.value;
   root.hidden = !value.turn_id;
   if (!value.turn_id) { night.shared.turn = null; document.dispatchEvent(new CustomEvent('night:turn')); return; }
   const same = (x) => [x.turn_id, ...x.replies.map((reply) => reply.id)].join();
-  const isLeft = before?.turn_id === value.turn_id && JSON.stringify(before.saved) === JSON.stringify(value.saved);
-  if (!before || !before.turn_id || same(before) !== same(value)) rebuild(isLeft ? left : null);
+  if (!before?.turn_id || same(before) !== same(value)) rebuild();
   else if (!before.saved && value.saved) night.say(`${t('saved')}: ${t(value.saved.word, value.saved)}`);
+  // Saved, they are kept no more; what was marked while the answer was on its way is of the state it brought.
+  if (was !== stateOfRanking() && keptMarks()) keepMarks();
   update();
 };
 

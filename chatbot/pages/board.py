@@ -117,6 +117,7 @@ def board_view(
         "turn_id": turn_id,
         "replies": views,
         "saved": ranking and _ranking_view(ranking, shown),
+        "revisions": len(rankings.revisions(db, turn_id, person.id)),
         "queue": live.queue_position if live and is_writing else 0,
         "dropped": live.dropped if live else 0,
         "default_replies": default_replies,

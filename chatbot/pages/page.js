@@ -127,6 +127,14 @@ window.night ??= (() => {
     if (keeping.has(name)) return keeping.get(name);
     try { return sessionStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
   };
+  // Of many under one name, each by its id, the latest few; null takes one away.
+  const MOST_KEPT = 100;
+  const many = (name) => JSON.parse(kept(name) || '[]');
+  const keepOne = (name, id, what) => {
+    const others = many(name).filter(([other]) => other !== id);
+    keep(name, JSON.stringify(what ? [...others, [id, what]].slice(-MOST_KEPT) : others));
+  };
+  const keptOne = (name, id) => many(name).find(([other]) => other === id)?.[1] ?? null;
   const forget = () => { try { sessionStorage.clear(); } catch { /* nothing was kept */ } };
   // What is kept belongs to one person, whom the sign-in names in a cookie: the next one finds nothing of it.
   const person = cookie('person');
@@ -212,5 +220,5 @@ window.night ??= (() => {
   };
   const shared = { turn: null, noTraining: false };
   return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, isComposing, language, preference,
-    prefer, showTheme, keep, kept, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, patient, shared };
+    prefer, showTheme, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, patient, shared };
 })();
