@@ -425,6 +425,26 @@ def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, d
     assert [chat.title for chat in conversations.list_for(db, somebody(db, "keeper").id)] == ["About pears"]
 
 
+def test_of_very_many_chats_the_list_says_how_the_older_are_found(arrive: ARRIVAL, db: Database) -> None:
+    ada = somebody(db, "ada of 201 chats")
+    for number in range(201):
+        conversations.create(db, ada.id, f"Chat {number}")
+    visitor = arrive(name=ada.name)
+    page, note = visitor.page, "Older chats are found by searching."
+    expect(page.locator(".chat-title")).to_have_count(200)
+    expect(page.locator(".chats li").last).to_have_text(note)
+    search = page.get_by_role("searchbox", name="Search chats")
+    search.fill("chat")
+    expect(page.locator(".chats li").last).to_have_text("More chats match. Type more to find them.")
+    search.fill("Chat 0")
+    expect(page.locator(".chat-title")).to_have_text(["Chat 0"])
+    expect(page.get_by_text(note)).to_have_count(0)
+    conversations.delete(db, conversations.list_for(db, ada.id, "Chat 0")[0].id)
+    search.fill("")
+    expect(page.locator(".chat-title")).to_have_count(200)
+    expect(page.get_by_text(note)).to_have_count(0)
+
+
 def test_back_leads_past_a_chat_that_was_deleted(arrive: ARRIVAL, db: Database) -> None:
     person = somebody(db, "walker")
     chats = {name: a_turn(db, person, question=name)[0].conversation_id for name in ("One", "Two", "Three")}

@@ -147,7 +147,8 @@ const draw = () => {
   value = props.value;
   if (value.file && value.file.key !== before) download(value.file);
   showChats();
-  if (!value.chats.length && value.search) chats.append(h('li', { class: 'none' }, t('none_found')));
+  const note = value.has_more ? (value.search ? 'more_found' : 'older_chats') : (!value.chats.length && value.search ? 'none_found' : '');
+  if (note) chats.append(h('li', { class: 'none' }, t(note)));
   if (!night.isStale(value)) arrive(value.conversation_id);
   replies.lastElementChild.value = night.preference('replies') || String(value.default_replies);
   version.replaceChildren(h('b', {}, t('talking_to', { version: value.version.name })),

@@ -13,6 +13,8 @@ from data.database import Database
 from data.records import BASE_VERSION, Person
 
 SEARCH_LENGTH = 200
+MOST_CHATS = 200
+"""Of more, the latest used are listed, and the page says that there are others."""
 
 
 class Sidebar(gr.HTML):
@@ -42,12 +44,13 @@ def sidebar_view(
 
     Empty is a new one: of that only the page knows whether nights may learn from it, and says so with `send`.
     """
-    found = conversations.list_for(db, person.id, search)
+    found = conversations.list_for(db, person.id, search, MOST_CHATS + 1)
     may_train = conversations.get(db, conversation_id, person.id).may_train if conversation_id else None
     return {
         "look": look,
         "conversation_id": conversation_id,
-        "chats": [{"id": chat.id, "title": chat.title} for chat in found],
+        "chats": [{"id": chat.id, "title": chat.title} for chat in found[:MOST_CHATS]],
+        "has_more": len(found) > MOST_CHATS,
         "search": search,
         "may_train": may_train,
         "version": version_view(db, person, turns.engine.version),

@@ -22,6 +22,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "conversations": ("Conversations", "对话"),
     "search": ("Search chats", "搜索对话"),
     "none_found": ("No chats found", "没有找到对话"),
+    "older_chats": ("Older chats are found by searching.", "更早的对话可以通过搜索找到。"),
+    "more_found": ("More chats match. Type more to find them.", "还有更多匹配的对话，请输入更多文字。"),
     "actions": ("Actions for “{title}”", "“{title}”的操作"),
     "rename": ("Rename", "重命名"),
     "export": ("Export", "导出"),
