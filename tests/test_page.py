@@ -445,6 +445,39 @@ def test_of_very_many_chats_the_list_says_how_the_older_are_found(arrive: ARRIVA
     expect(page.get_by_text(note)).to_have_count(0)
 
 
+ARABIC = "مرحبا بالعالم"
+
+
+def test_words_that_are_written_from_right_to_left_are_shown_so(arrive: ARRIVAL, db: Database) -> None:
+    ada = somebody(db, "ada who writes Arabic")
+    mixed = f"{ARABIC}\n\nPlain English.\n\n- {ARABIC}\n\n`sum` {ARABIC}\n\n```python\n# {ARABIC}\n```"
+    [reply, _] = a_turn(db, ada, [mixed, f"# {ARABIC}"], question=ARABIC)
+    visitor = arrive(name=ada.name, path=f"/?c={reply.conversation_id}")
+    page = visitor.page
+
+    def direction(selector: str) -> list[str]:
+        page.locator(selector).first.wait_for()
+        return page.locator(selector).evaluate_all(
+            "nodes => nodes.map((node) => getComputedStyle(node).direction)"
+        )
+
+    card = page.locator(".card", has_text="Plain English.").get_attribute("aria-label")
+    written = f".card[aria-label='{card}'] .written"
+    assert direction(".bubble") == ["rtl"]
+    assert direction(f"{written} .piece > :is(p, ul)") == ["rtl", "ltr", "rtl", "rtl"]
+    assert direction(f"{written} :is(code, .code, pre)") == ["ltr"] * 4
+    page.get_by_role("button", name="Edit reply A").click()
+    page.get_by_role("button", name="Reply A is best").click()
+    for box in page.locator("textarea").all():
+        box.fill(ARABIC)
+    assert direction("textarea:visible") == ["rtl"] * 3  # a rewording, a comment, a message
+    page.get_by_role("button", name="Continue from reply A").click()
+    visitor.say(ARABIC)
+    page.locator(".answered").wait_for()
+    assert direction(".answered .piece")[0] == "rtl"
+    visitor.wait_until_written()
+
+
 def test_back_leads_past_a_chat_that_was_deleted(arrive: ARRIVAL, db: Database) -> None:
     person = somebody(db, "walker")
     chats = {name: a_turn(db, person, question=name)[0].conversation_id for name in ("One", "Two", "Three")}

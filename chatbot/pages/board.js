@@ -166,7 +166,7 @@ const makeFoot = () => {
     saved: h('span', { class: 'saved', role: 'status' }),
     undo: button('undo', 'undo', does.undo),
     bad: button('all_bad', '', does.allBad, { 'aria-pressed': 'false' }),
-    comment: h('textarea', { rows: 1, maxlength: 2000, 'aria-label': t('comment'), placeholder: t('comment_hint') }),
+    comment: h('textarea', { rows: 1, maxlength: 2000, dir: 'auto', 'aria-label': t('comment'), placeholder: t('comment_hint') }),
     compare: makeCompare(replies),
     tied: button('all_tied', '', does.allTied),
     clear: button('clear', '', does.clear),

@@ -32,7 +32,7 @@ const difference = (left, right) => {
 
 // The panel: two choices of letter and the difference between them. `replies()` gives the replies of now.
 const makeCompare = (replies) => {
-  const out = h('div', { class: 'difference' });
+  const out = h('div', { class: 'difference', dir: 'auto' });
   const picks = ['compare_left', 'compare_right'].map((label) => h('select', { 'aria-label': t(label), onchange: () => draw() }));
   const draw = () => {
     const [left, right] = picks.map((pick) => replies().find((reply) => reply.id === pick.value));

@@ -8,7 +8,7 @@ let place = night.address(); // the chat that the text in the box is for: shown,
 let isAnswered = false; // a message has just been taken
 let sent = JSON.parse(night.kept('sent') || 'null'); // the message that was sent and is not known to be stored
 let waiting = 0; // the timer while its answer is awaited
-const area = h('textarea', { rows: 1, 'aria-label': t('message'), placeholder: t('write_message'), enterkeyhint: 'send' });
+const area = h('textarea', { rows: 1, dir: 'auto', 'aria-label': t('message'), placeholder: t('write_message'), enterkeyhint: 'send' });
 const sendButton = h('button', { type: 'submit', class: 'send', 'aria-label': t('send'), title: t('send') }, icon('send'));
 const stopButton = h('button', {
   type: 'button', class: 'send is-stop', 'aria-label': t('stop'), title: t('stop'), hidden: true,

@@ -2,7 +2,7 @@
 const { t, h, put, iconButton } = night;
 const fire = night.patient(trigger, watch, props);
 let value = null;
-const title = h('h1', { class: 'title' });
+const title = h('h1', { class: 'title', dir: 'auto' });
 const menu = iconButton('panel', t('menu'), () => document.dispatchEvent(new CustomEvent('night:shelf')));
 const fresh = iconButton('plus', t('new_chat'), () => document.dispatchEvent(new CustomEvent('night:new')));
 const bar = h('header', { class: 'top-bar' }, menu, title, fresh);
@@ -59,7 +59,7 @@ const enteredFork = () => {
 const said = (turn) => {
   const copy = iconButton('copy', t('copy'), () => night.copy(turn.text, copy));
   const node = h('div', { class: 'said', 'data-turn': turn.turn_id }, h('span', { class: 'unseen' }, `${t('you')}: `),
-    h('div', { class: 'bubble' }, turn.text),
+    h('div', { class: 'bubble', dir: 'auto' }, turn.text),
     h('div', { class: 'tools' }, copy, iconButton('edit', t('edit_message'), () => {
       const box = editing(turn, node);
       node.replaceWith(box);

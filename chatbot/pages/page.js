@@ -36,8 +36,12 @@ window.night ??= (() => {
     while (node.children.length > blocks.length) node.lastElementChild.remove();
     blocks.forEach((block, index) => {
       let piece = node.children[index];
-      if (!piece) node.append(piece = h('div', { class: 'piece' }));
-      if (piece.nightSource !== block) { piece.innerHTML = block; piece.nightSource = block; }
+      if (!piece) node.append(piece = h('div', { class: 'piece', dir: 'auto' }));
+      if (piece.nightSource === block) return;
+      piece.innerHTML = block;
+      piece.nightSource = block;
+      // Code runs from left to right, and says nothing of the direction of the words around it.
+      piece.querySelectorAll('.code, code').forEach((code) => { code.dir = 'ltr'; });
     });
   };
 
@@ -147,7 +151,7 @@ window.night ??= (() => {
   // The box in which it is written, and the buttons below: `verb` hands the wording to `save`.
   const editor = ({ id, text, label, verb, save, close }) => {
     let wording = draft(id) ?? { text, key: key() };
-    const area = h('textarea', { 'aria-label': label, maxlength: 32000 });
+    const area = h('textarea', { 'aria-label': label, maxlength: 32000, dir: 'auto' });
     area.value = wording.text;
     const cancel = () => { settle(id); close(); };
     const allow = () => { saveButton.disabled = !area.value.trim(); };

@@ -16,7 +16,7 @@ const isOpen = () => document.body.classList.contains('shelf-open');
 const closeOnPhone = () => { if (!wide.matches) show(false); };
 const openChat = (id) => { document.dispatchEvent(new CustomEvent('night:open', { detail: id })); closeOnPhone(); };
 
-const search = h('input', { type: 'search', class: 'search', 'aria-label': t('search'), placeholder: t('search'), maxlength: 200 });
+const search = h('input', { type: 'search', class: 'search', dir: 'auto', 'aria-label': t('search'), placeholder: t('search'), maxlength: 200 });
 search.addEventListener('input', () => {
   clearTimeout(searching);
   searching = setTimeout(() => ask('search_chats'), 250);
@@ -26,7 +26,7 @@ const version = h('section', { class: 'talking-to' });
 const who = h('div', { class: 'who' });
 
 const renameChat = (chat, row) => {
-  const input = h('input', { class: 'search', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
+  const input = h('input', { class: 'search', dir: 'auto', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
   const done = () => { if (input.isConnected) row.replaceChildren(...chatRow(chat)); };
   const close = () => { done(); row.querySelector('summary').focus(); };
   input.addEventListener('keydown', (event) => {
@@ -67,7 +67,7 @@ const chatRow = (chat) => {
     details.firstElementChild.focus();
   });
   return [h('button', {
-    type: 'button', class: 'chat-title', title: chat.title, 'aria-current': chat.id === value.conversation_id ? 'page' : null,
+    type: 'button', class: 'chat-title', dir: 'auto', title: chat.title, 'aria-current': chat.id === value.conversation_id ? 'page' : null,
     onclick: () => openChat(chat.id),
   }, chat.title), details];
 };
