@@ -19,7 +19,7 @@ from chatbot.policy import Policy
 from data import conversations, runs, versions
 from data.comparisons import Snapshot, read_snapshot
 from data.database import Database, open_database
-from data.errors import NotFound, Refused
+from data.errors import Busy, NotFound, Refused
 from data.files import write_json
 from data.forgetting import forget
 from data.home import Home, open_home
@@ -359,7 +359,7 @@ PRACTISED, KEPT = 16, 3
 """Numbers of a conversation that is practised on and of one that is kept for judging."""
 
 
-@pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", ShutDown)])
+@pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", Busy)])
 def test_a_night_that_was_interrupted_goes_on_where_it_was(
     ranked: Database,
     home: Home,

@@ -21,6 +21,7 @@ import pytest
 from data import forecast, requests, runs, schedules
 from data.backups import newest_at
 from data.database import Database, open_database
+from data.errors import Busy
 from data.home import Home, open_home
 from data.records import Run, Schedule
 from data.snapshots import take_snapshot
@@ -286,6 +287,23 @@ def test_a_night_that_restarts_of_the_server_ended_goes_on_each_time(
         watcher.tick()
         again = runs.get(db, run.id)
         assert (again.state, again.fencing_token) == ("running", 1 + restart)
+
+
+def test_a_night_that_was_held_up_goes_on_once(watch_with: Callable[[str], Watcher], db: Database) -> None:
+    run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
+    assert run is not None
+    watcher, reason = watch_with("import time; time.sleep(60)"), reason_of(Busy("The database is locked."))
+    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
+    assert runs.get(db, run.id).reason == "It was held up: The database is locked."
+    watcher.tick()
+    again = runs.get(db, run.id)
+    assert again.state == "running"
+    watcher.close()
+    runs.resume(db, run.id)
+    again = runs.get(db, run.id)
+    runs.finish(db, run.id, again.fencing_token, state="interrupted", reason=reason)
+    watcher.tick()
+    assert runs.get(db, run.id).state == "interrupted"
 
 
 def test_a_child_that_is_told_to_end_while_the_watcher_stays_goes_on_once(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import runs
 from data.database import Database
-from data.errors import Problem, out_of_memory
+from data.errors import Busy, Problem, out_of_memory
 from data.records import Run, RunState
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class Cancelled(Problem):
 
 
 SHUT_DOWN = "It was stopped because the server or the machine shut down."
+HELD_UP = "It was held up"
+"""How the reason begins where something was busy for too long: the same may do a minute later."""
 
 
 class ShutDown(KeyboardInterrupt):
@@ -56,6 +58,8 @@ def reason_of(error: BaseException) -> str:
         return SHUT_DOWN
     if isinstance(error, KeyboardInterrupt):
         return "It was stopped by Ctrl-C."
+    if isinstance(error, Busy):
+        return f"{HELD_UP}: {error}"
     return str(out_of_memory(error) or error) or type(error).__name__
 
 

@@ -24,7 +24,7 @@ from chatbot.policy import Policy
 from data import runs, versions
 from data.comparisons import Snapshot
 from data.database import Database
-from data.errors import Refused
+from data.errors import Busy, Refused
 from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run, RunState
@@ -54,6 +54,7 @@ _PROBING = 0.35
 _ENDS: dict[type[BaseException], RunState] = {
     NothingToLearn: "nothing_to_learn",
     Cancelled: "cancelled",
+    Busy: "interrupted",
     KeyboardInterrupt: "interrupted",
 }
 
@@ -109,7 +110,8 @@ def refresh(
             return done
     except BaseException as error:
         state = end_of(error, _ENDS)
-        with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
+        # The lease was lost, and whoever holds it now has written this run off; or the database is held.
+        with suppress(Refused, Busy):
             if team.is_chief:
                 runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
         raise

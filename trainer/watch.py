@@ -29,7 +29,7 @@ from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
 from data.runfolder import LOG, TAKEN_UP
-from trainer.progress import SHUT_DOWN
+from trainer.progress import HELD_UP, SHUT_DOWN
 from trainer.schedule import due, is_slot, next_times, slot_time
 from trainer.upkeep import Upkeep
 
@@ -90,7 +90,8 @@ def claim_due(
 
 
 def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None:
-    """The last night again, where its process or the whole machine was ended: it goes on where it was.
+    """The last night again, where its process or the whole machine was ended, or the database was held by
+    others for too long: it goes on where it was.
 
     Always where that was before `since`, when this watcher began: all was shut down together. Otherwise once
     a run, across restarts: it may be the run itself that gets its process killed.
@@ -100,8 +101,8 @@ def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None
         return None
     ended_at = run.finished_at or now
     is_night = is_slot(run.key) or run.key.startswith("manual-")
-    was_killed = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith(_KILLED)
-    if not (is_night and was_killed) or now - ended_at > _DAY_SECONDS:
+    may_go_on = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith((_KILLED, HELD_UP))
+    if not (is_night and may_go_on) or now - ended_at > _DAY_SECONDS:
         return None
     mark = home.runs / run.id / TAKEN_UP
     is_free = run.reason == SHUT_DOWN and ended_at <= since
