@@ -23,15 +23,10 @@ if TYPE_CHECKING:
 
 FIRST_TOKEN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 5.0, 10.0, 30.0)
 BETWEEN_TOKENS_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0, 2.0)
-
+COMMIT_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 _OF_A_NIGHT = (
-    (
-        "nightschool_refresh_kl",
-        "KL of the last policy from the reference, nats a reply.",
-        "ppo",
-        "kl",
-    ),
+    ("nightschool_refresh_kl", "KL of the last policy from the reference, nats a reply.", "ppo", "kl"),
     ("nightschool_refresh_win_rate", "How often the judge preferred the last candidate.", "gate", "win_rate"),
 )
 
@@ -54,6 +49,12 @@ class Metrics:
             registry=self.registry,
             buckets=BETWEEN_TOKENS_SECONDS,
         )
+        db.timed = Histogram(
+            "nightschool_commit_seconds",
+            "Until a transaction was on the disk.",
+            registry=self.registry,
+            buckets=COMMIT_SECONDS,
+        ).time
         self.registry.register(_Now(db, self))
 
     def text(self) -> str:

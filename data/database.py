@@ -9,8 +9,8 @@ ones can corrupt a WAL database, and two SQLite libraries on one file lose rows,
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class Database:
         self._local = threading.local()
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._readers_lock = threading.Lock()
+        self.timed: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Around each COMMIT, for whoever wants to know how long it takes."""
         with as_sentences(path):
             self._writer = connect(private_file(path))
             self._writer.execute("PRAGMA journal_mode = WAL")
@@ -110,7 +112,8 @@ class Database:
             self._writing_thread = threading.get_ident()
             try:
                 yield self._writer
-                self._writer.execute("COMMIT")
+                with self.timed():
+                    self._writer.execute("COMMIT")
             finally:
                 self._writing_thread = None
                 if self._writer.in_transaction:
@@ -149,8 +152,7 @@ class Database:
 
     def one(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
         """The first row of a SELECT, or None."""
-        rows = self.query(sql, params)
-        return rows[0] if rows else None
+        return next(iter(self.query(sql, params)), None)
 
     def vacuum(self) -> bool:
         """Rewrites the file without its free pages and empties the log; False if a reader kept the log."""
@@ -172,10 +174,8 @@ class Database:
 
     def close(self) -> None:
         """Closes every connection; the other threads must be done."""
-        with self._lock:
-            with self._readers_lock:
-                readers = list(self._readers)
-            for reader in readers:
+        with self._lock, self._readers_lock:
+            for reader in self._readers:
                 reader.close()
             self._writer.close()
 

@@ -52,6 +52,17 @@ def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
     assert seen["nightschool_last_refresh_timestamp_seconds"] > 1e9
 
 
+def test_commits_are_timed_and_what_was_undone_is_none(db: Database) -> None:
+    metrics = Metrics(db)
+    before = samples(metrics)["nightschool_commit_seconds_count"]
+    somebody(db, "Bea")
+    after = samples(metrics)["nightschool_commit_seconds_count"]
+    with pytest.raises(ZeroDivisionError), db.write():
+        raise ZeroDivisionError
+    assert after > before == 0
+    assert samples(metrics)["nightschool_commit_seconds_count"] == after
+
+
 def test_the_newest_night_tells_how_far_it_went_and_how_often_it_won(db: Database) -> None:
     assert "nightschool_refresh_kl" not in samples(Metrics(db))
     for key, kl in (("one", 3.0), ("two", 5.0)):
