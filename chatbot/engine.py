@@ -17,24 +17,17 @@ import torch
 from chatbot.basemodel import Base
 from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
-from chatbot.kernels import Format, bytes_a_weight
+from chatbot.kernels import Format
 from chatbot.llama import Llama
 from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
 from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
 from chatbot.padded import TransformersModel
 from chatbot.prefixes import Prefixes
-from chatbot.runner import Runner, prepare, runner_for
+from chatbot.runner import Runner, bytes_to_prepare, prepare, runner_for
 from data.errors import Refused, out_of_memory
 from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
-
-_BUILDING = 1.25
-"""Free memory needed to build a version, as a multiple of its weights. The slack covers the layer that
-is being converted (CPU) or merged (GPU), and replies that grow meanwhile."""
-_CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 6, "int8": 6}
-"""On a CPU also so many float32 copies of the embedding, which is converted at once (benchmarks/RESULTS.md).
-Models that transformers runs are not converted."""
 
 
 @dataclass
@@ -116,17 +109,9 @@ class Engine(AnyEngine):
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
-            sizes = [weight.numel() for weight in model.parameters()]
-            held = sum(weight.nbytes for weight in model.parameters())
-            weights = prepare(model, self._format, takes=True)
-            if adapter is None and self.device.type == "cuda":  # where nothing is converted
-                self._to_build = int(_BUILDING * held)
-            elif adapter is None:
-                copies, size = 0, self.dtype.itemsize
-                if isinstance(weights, Llama):
-                    copies, size = _CONVERTING[self._format], bytes_a_weight(self._format)
-                self._to_build = int(_BUILDING * size * sum(sizes) + copies * 4 * max(sizes))
-            return weights
+            if adapter is None:
+                self._to_build = bytes_to_prepare(model, self._format)
+            return prepare(model, self._format, takes=True)
 
     def _check_room(self, name: str) -> None:
         """Raises Refused where memory is too short to build it. A CPU's system would end the process; on a

@@ -21,6 +21,8 @@ Format = Literal["float32", "bfloat16", "int8"]
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""
 
+KERNELS = 2
+"""Counts the changes after which another format may be the fastest one."""
 INT8_ROWS = 6
 """Up to so many rows the int8 kernel is the faster one; measured, see benchmarks/RESULTS.md."""
 _PACKED_FOR = 16

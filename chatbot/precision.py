@@ -18,7 +18,7 @@ import torch
 
 from chatbot.attention import PromptChunk
 from chatbot.basemodel import Base
-from chatbot.kernels import Format
+from chatbot.kernels import KERNELS, Format
 from chatbot.llama import Llama, can_run
 from chatbot.models import load_model, pick_device, pick_dtype
 from data.files import write_json
@@ -38,7 +38,8 @@ def choose(base: Base, home: Home) -> Format:
     if device.type != "cpu":
         return "float32" if pick_dtype("auto", device) == torch.float32 else "bfloat16"
     file = home.models / "formats.json"
-    known, key = _read(file), f"{base.sha256[:16]} {machine()} {torch.get_num_threads()} threads"
+    key = f"{base.sha256[:16]} {machine()} {torch.get_num_threads()} threads, kernels {KERNELS}"
+    known = _read(file)
     remembered = known.get(key)
     if isinstance(remembered, dict) and remembered.get("format") in FORMATS:
         return cast(Format, remembered["format"])

@@ -2,7 +2,8 @@
 
 The prompt of the K replies to a turn is kept once, and each reply beside it; whichever reply the person goes
 on from, the next prompt begins with prompt and reply, and only what is new is read. The entry that was used
-longest ago goes first. No entry takes more than half of the memory: of a longer prompt the beginning is kept.
+longest ago goes first; where programs have more than a quarter, it is one of theirs. No entry takes more than
+half of the memory: of a longer prompt the beginning is kept.
 """
 
 from collections import OrderedDict
@@ -61,8 +62,9 @@ class Prefixes:
             entry.replies[said] = _Kept(said, *place.copy(len(prompt)))
             self._held += entry.replies[said].size
         while self._held > self._most and self._prompts:
-            last = max(kept.rank for kept in self._prompts.values())
-            oldest = next(key for key, kept in self._prompts.items() if kept.rank == last)
+            theirs = [key for key, kept in self._prompts.items() if kept.rank]
+            is_much = sum(self._prompts[key].size for key in theirs) > self._most // 4
+            oldest = theirs[0] if is_much else next(iter(self._prompts))
             self._held -= self._prompts.pop(oldest).size
 
     def recall(self, prompt: Sequence[int], place: Place) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from chatbot.attention import PromptChunk
-from chatbot.kernels import Format
+from chatbot.kernels import Format, bytes_a_weight
 from chatbot.llama import Llama, can_run
 from chatbot.padded import PaddedRunner, TransformersModel
 from chatbot.prefixes import Prefixes
@@ -24,6 +24,11 @@ from chatbot.shelves import Place
 from data.errors import Refused
 from data.records import Sampling
 
+_SLACK = 1.25
+"""Covers the layer that is being converted (CPU) or merged (GPU), and replies that grow meanwhile."""
+_CONVERTING: dict[Format, int] = {"bfloat16": 2, "float32": 6, "int8": 6}
+"""On a CPU so many float32 copies of the embedding besides, which is converted at once
+(benchmarks/RESULTS.md). Models that transformers runs are not converted."""
 PIECE = 64
 """Prompt tokens read in a step beside rows under way, which wait about twice as long for one token then."""
 MOST_PIECES = 4
@@ -60,6 +65,16 @@ def prepare(model: PreTrainedModel, form: Format, *, takes: bool = False) -> Lla
     if form == "int8":
         raise Refused("This model is decoded by transformers, which has no int8 here - use bfloat16.")
     return TransformersModel(model)
+
+
+def bytes_to_prepare(model: PreTrainedModel, form: Format) -> int:
+    """Of memory that making such weights takes, at most: what stays, and what is there meanwhile."""
+    sizes = [weight.numel() for weight in model.parameters()]
+    if model.device.type == "cuda":  # where nothing is converted
+        return int(_SLACK * sum(weight.nbytes for weight in model.parameters()))
+    if not can_run(model):
+        return int(_SLACK * model.dtype.itemsize * sum(sizes))
+    return int(_SLACK * bytes_a_weight(form) * sum(sizes) + _CONVERTING[form] * 4 * max(sizes))
 
 
 def runner_for(

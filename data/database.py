@@ -18,7 +18,7 @@ import sqlite_utils
 import uuid_utils
 
 from data.backups import backup_files, backup_path
-from data.errors import Busy, Problem, Refused
+from data.errors import Locked, Problem, Refused
 from data.files import file_to_be, lock_at, private_file
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
@@ -124,7 +124,7 @@ class Database:
         """The writer is this thread's alone. Time spent queueing for it is taken off SQLite's own timeout."""
         patience, asked_at = BUSY_SECONDS if patience is None else patience, time.monotonic()
         if not self._lock.acquire(timeout=patience):
-            raise Busy(_QUEUED)
+            raise Locked(_QUEUED)
         try:
             left = max(0.0, patience - (time.monotonic() - asked_at))
             self._writer.execute(f"PRAGMA busy_timeout = {round(1000 * left)}")
@@ -225,10 +225,10 @@ def as_sentences(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):
-            raise Busy(_LOCKED) from error
+            raise Locked(_LOCKED) from error
         for words, sentence in _SENTENCES.items():
             if words in str(error).lower():
-                kind = Damaged if _RESTORE in sentence else Problem
+                kind = Damaged if _RESTORE in sentence or words == "disk i/o" else Problem
                 raise kind(sentence.format(path=repr(str(path)))) from error
         raise
 

@@ -30,6 +30,10 @@ class Busy(Problem):
     """It may be done, but not now: the queue is full or another process holds the lease."""
 
 
+class Locked(Busy):
+    """Others write to the database for longer than anybody waits in front of a page."""
+
+
 class Unavailable(Busy):
     """It may be done, but nothing is there to do it: a fault that somebody should look at, not a crowd."""
 

@@ -26,7 +26,7 @@ def private_file(path: Path) -> Path:
     """
     with suppress(OSError):
         path.touch(_OWNER_ONLY, exist_ok=False)
-        _give_to_owner_of_folder(path)
+        give_to_owner_of_folder(path)
     keep_private(path)
     return path
 
@@ -37,7 +37,8 @@ def keep_private(path: Path) -> None:
         path.chmod(path.stat().st_mode & stat.S_IRWXU)
 
 
-def _give_to_owner_of_folder(path: Path) -> None:
+def give_to_owner_of_folder(path: Path) -> None:
+    """What root makes in a home belongs to whose home it is, who could not use it otherwise."""
     if os.geteuid() == 0:
         above = path.parent.stat()
         os.chown(path, above.st_uid, above.st_gid, follow_symlinks=False)
@@ -56,7 +57,7 @@ def file_to_be(target: Path) -> Iterator[Path]:
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         partial.unlink(missing_ok=True)
         partial.touch(_OWNER_ONLY)
-        _give_to_owner_of_folder(partial)
+        give_to_owner_of_folder(partial)
         try:
             yield partial
             replace_durably(partial, target)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import NotFound, Problem
-from data.files import keep_private
+from data.files import give_to_owner_of_folder, keep_private
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
                 "or set NIGHTSCHOOL_HOME."
             )
         for directory in (home.root, home.models, home.adapters, home.runs, home.backups):
-            directory.mkdir(parents=True, exist_ok=True)
+            if not directory.is_dir():
+                directory.mkdir(parents=True, exist_ok=True)
+                give_to_owner_of_folder(directory)
     except OSError as error:
         raise Problem(
             f"The directory {str(home.root)!r} cannot be written ({error.strerror}) - "

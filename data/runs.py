@@ -198,11 +198,21 @@ def forget_metrics(db: Database, run: Run, stage: str | None = None) -> None:
 
 
 def finish(
-    db: Database, run_id: str, fencing_token: int, *, state: RunState, reason: str, version: str | None = None
+    db: Database,
+    run_id: str,
+    fencing_token: int,
+    *,
+    state: RunState,
+    reason: str,
+    version: str | None = None,
+    patience: float | None = None,
 ) -> Run:
-    """Ends the run with its reason in sentences; Refused where its lease was lost."""
+    """Ends the run with its reason in sentences; Refused where its lease was lost.
+
+    patience: seconds to wait for others who write; as for every write if left out.
+    """
     assert state != "running", "a run ends in another state"
-    with db.write() as conn:
+    with db.write(patience=patience) as conn:
         check_lease(db, run_id, fencing_token)
         conn.execute(
             "UPDATE runs SET state = ?, reason = ?, version = ?, progress = iif(?, 1, progress),"

@@ -17,7 +17,7 @@ from chatbot.generation import Generation
 from chatbot.kernels import Format, bytes_a_weight
 from chatbot.memory import column_bytes
 from chatbot.models import merged_model
-from chatbot.runner import PIECE, LlamaRunner
+from chatbot.runner import PIECE, LlamaRunner, bytes_to_prepare
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Sampling
 
@@ -526,12 +526,8 @@ def test_on_a_gpu_too_what_serves_keeps_the_memory_that_a_version_would_take_fro
 def test_building_on_a_gpu_converts_nothing(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     model = merged_model(tiny_base, None, device=torch.device("cpu"), dtype=torch.float32)
     held = sum(weight.nbytes for weight in model.parameters())
-    engine = Engine(tiny_base, precision="float32")
-    engine.device = torch.device("cuda")
-    monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: 0)
-    monkeypatch.setattr("chatbot.engine.merged_model", lambda *_, **__: model)
-    engine.load("base", None)
-    assert engine._to_build == int(1.25 * held)
+    monkeypatch.setattr(PreTrainedModel, "device", torch.device("cuda"))
+    assert bytes_to_prepare(model, "float32") == int(1.25 * held)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from chatbot.basemodel import Base, load_base
 from chatbot.models import PART_ROWS, load_model
+from chatbot.runner import bytes_to_prepare, prepare
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, a_learner, some_replies
@@ -192,10 +193,19 @@ def test_the_same_seed_samples_the_same_replies_in_the_order_of_their_prompts(ti
 def test_where_memory_is_short_the_weights_are_not_copied(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plenty = sampled(tiny_base, seed=5)
-    monkeypatch.setattr("trainer.forward.prepare", lambda *_: pytest.fail("the weights were copied"))
-    monkeypatch.setattr("trainer.forward.free_bytes", lambda device: 2**10)
-    assert [r.reply for r in sampled(tiny_base, seed=5)] == [r.reply for r in plenty]
+    plenty, copied = sampled(tiny_base, seed=5), []
+    model = load_model(tiny_base, device=CPU, dtype=torch.float32)
+    needed = bytes_to_prepare(model, "float32")
+
+    def copy(*given: Any) -> Any:
+        copied.append(True)
+        return prepare(*given)
+
+    monkeypatch.setattr("trainer.forward.prepare", copy)
+    for free, is_copied in ((needed, False), (needed + 1, True)):
+        monkeypatch.setattr("trainer.forward.free_bytes", lambda device, free=free: free)
+        assert [r.reply for r in sampled(tiny_base, seed=5)] == [r.reply for r in plenty]
+        assert bool(copied) == is_copied
 
 
 def test_every_reply_has_a_seed_of_its_own() -> None:

@@ -234,6 +234,24 @@ def test_best_and_all_bad_outlast_a_reload(visitor: Visitor, mark: str) -> None:
     expect(page.get_by_role("button", name="Save ranking")).to_be_enabled()
 
 
+def test_a_lost_click_on_bad_reply_can_be_taken_back_after_a_reload(visitor: Visitor, db: Database) -> None:
+    a_turn(db, visitor.person, ["one"], question="About one pear")
+    page = visitor.page
+    page.reload()
+    page.locator(".chat-title", has_text="About one pear").click()
+    thumb = page.get_by_role("button", name="Bad reply")
+    thumb.wait_for()
+    page.route(EVENTS, lambda route: route.fulfill(status=500, json={"detail": "lost"}), times=1)
+    thumb.click()
+    expect(thumb).to_have_attribute("aria-pressed", "true")
+    page.reload()
+    expect(thumb).to_have_attribute("aria-pressed", "true")
+    thumb.click()
+    expect(thumb).to_have_attribute("aria-pressed", "false")
+    thumb.click()
+    expect(page.locator(".saved")).to_have_text("Saved")
+
+
 def test_marks_made_over_a_saved_ranking_outlast_a_reload_and_undo_takes_all(visitor: Visitor) -> None:
     page = marked(visitor)
     page.get_by_role("button", name="Save ranking").click()

@@ -87,19 +87,20 @@ def test_what_was_used_longest_ago_is_forgotten_first(llama: Llama) -> None:
     assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [True, False, True]
 
 
-def test_programs_push_no_chat_out(llama: Llama) -> None:
-    one = ONE_TOKEN * (len(PROMPT) + 11)
-    kept = Prefixes(2 * one)
+def test_programs_have_a_quarter_of_it_where_chats_want_the_rest(llama: Llama) -> None:
+    kept = Prefixes(4 * ONE_TOKEN * (len(PROMPT) + 11))
     runner = LlamaRunner(llama, END, keep=kept)
-    prompts = [[first, *PROMPT[1:]] for first in (5, 6, 7, 8)]
-    for prompt, rank in zip(prompts, (0, 1, 1, 2), strict=True):
-        job = a_job(prompt, [0], GREEDY)
-        runner.add(job, rank)
-        run_out(runner)
-    assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [True, False, True, False]
-    run(runner, a_job(prompts[1], [0], GREEDY))
-    run(runner, a_job(prompts[3], [0], GREEDY))
-    assert [recalled(llama, kept, prompt) > 0 for prompt in prompts] == [False, True, False, True]
+
+    def after(firsts: range, rank: int) -> list[int]:
+        for first in firsts:
+            runner.add(a_job([first, *PROMPT[1:]], [0], GREEDY), rank)
+            run_out(runner)
+        return sorted(key[0] for key in kept._prompts)
+
+    assert after(range(10, 16), 1) == [12, 13, 14, 15], "all of it where nobody chats"
+    assert after(range(5, 8), 0) == [5, 6, 7, 15]
+    assert after(range(8, 9), 0) == [5, 6, 7, 8], "longest ago"
+    assert after(range(20, 26), 1) == [6, 7, 8, 25]
 
 
 def test_a_long_prompt_is_kept_up_to_half_of_the_memory_and_drives_nobody_out(llama: Llama) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from chatbot.models import merged_model
 from chatbot.policy import Policy
 from data import conversations, runs, versions
 from data.comparisons import Snapshot, read_snapshot
-from data.database import Database, open_database
-from data.errors import Busy, NotFound, Refused
+from data.database import Database, connect, open_database
+from data.errors import Locked, NotFound, Refused
 from data.files import write_json
 from data.forgetting import forget
 from data.home import Home, open_home
@@ -40,7 +41,7 @@ from trainer.guards import Guards
 from trainer.improving import _choose_once, shown_samples
 from trainer.night import begin
 from trainer.probes import probe
-from trainer.progress import Cancelled, Progress, ShutDown
+from trainer.progress import HELD_UP, Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
 from trainer.refresh import NothingToLearn, Stage, refresh
 from trainer.reward import length_preference
@@ -359,7 +360,7 @@ PRACTISED, KEPT = 16, 3
 """Numbers of a conversation that is practised on and of one that is kept for judging."""
 
 
-@pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", Busy)])
+@pytest.mark.parametrize("stage, how", [("judge", KeyboardInterrupt), ("ppo", ShutDown), ("gate", Locked)])
 def test_a_night_that_was_interrupted_goes_on_where_it_was(
     ranked: Database,
     home: Home,
@@ -598,6 +599,26 @@ def test_a_run_under_which_the_reference_has_changed_begins_anew(
     a_reference(paused, home, tiny_base)
     the_rest(paused, home, tiny_base, until="reward")
     assert learned.stat().st_mtime_ns > before
+
+
+def test_a_night_whose_database_others_hold_waits_to_say_so(
+    ranked: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, other = Progress.enter, connect(home.database)
+
+    def hold(self: Progress, entered: str, message: str) -> None:
+        enter(self, entered, message)
+        other.execute("BEGIN IMMEDIATE")
+        Timer(2.0, other.execute, ("ROLLBACK",)).start()
+
+    run = a_run(ranked)
+    with monkeypatch.context() as patch, pytest.raises(Locked):
+        patch.setattr("data.database.BUSY_SECONDS", 0.2)
+        patch.setattr(Progress, "enter", hold)
+        refresh(ranked, home, tiny_base, tiny_night(home, **SHORT), run, quiet=True)
+    ended = runs.get(ranked, run.id)
+    assert ended.state == "interrupted" and ended.reason.startswith(HELD_UP)
+    other.close()
 
 
 def test_a_kill_before_the_last_row_leaves_no_version(

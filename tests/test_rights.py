@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pysqlite3 import dbapi2 as sqlite3
 
 from data import people
-from data.database import damage_of, lock_of, open_database
+from data.database import Damaged, as_sentences, damage_of, lock_of, open_database
 from data.errors import Problem
 from data.home import Home, open_home
 from data.recovery import is_in_use, make_backup, restore
@@ -60,6 +61,19 @@ def test_what_root_restores_is_for_the_account_that_runs_the_server(
         db = open_database(theirs)
         assert people.by_name(db, "ada")
         db.close()
+
+
+@only_root
+def test_folders_that_root_makes_are_for_the_owner_of_the_home(theirs: Home) -> None:
+    for folder in (theirs.runs, theirs.adapters):
+        folder.rmdir()
+    open_home(theirs.root)
+    assert {folder.stat().st_uid for folder in (theirs.runs, theirs.adapters)} == {OWNER}
+
+
+def test_a_database_that_the_disk_no_longer_reads_is_one_to_restore(tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="The disk failed while"), as_sentences(tmp_path):
+        raise sqlite3.OperationalError("disk I/O error")
 
 
 @only_root

@@ -21,7 +21,7 @@ import pytest
 from data import forecast, requests, runs, schedules
 from data.backups import newest_at
 from data.database import Database, open_database
-from data.errors import Busy
+from data.errors import Locked
 from data.home import Home, open_home
 from data.records import Run, Schedule
 from data.snapshots import take_snapshot
@@ -292,7 +292,7 @@ def test_a_night_that_restarts_of_the_server_ended_goes_on_each_time(
 def test_a_night_that_was_held_up_goes_on_once(watch_with: Callable[[str], Watcher], db: Database) -> None:
     run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
     assert run is not None
-    watcher, reason = watch_with("import time; time.sleep(60)"), reason_of(Busy("The database is locked."))
+    watcher, reason = watch_with("import time; time.sleep(60)"), reason_of(Locked("The database is locked."))
     runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
     assert runs.get(db, run.id).reason == "It was held up: The database is locked."
     watcher.tick()

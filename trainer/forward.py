@@ -21,7 +21,7 @@ from chatbot.memory import free_bytes
 from chatbot.models import TokenBatch, logits_of
 from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
-from chatbot.runner import prepare, runner_for
+from chatbot.runner import bytes_to_prepare, prepare, runner_for
 from chatbot.sampling import Row
 from data.records import Sampling
 from trainer.config import RefreshConfig
@@ -43,8 +43,6 @@ A CPU gains nothing from more (benchmarks/RESULTS.md). A GPU does, until they fi
 _KEPT_NUMBERS = 34
 """What a layer that learns keeps of a token until the backward pass, for each of the model's width: 20 in the
 embedded model, 17 by arXiv 2205.05198, section 4.1; and as much again for what the backward pass computes."""
-_COPYING = 1.25
-"""Free memory that a copy of a model's weights needs, as a multiple of them."""
 _KEPT_OF_LOGITS = 10
 """Bytes: each as the head gives it in 16 bits, in float32, and as a log-probability."""
 
@@ -85,7 +83,7 @@ def sample_replies(
     """
     mine = team.share(range(len(prompts)))
     form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
-    copies = copies and free_bytes(model.device) > _COPYING * sum(w.nbytes for w in model.parameters())
+    copies = copies and free_bytes(model.device) > bytes_to_prepare(model, form)
     runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
     jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
     waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import runs
 from data.database import Database
-from data.errors import Busy, Problem, out_of_memory
+from data.errors import Locked, Problem, out_of_memory
 from data.records import Run, RunState
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Cancelled(Problem):
 
 SHUT_DOWN = "It was stopped because the server or the machine shut down."
 HELD_UP = "It was held up"
-"""How the reason begins where something was busy for too long: the same may do a minute later."""
+"""How the reason begins where others held the database for too long: later it may do."""
 
 
 class ShutDown(KeyboardInterrupt):
@@ -58,7 +58,7 @@ def reason_of(error: BaseException) -> str:
         return SHUT_DOWN
     if isinstance(error, KeyboardInterrupt):
         return "It was stopped by Ctrl-C."
-    if isinstance(error, Busy):
+    if isinstance(error, Locked):
         return f"{HELD_UP}: {error}"
     return str(out_of_memory(error) or error) or type(error).__name__
 

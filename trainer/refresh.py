@@ -24,7 +24,7 @@ from chatbot.policy import Policy
 from data import runs, versions
 from data.comparisons import Snapshot
 from data.database import Database
-from data.errors import Busy, Refused
+from data.errors import Locked, Refused
 from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run, RunState
@@ -50,11 +50,13 @@ _REPLAY_SHARE = 0.86
 """The part of the gate's time in which both sides reply; the rest is the judge's."""
 _PROBING = 0.35
 """The part of that which the probes take."""
+_PATIENCE = 120.0
+"""Seconds to wait for the database when a night ends: nothing else is left to do."""
 
 _ENDS: dict[type[BaseException], RunState] = {
     NothingToLearn: "nothing_to_learn",
     Cancelled: "cancelled",
-    Busy: "interrupted",
+    Locked: "interrupted",
     KeyboardInterrupt: "interrupted",
 }
 
@@ -109,11 +111,11 @@ def refresh(
                 shutil.rmtree(night.folder / leftover, ignore_errors=True)
             return done
     except BaseException as error:
-        state = end_of(error, _ENDS)
+        state, reason = end_of(error, _ENDS), reason_of(error)
         # The lease was lost, and whoever holds it now has written this run off; or the database is held.
-        with suppress(Refused, Busy):
+        with suppress(Refused, Locked):
             if team.is_chief:
-                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
+                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason, patience=_PATIENCE)
         raise
 
 

@@ -55,8 +55,8 @@ def due(schedule: Schedule, now: float, last_slot: str | None) -> str | None:
         return None
     before = (schedule.updated_at, slot_time(last_slot) if last_slot else 0.0)
     # Of a day that has not come the clock was wrong then; the unique key still guards each slot.
-    is_possible = [at for at in before if at <= now + timedelta(days=2).total_seconds()]
-    return newest if slot_time(newest) > max(is_possible, default=0.0) else None
+    believed = [at for at in before if at <= now + timedelta(days=2).total_seconds()]
+    return newest if slot_time(newest) > max(believed, default=0.0) else None
 
 
 def is_slot(key: str) -> bool:

@@ -7,7 +7,7 @@ const fire = night.patient(trigger, watch, props);
 let value = null;
 let cards = new Map();
 let mine = null; // what the person has done on this turn so far
-let foot = null;
+let foot = null; let disliked = '';
 const list = h('div', { class: 'cards', role: 'list', 'aria-label': t('replies') });
 const notice = h('p', { class: 'notice', role: 'status' });
 const root = h('section', { class: 'board', hidden: true }, notice, list);
@@ -112,9 +112,11 @@ const does = {
   allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; }),
   // Of a single reply it is saved at once; a second click takes it back.
   dislike: () => {
-    if (mine.allBad && !value.saved) return; // the first click is on its way
-    if (mine.allBad) { does.undo(); return; }
+    if (mine.allBad && value.saved) { does.undo(); return; }
+    if (mine.allBad && disliked === value.turn_id) return; // the first click is on its way
     does.allBad();
+    if (!mine.allBad) return; // it was the mark of a click that was lost
+    disliked = value.turn_id; setTimeout(() => { disliked = ''; }, night.ANSWER_MS);
     does.save();
   },
   allTied: () => change(() => {
