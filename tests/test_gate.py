@@ -168,6 +168,20 @@ def judged(
     )
 
 
+def weighed(policy: Policy, replies: tuple[list[Reply], list[Reply]], prompts: Sequence[Prompt]) -> Verdict:
+    """A verdict on what candidate and current said, by a good judge."""
+    return judge_candidate(
+        policy,
+        replies,
+        prompts,
+        GOOD_JUDGE,
+        RefreshConfig(),
+        sampling=Sampling(),
+        length_preference=0.0,
+        tell=lambda fraction, message: None,
+    )
+
+
 def scramble(model: PreTrainedModel) -> None:
     """Another model: tokens trade places."""
     with torch.no_grad():
@@ -198,16 +212,7 @@ def test_what_one_judge_prefers_its_opposite_refuses(tiny_base: Base) -> None:
 def test_a_candidate_that_answers_two_prompts_with_a_line_break_is_refused(tiny_base: Base) -> None:
     current = said(tiny_base, *(f"Reply number {i}." for i in range(len(JUDGING))))
     candidate = [*said(tiny_base, "\n", "\n"), *current[2:]]
-    verdict = judge_candidate(
-        a_learner(tiny_base),
-        (candidate, current),
-        JUDGING,
-        GOOD_JUDGE,
-        RefreshConfig(),
-        sampling=Sampling(),
-        length_preference=0.0,
-        tell=lambda fraction, message: None,
-    )
+    verdict = weighed(a_learner(tiny_base), (candidate, current), JUDGING)
     assert not verdict.passed and any("of the candidate's replies are empty" in r for r in verdict.reasons)
 
 
@@ -226,17 +231,7 @@ def test_turns_of_one_conversation_count_as_one_witness_for_the_interval(tiny_ba
 
     def width(conversations: int) -> float:
         prompts = [Prompt((message,), f"t{i}", "people", f"c{i % conversations}") for i in range(60)]
-        verdict = judge_candidate(
-            policy,
-            (candidate, current),
-            prompts,
-            GOOD_JUDGE,
-            RefreshConfig(),
-            sampling=Sampling(),
-            length_preference=0.0,
-            tell=lambda fraction, message: None,
-        )
-        low, high = verdict.win_rate_interval
+        low, high = weighed(policy, (candidate, current), prompts).win_rate_interval
         return high - low
 
     assert width(5) > 2 * width(60) > 0
