@@ -162,7 +162,7 @@ class Policy:
 
     def _put_on(self, name: str | None) -> None:
         """Does what PEFT's `set_adapter` and `disable_adapter` do to its layers, and nothing to all others:
-        those walk through the whole model each time, which took a twentieth of an update."""
+        those walk through the whole model each time, 25 ms with thirty layers on a CPU."""
         assert name is None or name in self.adapters, f"{name!r} was never added"
         for layer in self._lora:
             layer._disable_adapters = name is None

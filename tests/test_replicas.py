@@ -143,20 +143,21 @@ def other_base(home: Home, tmp_path: Path) -> Base:
     return load_base(str(make_tiny_model(tmp_path / "other", seed=5)), home, lambda text: None)
 
 
-def come_back_with(other_base: Base, remote: RemoteEngine, servers: list[FakeVllm], why: str) -> None:
-    """The first server does, and stays out for that reason; the second writes."""
+def come_back_with(other_base: Base, remote: RemoteEngine, servers: list[FakeVllm], why: str) -> list[bool]:
+    """The first server does, until it is refused for that reason; which are up, once a reply was written."""
     servers[0].die()
     problem(remote, 0)
     servers.append(FakeVllm(other_base, port=servers[0].port))
     until(lambda: why in problem(remote, 0))
     assert done(remote.submit(HELLO, sampling=GREEDY)).replies[0].finish_reason == "length"
-    assert [replica.is_up for replica in remote._replicas.all] == [False, True]
+    return [replica.is_up for replica in remote._replicas.all]
 
 
 def test_a_server_that_comes_back_with_another_model_stays_out(
     remote: RemoteEngine, servers: list[FakeVllm], other_base: Base
 ) -> None:
-    come_back_with(other_base, remote, servers, "computes other log-probabilities of 'base' than its weights")
+    why = "computes other log-probabilities of 'base' than its weights"
+    assert come_back_with(other_base, remote, servers, why) == [False, True]
 
 
 def test_a_server_that_is_the_first_with_another_model_is_found_out(
@@ -186,7 +187,8 @@ def test_without_room_for_the_base_the_servers_are_compared_with_each_other(
     monkeypatch.setattr("chatbot.probe.free_bytes", lambda device: 2**10)
     with engine_on(tiny_base, servers, home.adapters) as engine:
         assert "whether the first engine holds the same base is not checked" in caplog.text
-        come_back_with(other_base, engine, servers, "computes something else than the other engines")
+        why = "computes something else than the other engines"
+        assert come_back_with(other_base, engine, servers, why) == [False, True]
 
 
 def test_a_server_that_comes_back_with_a_shorter_context_stays_out(

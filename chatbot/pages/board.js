@@ -7,7 +7,8 @@ const fire = night.patient(trigger, watch, props);
 let value = null;
 let cards = new Map();
 let mine = null; // what the person has done on this turn so far
-let foot = null; let disliked = '';
+let foot = null;
+let disliked = '';
 const list = h('div', { class: 'cards', role: 'list', 'aria-label': t('replies') });
 const notice = h('p', { class: 'notice', role: 'status' });
 const root = h('section', { class: 'board', hidden: true }, notice, list);
@@ -251,7 +252,8 @@ const rebuild = () => {
   foot = makeFoot();
   foot.comment.value = left ? left.comment : saved?.comment || '';
   cards = new Map(replies().map((reply) => [reply.id, makeCard(reply, replies().length, does)]));
-  list.replaceChildren(...[...cards.values()].map((part) => part.root)); list.dataset.count = replies().length;
+  list.replaceChildren(...[...cards.values()].map((part) => part.root));
+  list.dataset.count = replies().length;
   replies().filter((reply) => night.draft(reply.id)).forEach((reply) => does.edit(reply.id));
   root.replaceChildren(notice, list, foot.root);
 };
