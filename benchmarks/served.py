@@ -171,7 +171,7 @@ def hold_back(rate: float) -> None:
 
 
 async def serve(engine: Engine, home: Home, asked: list[Generation]) -> None:
-    """The API without the pages, until SIGTERM; every request that the engine takes is put into `asked`."""
+    """The API without the pages, until SIGTERM; every request that has ended is put into `asked`."""
     db = open_database(home)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as sock:
         site = Site(db, home, ServeConfig(port=sock.getsockname()[1]), Metrics(db))
@@ -180,9 +180,9 @@ async def serve(engine: Engine, home: Home, asked: list[Generation]) -> None:
 
         def note(generation: Generation) -> None:
             asked.append(generation)
-            site.metrics.follow(generation)
+            site.metrics.count(generation)
 
-        engine.follow = note
+        engine.ended = note
         mount_api(app, site.turns)
         config = uvicorn.Config(
             app, lifespan="off", log_level="critical", access_log=False, timeout_graceful_shutdown=2

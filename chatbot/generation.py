@@ -36,7 +36,10 @@ class ReplyStream:
     def __init__(self, generation: "Generation", row: Row) -> None:
         self._generation = generation
         self._row = row
+        self._noted = 0  # tokens
         self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        """On the monotonic clock, like that of the first; None where none came yet."""
 
     @property
     def seed(self) -> int:
@@ -64,6 +67,12 @@ class ReplyStream:
     @property
     def finish_reason(self) -> FinishReason | None:
         return self._row.finish_reason
+
+    def note_tokens(self, now: float) -> None:
+        """Take down that tokens came, if any did since the last time."""
+        if (tokens := self.tokens) > self._noted:
+            self._noted, self.last_token_at = tokens, now
+            self.first_token_at = self.first_token_at or now
 
     def stop(self) -> None:
         """End this reply where it stands. Stopping twice is harmless."""
@@ -122,10 +131,17 @@ class Generation:
     """One request: a prompt, the version that answers it, and its K replies."""
 
     def __init__(
-        self, chat: ChatFormat, position_of: Callable[["Generation"], int], asked: Asked, version: str
+        self,
+        chat: ChatFormat,
+        position_of: Callable[["Generation"], int],
+        asked: Asked,
+        version: str,
+        ring: Callable[[], object] = lambda: None,
     ) -> None:
+        """`ring` is called after every change that a reader may want to see."""
         self._chat = chat
         self._position_of = position_of
+        self._ring = ring
         self._changed = threading.Condition()
         self.prompt = asked.prompt.ids
         self.dropped = asked.prompt.dropped
@@ -139,9 +155,6 @@ class Generation:
         self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
         self.submitted_at = time.monotonic()
         self._patience = asked.deadline
-        self._heard_at = self.submitted_at
-        """When the last token came, but for programs, which have a deadline for all of it."""
-        self._heard = 0
         self.rows = [
             Row(seed, has_met_stop=partial(self._has_met_stop, number))
             for number, seed in enumerate(asked.seeds)
@@ -190,28 +203,31 @@ class Generation:
             if row.finish_reason is None:
                 row.finish_reason = reason
             self._changed.notify_all()
+        self._ring()
 
     def end_if_late(self) -> None:
         """End what is not finished where the deadline has passed: to a program it was cut by a limit, as by
         its `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
-        if self._patience is not None and time.monotonic() > self._heard_at + self._patience:
-            self.stop("cancelled" if self.kind == "api" else "interrupted")
+        if self._patience is None:
+            return
+        since, is_program = self.submitted_at, self.kind == "api"
+        if not is_program:
+            since = max(since, *(reply.last_token_at or since for reply in self.replies))
+        if time.monotonic() > since + self._patience:
+            self.stop("cancelled" if is_program else "interrupted")
 
     def notice(self) -> None:
-        """After a step: note first tokens, end what met a stop text, wake who waits."""
+        """After a step: note when tokens came, end what met a stop text, wake who waits."""
         now = time.monotonic()
         for reply in self.replies:
-            if reply.first_token_at is None and reply.tokens:
-                reply.first_token_at = now
-        tokens = sum(reply.tokens for reply in self.replies)
-        if self.kind != "api" and tokens > self._heard:
-            self._heard, self._heard_at = tokens, now
+            reply.note_tokens(now)
         for number, row in enumerate(self.rows if self._stop else ()):
             if row.finish_reason is None and self._has_met_stop(number):
                 self.finish(row, "stop")
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()
+        self._ring()
 
     def _has_met_stop(self, number: int) -> bool:
         """Whether a stop text ends in the tokens that this row got since the last look."""

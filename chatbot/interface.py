@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from chatbot.basemodel import Base
+from chatbot.bell import Bell
 from chatbot.chatformat import FittedPrompt, Messages
 from chatbot.generation import LONG_DEADLINE, Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
@@ -47,8 +48,10 @@ class AnyEngine(ABC):
         self.dtype = dtype
         self.device = device
         self.four_bit = four_bit
-        self.follow: Callable[[Generation], None] = lambda generation: None
-        """Hears of every request that was accepted."""
+        self.ended: Callable[[Generation], None] = lambda generation: None
+        """Hears of every request that has ended, in the engine's thread."""
+        self.bell = Bell()
+        """Rings whenever something was written or has ended."""
         self._lock = threading.Condition()
         self._scheduler = Scheduler(max_waiting, max_rows)
         self._users: dict[str, int] = {}  # version -> requests admitted and not yet ended
@@ -184,11 +187,10 @@ class AnyEngine(ABC):
             self._check_open()
             name = version or self._serving
             self._check_known(name)
-            generation = Generation(self.base.format, self.position_of, asked, name)
+            generation = Generation(self.base.format, self.position_of, asked, name, self.bell.ring)
             self._scheduler.add(generation)
             self._users[name] += 1
         self._wake()
-        self.follow(generation)
         return generation
 
     def position_of(self, generation: Generation) -> int:
@@ -269,6 +271,7 @@ class AnyEngine(ABC):
             request.end_if_late()
         for request in self._scheduler.let_go():
             self._users[request.version] -= 1
+            self.ended(request)
         self._forget_unused()
 
     def _end_all(self, reason: FinishReason) -> None:

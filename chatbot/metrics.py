@@ -4,8 +4,6 @@ Two kinds: what is counted while it happens (times to tokens, of each request th
 is read from the database and the engine at the moment somebody asks.
 """
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -61,22 +59,15 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
-    def follow(self, generation: "Generation") -> None:
-        """Note the times of a request that the engine has just accepted, in a thread that ends with it."""
-        threading.Thread(target=self._follow, args=(generation,), name="metrics", daemon=True).start()
-
-    def _follow(self, generation: "Generation") -> None:
-        left = list(generation.replies)
-        while left:
-            generation.wait(0.1)
-            now = time.monotonic()
-            for reply in [reply for reply in left if reply.finish_reason]:
-                left.remove(reply)
-                if reply.first_token_at is None:
-                    continue
-                self.first_token.observe(reply.first_token_at - generation.submitted_at)
-                if reply.tokens > 1:
-                    self.between_tokens.observe((now - reply.first_token_at) / (reply.tokens - 1))
+    def count(self, generation: "Generation") -> None:
+        """Count the times of a request that has ended."""
+        for reply in generation.replies:
+            if reply.first_token_at is None or reply.last_token_at is None:
+                continue
+            self.first_token.observe(reply.first_token_at - generation.submitted_at)
+            if reply.tokens > 1:
+                written = reply.last_token_at - reply.first_token_at
+                self.between_tokens.observe(written / (reply.tokens - 1))
 
 
 class _Now(Collector):

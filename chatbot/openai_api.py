@@ -13,6 +13,7 @@ asked for stands in openai_request.py.
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatbot import accounts
 from chatbot.basemodel import Base
+from chatbot.bell import Bell
 from chatbot.chatformat import FittedPrompt
 from chatbot.generation import DEADLINE, Asked, Generation
 from chatbot.interface import AnyEngine
@@ -43,8 +45,6 @@ ALIASES = ("night-school", "current")
 """Both are the version that serves."""
 THREADS = 2
 """Requests that are read, or answers put together, at a time: more would only keep the loop waiting."""
-LOOK_SECONDS = 0.02
-"""How often a stream is looked after: one that writes fifty tokens a second sends each by itself."""
 SILENCE_SECONDS = 15.0
 """After so long without news a stream sends a comment, lest a proxy takes it for dead."""
 NOTHING_ELSE = error_answer(404, "There is no such endpoint - use /v1/chat/completions or /v1/models.")
@@ -80,10 +80,11 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
         decode = turns.engine.base.format.decode
         readings = [ReplyReader(reply, asked.stop, decode) for reply in generation.replies]
         if asked.streams:
-            return EventStream(_events(asked, generation, readings, completion), generation)
+            frames = _events(asked, generation, readings, completion, turns.engine.bell)
+            return EventStream(frames, generation)
         async with _while_listened_to(request.receive, generation):
-            while not generation.is_done:
-                await asyncio.sleep(LOOK_SECONDS)
+            while (ring := turns.engine.bell.next_ring()) and not generation.is_done:
+                await asyncio.wait([ring])
         if failed := failure(generation):
             return error_answer(*failed)
         async with door.threads:  # decoding nine long replies token by token takes a third of a second
@@ -256,22 +257,28 @@ class EventStream(Response):
 
 
 async def _events(
-    asked: ChatRequest, generation: Generation, readings: Sequence[ReplyReader], completion: Completion
+    asked: ChatRequest,
+    generation: Generation,
+    readings: Sequence[ReplyReader],
+    completion: Completion,
+    bell: Bell,
 ) -> AsyncIterator[bytes]:
     """Every reply's beginning, its pieces as they are written, its end; then the usage, then [DONE]."""
     opening = {"role": "assistant", "content": "", "refusal": None}
     yield b"".join(_event(completion.chunk(i, opening)) for i in range(len(readings)))
-    silent = 0.0
-    while not all(reading.has_ended for reading in readings):
-        await asyncio.sleep(LOOK_SECONDS)
-        silent += LOOK_SECONDS
+    told_at = time.monotonic()
+    while True:
+        ring = bell.next_ring()
         pieces = b"".join(_event(chunk) for chunk in _news(asked, readings, completion))
         if failed := failure(generation):  # asked last: so no reply that failed is taken for one that ended
             yield pieces + _event(error_object(*failed))
             return
-        if pieces or silent >= SILENCE_SECONDS:
+        if pieces or time.monotonic() >= told_at + SILENCE_SECONDS:
             yield pieces or b": still here\n\n"
-            silent = 0.0
+            told_at = time.monotonic()
+        if all(reading.has_ended for reading in readings):
+            break
+        await asyncio.wait([ring], timeout=SILENCE_SECONDS)
     if asked.counts_tokens:
         yield _event(completion.last_chunk())
     yield b"data: [DONE]\n\n"

@@ -91,6 +91,8 @@ class Scheduler:
 
     def next(self) -> Generation | None:
         """Let in who is next; nobody while there is no room. What needs more than there is runs alone."""
+        if not self._waiting:
+            return None
         rows, columns = self._under_way()
         all_rows, all_columns = rows.total(), columns.total()
         passed_by = set()
@@ -136,8 +138,9 @@ class Scheduler:
     def let_go(self) -> list[Generation]:
         """Take out the requests that ended, in the queue or under way."""
         ended = [request for request in self.requests if request.is_done]
-        self._running = {r: columns for r, columns in self._running.items() if not r.is_done}
-        self._waiting = [request for request in self._waiting if not request.is_done]
+        gone = set(ended)  # asked once: others may stop more of them meanwhile
+        self._running = {r: columns for r, columns in self._running.items() if r not in gone}
+        self._waiting = [request for request in self._waiting if request not in gone]
         return ended
 
     def _in_order(self) -> list[Generation]:

@@ -36,7 +36,7 @@ class LoadedServer:
     def __init__(self, db: Database, home: Home, config: ServeConfig, metrics: Metrics) -> None:
         """Load the model and begin to answer. Raises Problem where the model cannot be had."""
         self.engine = engine_for(load_base(config.model, home), home, config)
-        self.engine.follow = metrics.follow
+        self.engine.ended = metrics.count
         self.engine.start()
         self.sharing = Sharing(db, self.engine, config.threads) if isinstance(self.engine, Engine) else None
         if self.sharing:

@@ -53,7 +53,7 @@ def running_api(db: Database, engine: AnyEngine, home: Home) -> Iterator[Api]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         site = Site(db, home, ServeConfig(port=sock.getsockname()[1]), Metrics(db))
         app, site.turns = open_site(site), Turns(db, engine)
-        site.metrics.turns, engine.follow = site.turns, site.metrics.follow
+        site.metrics.turns, engine.ended = site.turns, site.metrics.count
         mount_api(app, site.turns)
         config = uvicorn.Config(app, lifespan="off", ws="none", log_level="critical", access_log=False)
         server = uvicorn.Server(config)

@@ -101,10 +101,13 @@ def test_the_times_to_tokens_of_each_reply_are_noted(db: Database, engine: Engin
     generation = engine.submit(
         [{"role": "user", "content": "Hi"}], replies=3, sampling=Sampling(max_new_tokens=8)
     )
-    metrics._follow(generation)
+    generation.wait(60)
+    metrics.count(generation)
     seen = samples(metrics)
     assert seen["nightschool_time_to_first_token_seconds_count"] == 3
     assert 0 < seen["nightschool_time_to_first_token_seconds_sum"] < 60
+    assert seen["nightschool_inter_token_latency_seconds_count"] == 3
+    assert 0 < seen["nightschool_inter_token_latency_seconds_sum"] < 60
 
 
 @pytest.mark.parametrize("secret", ["Count for me", "one", "ada"])

@@ -102,15 +102,15 @@ def test_a_reply_may_have_all_that_the_prompt_leaves(api: Api) -> None:
 
 
 def heard_by(api: Api) -> list[Generation]:
-    """The requests that the engine takes from now on."""
+    """The requests of the engine that have ended since; a moment after they were answered."""
     heard: list[Generation] = []
-    count = api.engine.follow
+    count = api.engine.ended
 
     def hear(generation: Generation) -> None:
         heard.append(generation)
         count(generation)
 
-    api.engine.follow = hear
+    api.engine.ended = hear
     return heard
 
 
@@ -120,6 +120,7 @@ def test_without_a_limit_a_reply_may_have_what_the_context_leaves(
     base, heard = api.engine.base, heard_by(api)
     answer = api.ask(max_tokens=None)
     left = base.context - len(base.format.encode(HELLO))
+    until(lambda: heard)
     assert [generation.sampling.max_new_tokens for generation in heard] == [left]
     assert answer.json()["usage"]["completion_tokens"] > 128
     monkeypatch.setattr(openai_request, "USUAL_TOKENS", 7)
@@ -150,6 +151,7 @@ def test_without_a_limit_little_memory_makes_a_reply_shorter_but_refuses_none(
     memory, heard = Memory(500, api.engine.base.context, is_shared=True), heard_by(api)
     monkeypatch.setattr(api.engine._scheduler, "memory", memory)
     assert api.ask(max_tokens=None).status_code == 200
+    until(lambda: heard)
     (generation,) = heard
     longest = generation.sampling.max_new_tokens
     assert 128 <= longest < 375 < memory.needed(len(generation.prompt), 1, 2 * longest)
@@ -241,6 +243,7 @@ def test_a_revoked_key_and_a_disabled_person_are_out_at_once(api: Api, db: Datab
 def test_the_engine_hears_whose_request_it_is_and_metrics_count_it(api: Api, db: Database) -> None:
     heard = heard_by(api)
     api.ask(n=2)
+    until(lambda: heard)
     (generation,) = heard
     assert (generation.kind, generation.person) == ("api", somebody(db).id)
     until(lambda: "nightschool_time_to_first_token_seconds_count 2.0" in api.site.metrics.text())

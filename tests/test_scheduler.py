@@ -292,3 +292,14 @@ def test_a_program_that_names_no_length_leaves_room_for_others_but_has_a_few_wor
     assert with_memory(100).longest_that_fits(500, 9, 1024) == 128
     assert with_memory(100).longest_that_fits(500, 9, 60) == 60
     assert Scheduler(max_waiting=8, max_rows=64).longest_that_fits(500, 9, 1024) == 1024
+
+
+def test_who_is_stopped_while_the_ended_are_let_go_is_let_go_the_next_time(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, request = Scheduler(max_waiting=8, max_rows=64), ask()
+    scheduler.add(request)
+    assert let_in(scheduler) == [request]
+    looks = iter([False, True, True, True])  # another thread stops it after the first look
+    monkeypatch.setattr(Generation, "is_done", property(lambda self: next(looks)))
+    assert [scheduler.let_go(), scheduler.let_go()] == [[], [request]]
