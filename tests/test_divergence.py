@@ -123,6 +123,27 @@ def test_endless_replies_stop_within_five_updates(
     assert batch < result.updates < batch + 5
 
 
+def blank_from(call: int) -> Callable[..., list[Reply]]:
+    """The real sampling, of whose replies from the given batch on nothing but the end of turn is left."""
+    calls = iter(range(100))
+
+    def sampled(*arguments: Any, **more: Any) -> list[Reply]:
+        replies = sample_replies(*arguments, **more)
+        return replies if next(calls) < call else [Reply(r.prompt, [END], True, [0.0]) for r in replies]
+
+    return sampled
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_empty_replies_stop_within_five_updates(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(trainer.sampler, "sample_replies", blank_from(batch))
+    result = a_run(a_learner(tiny_base, size=0.0), a_sound_config(), tokens=24)
+    assert result.stopped is not None and "of replies are empty, 0% were" in result.stopped
+    assert batch <= result.updates < batch + 5
+
+
 def a_sound_learner(base: Base) -> Policy:
     """A policy that is the base, and rewards as a night has: the base's replies score 0 with a spread of 1.
 

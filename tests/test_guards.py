@@ -81,7 +81,7 @@ def test_a_sound_run_goes_through() -> None:
         ({"entropy": 0.4}, "The entropy fell to"),
         ({"eos_rate": 0.0}, "of replies end by themselves, 50% did at the start"),
         ({"distinct_2": 0.2}, "Replies repeat themselves: distinct-2 fell from 0.80"),
-        ({"empty_rate": 0.2}, "of replies are empty"),
+        ({"empty_rate": 0.3}, "of replies are empty, 0% were at the start"),
         ({"length": 400.0}, "tokens, which the rankings do not ask for"),
         ({"length": 5.0}, "tokens, which the rankings do not ask for"),
         ({"disagreement": 1.0}, "more than three times the 0.30 of the start"),
@@ -103,6 +103,7 @@ def test_each_rule_stops_its_own_case(last: dict[str, float], sentence: str) -> 
         {"entropy": 0.7},
         {"eos_rate": 0.41},
         {"distinct_2": 0.45},
+        {"empty_rate": 0.2},
         {"length": 200.0},
         {"disagreement": 0.8},
         {"score_std": 0.01},
@@ -153,16 +154,40 @@ def test_with_large_batches_ten_points_fewer_ends_of_turn_stop() -> None:
     assert stopped(guards(prompts_per_update=512), {"eos_rate": 0.41}) is None
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
-def test_chance_stops_hardly_a_night_for_its_ends_of_turn(rate: float) -> None:
-    """Ten points alone would stop a third of these nights, which change nothing."""
+def stopped_by_chance(name: str, rate: float) -> int:
+    """Of 300 nights that change nothing, how many a guard stops."""
 
     def night(seed: int) -> str | None:
         pick, watch = random.Random(seed), guards()
         batches = [sum(pick.random() < rate for _ in range(16)) / 16 for _ in range(13)]
-        return next(filter(None, (watch.check_rollout(SOUND | {"eos_rate": x}) for x in batches)), None)
+        return next(filter(None, (watch.check_rollout(SOUND | {name: x}) for x in batches)), None)
 
-    assert sum(night(seed) is not None for seed in range(300)) <= 5
+    return sum(night(seed) is not None for seed in range(300))
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+def test_chance_stops_hardly_a_night_for_its_ends_of_turn(rate: float) -> None:
+    """Ten points alone would stop a third of these nights."""
+    assert stopped_by_chance("eos_rate", rate) <= 5
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.12, 0.5])
+def test_chance_stops_hardly_a_night_for_its_empty_replies(rate: float) -> None:
+    """A base that says nothing now and then must be able to learn to say something."""
+    assert stopped_by_chance("empty_rate", rate) <= 5
+
+
+def test_two_empty_replies_in_the_first_batch_tell_nothing_yet() -> None:
+    assert guards().check_rollout(SOUND | {"empty_rate": 2 / 16}) is None
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.03, 0.12, 0.3])
+def test_replies_that_become_empty_are_noticed_within_five_updates(rate: float) -> None:
+    watch = guards()
+    for _ in range(4):
+        assert watch.check_rollout(SOUND | {"empty_rate": rate}) is None
+    said = [watch.check_rollout(SOUND | {"empty_rate": 0.9}) for _ in range(5)]
+    assert any(reason and f"of replies are empty, {rate:.0%} were" in reason for reason in said)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.9])

@@ -83,6 +83,11 @@ class Guards:
         now, then = self._seen.smooth["eos_rate"], self._seen.start["eos_rate"]
         return has_fallen(now, then, self._config.prompts_per_update, self._endings.replies, sure)
 
+    def _are_more_empty(self) -> bool:
+        """Whether fewer replies say something than at the start, where a base may have blank ones too."""
+        now, then = self._seen.smooth["empty_rate"], self._seen.start["empty_rate"]
+        return has_fallen(1 - now, 1 - then, self._config.prompts_per_update)
+
     def remember(self) -> dict[str, Any]:
         """All that was seen, as JSON."""
         return asdict(self._seen)
@@ -99,7 +104,7 @@ class Guards:
         seen.batches += 1
         seen.start = seen.start or dict(metrics)
         if seen.batches == _START_BATCHES:  # little is learned yet: the start from two batches
-            for name in ("eos_rate", "length"):
+            for name in ("eos_rate", "length", "empty_rate"):
                 seen.start[name] = (seen.start[name] + metrics[name]) / _START_BATCHES
             seen.start["eos_rate"] = self._pooled(seen.start["eos_rate"])
         for name in _SMOOTHED:
@@ -122,11 +127,12 @@ class Guards:
         if is_known and self._ends_fewer(_CHANCE):
             now, then = smooth["eos_rate"], start["eos_rate"]
             return f"Only {now:.0%} of replies end by themselves, {then:.0%} did at the start."
+        if is_known and self._are_more_empty():
+            now, then = smooth["empty_rate"], start["empty_rate"]
+            return f"{now:.0%} of replies are empty, {then:.0%} were at the start."
         if smooth["distinct_2"] < 0.5 * start["distinct_2"]:
             now, then = smooth["distinct_2"], start["distinct_2"]
             return f"Replies repeat themselves: distinct-2 fell from {then:.2f} to {now:.2f}."
-        if smooth["empty_rate"] > 0.1:
-            return f"{smooth['empty_rate']:.0%} of replies are empty."
         return None
 
     def _check_length(self) -> str | None:
@@ -195,7 +201,8 @@ def has_fallen(now: float, then: float, batch: int, before: int = 0, sure: float
 
     Ten points alone would stop a third of all sound nights: the rate of 16 replies swings by 12. So the fall
     must be three standard errors too (a two-sample test of proportions), which stops one sound night in 200.
-    With 16 replies that asks for a fall from 20 % to 2, or from half to 19 %; with hundreds, for ten points.
+    With 16 replies that asks for a fall from 20 % to 2, from half to 19 %, or from all to 76 %; with
+    hundreds, for ten points.
 
     before: replies that `then` counts besides. sure: standard errors.
     """
