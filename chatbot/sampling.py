@@ -100,6 +100,8 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
         (~is_enough, *probabilities[~is_enough].sort(-1, descending=True)),
     ):
         before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= top_p[rows, None], 0.0)
+        is_cut = before >= top_p[rows, None]
+        is_cut[:, 0] = False  # the likeliest stays, though the smallest top_p are 0 in float32
+        ordered = ordered.masked_fill(is_cut, 0.0)
         kept[rows] = kept[rows].scatter(-1, places, ordered)
     return kept

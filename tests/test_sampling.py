@@ -50,6 +50,14 @@ def test_a_row_that_asks_for_all_tokens_keeps_the_rarest_beside_a_nucleus() -> N
     assert drawn[0] == 49_999 != drawn[1]
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("top_p", [1e-44, 1e-46, 5e-324])
+def test_the_likeliest_token_stays_however_small_the_nucleus(top_p: float, temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    uniforms = torch.tensor([0.999], dtype=torch.float64)
+    assert sample(logits, [Sampling(temperature, top_p)], uniforms) == [1]
+
+
 @pytest.mark.parametrize("spreads", [(9.0,), (0.5,), (9.0, 0.5, 2.0, 9.0)])
 def test_a_nucleus_is_that_of_the_whole_vocabulary_however_wide_it_is(spreads: tuple[float, ...]) -> None:
     torch.manual_seed(0)
