@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chatbot.basemodel import Base
-from data import conversations, people
+from data import asked, conversations, people
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
@@ -109,6 +109,21 @@ def test_people_s_turns_that_are_too_long_leave_their_places_to_older_ones(
     assert {"Why?", "Where?", "Who?", "How?"} <= set(words(prompts)) and len(prompts) == 8
 
 
+@pytest.mark.parametrize("given, needed", [(4, 32), (16, 16)])
+def test_at_most_half_of_what_is_practised_on_is_people_s_own(
+    db: Database, home: Home, tiny_base: Base, given: int, needed: int
+) -> None:
+    """Also where an operator gives few prompts, and where people asked word for word what was given."""
+    file = write_prompts(home.root / "given.jsonl", PRACTICE[:given])
+    config = tiny_night(home, practice=file, updates=needed // 4 - 1, prompts_per_update=4, minibatch=4)
+    ask(db, 53, *(f"Question {number}?" for number in range(20)), *words(PRACTICE[:2]))
+
+    prompts = choose_practice_prompts(db, tiny_base, config, [])
+
+    assert len(prompts) == min(2 * given, needed)
+    assert sum(prompt.turn_id is not None for prompt in prompts) == len(prompts) // 2
+
+
 def test_people_s_own_turns_are_practised_on_unless_they_were_ranked(
     db: Database, home: Home, tiny_base: Base
 ) -> None:
@@ -186,6 +201,22 @@ def test_a_long_conversation_judges_with_its_newest_turns_only(
     assert words(judged)[:5] == [f"Question {number}?" for number in (8, 7, 6, 5, 4)]
     assert len({prompt.group for prompt in judged[:5]}) == 1
     assert len(judged) == 20 and all(prompt.turn_id is None for prompt in judged[5:])
+
+
+def test_prompts_stand_together_as_rankings_do_however_a_first_message_was_reworded(db: Database) -> None:
+    ada, first = somebody(db), "Write a short poem about cats."
+    with known_conversations(PRACTISED):
+        here, elsewhere = (a_turn(db, ada, question=first)[0] for _ in range(2))
+    for wording in ("Write a short poem about dogs.", "Write a long poem about cats."):
+        turn = conversations.add_user_message(db, here.conversation_id, None, wording, ada.id)
+        rank(db, ada, [conversations.add_written_reply(db, turn.id, it, None) for it in "ab"], [1, 2])
+    conversations.add_user_message(db, elsewhere.conversation_id, elsewhere.id, "And dogs?", ada.id)
+
+    prompts = asked.user_prompts(db, 10, for_judging=False)
+
+    assert len(prompts) == 4 and len({prompt.conversation_id for prompt in prompts}) == 2
+    assert {prompt.group for prompt in prompts} == {turn.group for turn in take_snapshot(db).turns}
+    assert len({prompt.group for prompt in prompts}) == 1
 
 
 def test_a_young_installation_s_gate_is_that_of_our_prompts(

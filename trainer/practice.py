@@ -119,15 +119,19 @@ def choose_practice_prompts(
     ranked: Sequence[RankedTurn],
     judged: Sequence[Prompt] = (),
 ) -> list[Prompt]:
-    """The prompts PPO rolls out on, shuffled, none twice; at most half are people's own."""
+    """The prompts PPO rolls out on, shuffled, none twice; at most half are people's own.
+
+    So a few that an operator gives are not drowned by what was asked: all are met again and again instead.
+    """
     covered = {_words(turn.prompt) for turn in ranked}
-    elsewhere = covered | {_words(prompt.messages) for prompt in judged}
     needed = config.prompts_per_update * (config.updates + 1)
-    theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
-    theirs = _that_fit(base, theirs, _room(base))[: needed // 2]
     ours = _shuffled(_unjudged(base, config), config.seed)
     ours.sort(key=lambda prompt: _words(prompt.messages) in covered)  # in this order otherwise
-    return _shuffled(_short(base, [*theirs, *ours])[:needed], config.seed + 1)
+    ours = _short(base, ours)
+    elsewhere = covered | {_words(prompt.messages) for prompt in (*judged, *ours)}
+    theirs = _unless(elsewhere, asked.user_prompts(db, _ASKED, for_judging=False))
+    theirs = _that_fit(base, theirs, _room(base))[: min(needed // 2, len(ours))]
+    return _shuffled([*theirs, *ours][:needed], config.seed + 1)
 
 
 def reference_prompts(base: Base, config: RefreshConfig) -> list[list[int]]:
@@ -166,7 +170,10 @@ def choose_gate_prompts(
 
 
 def _few_of_each(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The first of each conversation, so that no long one decides a night."""
+    """The first few of each conversation, its newest where they come in that order.
+
+    So no long one decides a night.
+    """
     seen: Counter[str] = Counter()
     kept = []
     for prompt in prompts:
