@@ -1,6 +1,7 @@
 """Pruning: what only old runs needed goes; what serves, served, anchors or teaches the next night stays."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -217,6 +218,63 @@ def test_what_cannot_be_removed_is_told_when_the_rest_is_gone(
     with pytest.raises(Problem, match=r"cannot be removed \(Permission denied\) - make it writable"):
         prune(db, home, keep=1)
     assert left(home, oldest) == STAYS and "judge" in left(home, stuck)
+
+
+def test_what_a_killed_prune_had_set_aside_goes_with_the_next(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = a_run(db, home, 1, "failed"), a_run(db, home, 2, "failed")
+    whole = left(home, new)
+
+    def die(path: Path, **_: object) -> None:
+        if not path.exists():
+            return
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", die)
+        prune(db, home, keep=1)
+    assert list(home.runs.glob(".pruned-*/snapshot.jsonl"))
+    told = prune(db, home, keep=1, dry_run=True)
+    assert told == prune(db, home, keep=1) and (told.runs, told.bytes > 6000) == ([old.id], True)
+    assert {path.name for path in home.runs.iterdir()} == {old.id, new.id} and left(home, new) == whole
+
+
+def test_what_is_set_aside_and_cannot_be_removed_is_told_every_time_until_it_can(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, next_one, _ = (a_run(db, home, number, "failed") for number in range(1, 4))
+    told = rf"pruned-{stuck.id}' cannot be removed \(Permission denied\) - make it writable"
+    rmtree = shutil.rmtree
+
+    def unless_stuck(path: Path, ignore_errors: bool = False) -> None:
+        if path.name != f".pruned-{stuck.id}":
+            rmtree(path)
+        elif not ignore_errors:
+            raise PermissionError(13, "Permission denied", "output.log")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", unless_stuck)
+        for _ in range(2):
+            with pytest.raises(Problem, match=told):
+                prune(db, home, keep=1)
+    assert left(home, next_one) == STAYS
+    assert prune(db, home, keep=1).runs == [stuck.id]
+    assert not list(home.runs.glob(".pruned-*"))
+
+
+def test_what_another_removes_meanwhile_is_gone_all_the_same(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, rmtree = a_run(db, home, 1, "failed"), shutil.rmtree
+    a_run(db, home, 2, "failed")
+
+    def too_late(path: Path, **_: object) -> None:
+        rmtree(path)
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", too_late)
+    assert prune(db, home, keep=1).runs == [old.id]
 
 
 def test_keeping_none_is_refused(db: Database, home: Home) -> None:

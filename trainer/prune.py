@@ -12,6 +12,7 @@ reward models that it is scored by; and all that the next night goes on from.
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,15 +42,16 @@ class Pruned:
     versions: list[str] = field(default_factory=list)
     """Refused versions whose weights went."""
 
-    def count(self, home: Home, run: Run, found: list[Path], size: int) -> None:
+    def count(self, home: Home, run_id: str, found: list[Path], size: int) -> None:
         """What is found of a run, so many bytes."""
         self.bytes += size
-        self.runs += [run.id] * bool(found)
+        self.runs += [run_id] * bool(found and run_id not in self.runs)
         self.versions += [path.name for path in found if path.parent == home.adapters]
 
 
 def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) -> Pruned:
-    """Removes what runs before the newest `keep` left; with `dry_run` it only counts.
+    """Removes what runs before the newest `keep` left, and what a prune that was killed has only set aside;
+    with `dry_run` it only counts.
 
     Raises Refused where `keep` is less than 1, Problem where something cannot be removed; the rest is then.
     """
@@ -62,19 +64,39 @@ def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) 
         for run in runs.list_all(db, limit=-1)
         if run.state != "running" and home.runs / run.id not in warm
     ]
-    pruned, failed = Pruned(), ""
+    pruned, failures = Pruned(), list[str]()
+    for aside in _forsaken(db, home):
+        with _noting(failures):
+            size = _size(aside)
+            if not dry_run:
+                _throw_away(aside)
+            pruned.count(home, aside.name.removeprefix(_ASIDE), [aside], size)
     for run in [run for run in ended if any(_leftovers(home, run, every, needed))][keep:]:
-        try:
+        with _noting(failures):
             if dry_run:
                 found = list(_leftovers(home, run, every, needed))
-                pruned.count(home, run, found, sum(map(_size, found)))
+                pruned.count(home, run.id, found, sum(map(_size, found)))
             else:
                 _remove(db, home, run, pruned)
-        except OSError as error:
-            failed = f"{error.filename!r} cannot be removed ({error.strerror})"
-    if failed:
-        raise Problem(f"{failed} - make it writable, and prune again.")
+    if failures:
+        raise Problem(f"{failures[-1]} - make it writable, and prune again.")
     return pruned
+
+
+def _forsaken(db: Database, home: Home) -> list[Path]:
+    """What a prune has set aside that was killed before it was gone. None that one at work is filling: that
+    happens in a write."""
+    with db.write():
+        return sorted(home.runs.glob(f"{_ASIDE}*"))
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """What cannot be removed is told when the rest is gone."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(f"{error.filename!r} cannot be removed ({error.strerror})")
 
 
 def _needed(db: Database, every: list[Version]) -> set[str]:
@@ -126,7 +148,6 @@ def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
     During the write nobody takes the run up, and nobody comes to need one of its versions.
     """
     aside = home.runs / f"{_ASIDE}{run.id}"
-    shutil.rmtree(aside, ignore_errors=True)  # of a prune that was killed
     with db.write():
         if runs.get(db, run.id).fencing_token != run.fencing_token:
             return
@@ -135,5 +156,16 @@ def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
         for path in found:
             aside.mkdir(exist_ok=True)
             path.rename(aside / path.name)
-    pruned.count(home, run, found, _size(aside) if found else 0)
-    shutil.rmtree(aside, ignore_errors=True)
+    size = _size(aside) if found else 0
+    _throw_away(aside)
+    pruned.count(home, run.id, found, size)
+
+
+def _throw_away(aside: Path) -> None:
+    """Removes what was set aside, whoever else is at it. OSError, with the folder's name, where it stays."""
+    try:
+        while aside.is_dir():
+            with suppress(FileNotFoundError):  # another prune was faster, or somebody is being forgotten
+                shutil.rmtree(aside)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(aside)) from error
