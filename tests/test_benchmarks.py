@@ -167,10 +167,11 @@ def test_a_night_is_known_by_the_rankings_it_has_read(
         (tmp_path / "runs" / run / "report.json").write_text(f'{{"rankings": {read}, "run": "{run}"}}')
     assert report_of(100, runs, tmp_path) == {"rankings": 100, "run": "second"}
     assert report_of(200, runs, tmp_path) is None
-    older = {"rankings": 100, "seconds": {"reward": 5.0}, "was_interrupted": False}
+    older = {"rankings": 100, "seconds": {"reward": 5.0}, "processor_seconds": 7, "was_interrupted": False}
     newer = {**older, "was_interrupted": True, "commit": "906a97f"}
     rows = [line.split(" | ") for line in as_table([older, newer]).splitlines()[2:]]
     assert [row[1] for row in rows] == ["unknown", "906a97f, in parts"]
+    assert [row[-1].split()[0] for row in rows] == ["7", "7"]
 
 
 def test_too_few_swaps_are_told_before_any_is_made(
