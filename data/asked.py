@@ -13,6 +13,7 @@ from data.database import Database
 from data.errors import NotFound
 from data.messages import prompt_of
 from data.records import Prompt
+from data.snapshots import opening_of
 from data.text import to_json
 
 _MAY_TEACH = (
@@ -35,7 +36,8 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
                 chat = prompt_of(db, row["id"])
             except NotFound:  # deleted meanwhile
                 continue
-            prompt = Prompt(chat, row["id"], "people", row["conversation_id"])
+            chat_id = row["conversation_id"]
+            prompt = Prompt(chat, row["id"], "people", chat_id, opening_of(db, chat_id))
             found.setdefault(json.dumps(chat), prompt)
     return list(found.values())
 

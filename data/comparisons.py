@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import Refused
-from data.records import RankingKind, Source
+from data.records import Prompt, RankingKind, Source
 
 HALF_LIFE_SECONDS = 60 * 86400.0
 """A ranking this much older than the newest one weighs half."""
 SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported": 0.5}
-SHORTEST_OPENING = 24
-"""From this many bytes on a first message identifies its dialogue; many begin with "hi" or the like."""
 LARGEST_SHARE = 0.05
 """No person has more of a night than this share, or than 2/n of it where that is larger (n people)."""
 FEWEST_TO_CAP = 4
@@ -51,6 +49,8 @@ class RankedTurn:
     weight: float
     reliability: float = 1.0
     """Of the person, from 0 to 1, where nights before have measured it (trainer/reliability.py)."""
+    opening: str = ""
+    """What was asked first of all in the conversation; left out, what `prompt` begins with."""
 
     def pairs(self) -> list[tuple[int, int, float]]:
         """(i, j, q): q is 1 where reply i is better, 0.5 where they tie; i is never the worse one."""
@@ -66,14 +66,8 @@ class RankedTurn:
 
     @property
     def group(self) -> str:
-        """Equal for rankings that are not independent: those of dialogues that begin with the same words.
-
-        The conversation's id would not do: each imported row and each simulated turn has one of its own,
-        whatever it shares with others. It serves only where the opening is too short to tell dialogues apart.
-        """
-        opening = next((said["content"] for said in self.prompt if said["role"] == "user"), "").encode()
-        is_telling = len(opening) >= SHORTEST_OPENING
-        return hashlib.sha256(opening).hexdigest() if is_telling else self.conversation_id
+        """Equal for rankings that are not independent: those whose prompts are not (records.py)."""
+        return Prompt(self.prompt, self.turn_id, self.source, self.conversation_id, self.opening).group
 
     @property
     def part(self) -> Literal["A", "B"]:

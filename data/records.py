@@ -4,6 +4,7 @@ Times are seconds since the epoch (UTC). Ids are UUIDv7 text, made by the server
 ("v000001", "base") which are counted.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +24,8 @@ RunState = Literal[
 
 BASE_VERSION = "base"
 """The version that is always there: the base model without an adapter."""
+SHORTEST_OPENING = 24
+"""From this many bytes on a first message identifies its dialogue; many begin with "hi" or the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +109,21 @@ class Prompt:
     """`people`, `practice`, `judging` or a file's name."""
     conversation_id: str | None = None
     """Where that turn is; None as above."""
+    opening: str = ""
+    """What was asked first of all in that conversation; left out, what `messages` begin with."""
 
     @property
     def group(self) -> str:
-        """Equal for prompts that are not independent: of one conversation, or begun with the same words."""
-        return self.conversation_id or next(m["content"] for m in self.messages if m["role"] == "user")
+        """Equal for prompts that are not independent: of one conversation, or begun with the same words.
+
+        The conversation's id would not do: each imported row and each simulated turn has one of its own,
+        whatever it shares with others. It serves only where the opening is too short to tell dialogues apart.
+        Nor would the words that `messages` begin with: whoever rewords a first message begins a second
+        branch of the same conversation.
+        """
+        opening = self.opening or next((m["content"] for m in self.messages if m["role"] == "user"), "")
+        is_telling = len(opening.encode()) >= SHORTEST_OPENING
+        return hashlib.sha256(opening.encode()).hexdigest() if is_telling else self.conversation_id or opening
 
 
 @dataclass(frozen=True, slots=True)

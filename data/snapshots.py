@@ -58,6 +58,18 @@ def in_batches(db: Database, sql: str) -> Iterator[Row]:
         last = rows[-1]["id"]
 
 
+def opening_of(db: Database, conversation_id: str) -> str:
+    """What was asked first of all in a conversation; empty where nothing was.
+
+    A path of its tree may begin otherwise: whoever rewords the first message makes a second root.
+    """
+    row = db.one(
+        "SELECT content FROM messages WHERE conversation_id = ? AND role = 'user' ORDER BY id LIMIT 1",
+        (conversation_id,),
+    )
+    return str(row["content"]) if row else ""
+
+
 def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
     """One ranking with its texts, unless too few of them were written to say anything."""
     placed = db.query(
@@ -80,6 +92,7 @@ def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
         shown=tuple(entry["shown"] for entry in placed),
         cut=tuple(entry["finish_reason"] != "stop" for entry in placed),
         weight=1.0,
+        opening=opening_of(db, row["conversation_id"]),
     )
     if turn.pairs() or (placed and turn.kind == "all_bad"):
         yield turn
@@ -102,6 +115,7 @@ def _edited_turn(db: Database, row: Row) -> RankedTurn:
         shown=(0, 0),
         cut=(False, row["finish_reason"] != "stop"),
         weight=1.0,
+        opening=opening_of(db, row["conversation_id"]),
     )
 
 

@@ -1,7 +1,8 @@
 """comparisons.py: pairs, parts, weights, the snapshot and what people agree on."""
 
+import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,27 @@ def test_after_a_short_opening_each_conversation_is_its_own(said: tuple[str, ...
     turns = [begun(f"chat {i}", *said) for i in range(20)]
     assert [turn.group for turn in turns] == [turn.conversation_id for turn in turns]
     assert {turn.part for turn in turns} == {"A", "B"}
+
+
+def test_a_conversation_is_of_one_part_however_its_first_message_was_reworded() -> None:
+    first = begun("chat 0", "Write a short poem about cats.")
+    wordings = [f"Write a short poem about cats{'!' * i}" for i in range(1, 20)]
+    reworded = [replace(begun("chat 0", said), opening="Write a short poem about cats.") for said in wordings]
+    elsewhere = begun("chat 1", "Write a short poem about cats.")
+    assert {turn.group for turn in (*reworded, elsewhere)} == {first.group}
+    assert len({begun("chat 0", said).part for said in wordings}) == 2, "by their own words they would part"
+
+
+def test_a_conversation_that_began_with_a_short_message_is_its_own_however_that_was_reworded() -> None:
+    assert replace(begun("chat 0", "Write a short poem about cats."), opening="Hi").group == "chat 0"
+
+
+def test_a_snapshot_of_an_earlier_release_has_no_openings_and_is_read(tmp_path: Path) -> None:
+    turn, path = begun("chat 0", "Why does bread rise?"), tmp_path / "snapshot.jsonl"
+    row = asdict(turn)
+    del row["opening"]
+    path.write_text(json.dumps(row) + "\n")
+    assert comparisons.read_snapshot(path).turns == (turn,)
 
 
 def test_a_few_chinese_characters_are_no_short_opening() -> None:

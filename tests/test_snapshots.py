@@ -83,6 +83,27 @@ def test_an_edit_beats_what_it_replaced(db: Database) -> None:
     assert take_snapshot(db).turns == ()
 
 
+@pytest.mark.parametrize("has_system", [True, False])
+def test_what_follows_each_wording_of_a_first_message_is_of_one_part(db: Database, has_system: bool) -> None:
+    ada = somebody(db)
+    wordings = [f"Write a short poem about cats{'!' * number}" for number in range(20)]
+    same = a_turn(db, ada, question=wordings[0])
+    rank(db, ada, same, [1, 2, 3])
+    chat = conversations.create(db, ada.id)
+    system = conversations.add_system_message(db, chat.id, "Be brief.").id if has_system else None
+    for number, wording in enumerate(wordings):
+        said = conversations.add_user_message(db, chat.id, system, wording, ada.id)
+        replies = [conversations.add_written_reply(db, said.id, reply, None) for reply in ("one", "two")]
+        if number % 2:
+            conversations.add_edit(db, replies[0].id, "three", ada.id)
+        else:
+            rank(db, ada, replies, [1, 2])
+    turns = take_snapshot(db).turns
+    assert len(turns) == 21 and {turn.prompt[-1]["content"] for turn in turns} == set(wordings)
+    assert {turn.opening for turn in turns} == {wordings[0]}
+    assert len({turn.group for turn in turns}) == len({turn.part for turn in turns}) == 1
+
+
 def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
     ada = somebody(db)
     chats = [a_turn(db, ada) for _ in range(6)]
