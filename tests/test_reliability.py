@@ -66,7 +66,18 @@ def test_a_night_without_reward_models_measured_nobody() -> None:
     assert reliabilities({}) == reliabilities({"reward": None, "judge": {}}) == {}
 
 
-def test_the_newest_night_that_knows_tonights_people_weighs_them() -> None:
+def test_a_night_that_did_not_ask_about_somebody_leaves_what_is_known_of_them() -> None:
+    """Each night examines its newest rankings only, and nobody is trusted for having been away."""
+    people = dict.fromkeys(("ann", "bob", "cai", "dee"), 0.8)
+    turns = [replace(ranked(["a", "b"], (1, 2)), person_id=person) for person in ("ann", "troll")]
+    before = a_version("v000001", predicted({**people, "troll": 0.5}))
+    since = [a_version(f"v00000{i}", predicted(people)) for i in (2, 3)]
+    assert [turn.reliability for turn in relied_on(turns, [before, *since])] == [1.0, FLOOR]
+    mended = a_version("v000004", predicted({**people, "troll": 0.8}))
+    assert [turn.reliability for turn in relied_on(turns, [before, *since, mended])] == [1.0, 1.0]
+
+
+def test_the_newest_night_that_measured_a_person_weighs_them() -> None:
     people = ("ann", "bob", "cai", "dee")
     turns = [replace(ranked(["a", "b"], (1, 2)), person_id=person) for person in people * 2]
     turns[0] = replace(turns[0], source="imported")

@@ -57,14 +57,15 @@ def _reliability(hits: float, pairs: float, others_hits: float, others_pairs: fl
 
 
 def relied_on(turns: Sequence[RankedTurn], past: Sequence[Version]) -> list[RankedTurn]:
-    """The turns with their people's reliability by the newest of `past`, oldest first, that measured any.
+    """The turns with each person's reliability by the newest of `past`, oldest first, that measured them.
 
-    Imports have none and measure nobody: their pairs may be harder or easier, and they carry a weight of
-    their own.
+    A night examines its newest rankings only, so that whoever gave none of them has a figure of an earlier
+    one. Imports have none and measure nobody: their pairs may be harder or easier, and they carry a weight
+    of their own.
     """
-    people = {turn.person_id for turn in turns if turn.source != "imported"}
-    measured = (reliabilities(version.report) for version in reversed(past))
-    found = next((known for known in measured if known.keys() & people), {})
+    found: dict[str, float] = {}
+    for version in past:
+        found |= reliabilities(version.report)
     return [
         turn if turn.source == "imported" else replace(turn, reliability=found.get(turn.person_id, 1.0))
         for turn in turns
