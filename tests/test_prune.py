@@ -10,15 +10,18 @@ import pytest
 
 from chatbot.manifest import Manifest, write_manifest
 from data import runs, versions
-from data.comparisons import write_snapshot
+from data.comparisons import Snapshot, write_snapshot
 from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
 from data.snapshots import take_snapshot
 from tests.operating import add_version, end_run, start_run
+from tests.stories import a_turn, rank, somebody
 from trainer import prune as prune_module
-from trainer.fitting import newest_accepted
+from trainer.config import RefreshConfig
+from trainer.ensemble import warm_start
+from trainer.fitting import Before, newest_accepted
 from trainer.prune import prune
 from trainer.publish import check_files
 
@@ -69,6 +72,13 @@ def a_manifest(version: Version) -> Manifest:
         canary=[],
         created_at=1.0,
     )
+
+
+def start_of(db: Database, home: Home, sha256: str, members: int) -> Before | None:
+    """What a night with so many reward models on this base goes on from."""
+    config = SimpleNamespace(members=members)
+    night = SimpleNamespace(db=db, home=home, base=SimpleNamespace(sha256=sha256), config=config)
+    return newest_accepted(cast(Any, night))
 
 
 def left(home: Home, run: Run) -> set[str]:
@@ -149,17 +159,43 @@ def test_the_next_night_goes_on_from_what_it_would_have_gone_on_from(
         write_manifest(home.adapters / version.name, a_manifest(version))
         (home.runs / str(version.run_id) / "judge" / "adapter_config.json").write_text('{"r": 8}')
 
-    def start_of(sha256: str) -> Path | None:
-        night = SimpleNamespace(
-            db=db, home=home, base=SimpleNamespace(sha256=sha256), config=SimpleNamespace(members=members)
-        )
-        found = newest_accepted(cast(Any, night))
-        return found.folder if found else None
+    def folders() -> list[Path | None]:
+        found = [start_of(db, home, sha256, members) for sha256 in (SHA, "f" * 64)]
+        return [before.folder if before else None for before in found]
 
-    before = [start_of(SHA), start_of("f" * 64)]
+    before = folders()
     assert None not in before
     done = prune(db, home, keep=1)
-    assert [start_of(SHA), start_of("f" * 64)] == before and len(done.runs) == 3
+    assert folders() == before and len(done.runs) == 6
+
+
+def test_the_models_that_a_night_goes_on_from_stay_without_the_words_that_taught_them(
+    db: Database, home: Home
+) -> None:
+    person = somebody(db)
+    rank(db, person, a_turn(db, person), (1, 2, 3))
+    taught = take_snapshot(db)
+    everything = warm_start(None, taught, RefreshConfig(), 0).learned
+    accepted = a_night(db, home, 1)
+    write_manifest(home.adapters / "v000001", a_manifest(versions.get(db, "v000001")))
+    folder = home.runs / accepted.id
+    (folder / "learned.json").write_text(json.dumps({"A": everything, "B": {}}))
+    (folder / "judge" / "adapter_config.json").write_text('{"r": 8}')
+    assert "Count for me." in (folder / "snapshot.jsonl").read_text()
+    a_night(db, home, 2, "refused")
+    assert prune(db, home, keep=1, dry_run=True) == prune(db, home, keep=1)
+    assert left(home, accepted) == {*STAYS, *MODELS, "learned.json", "snapshot.jsonl"}
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"Count" in path.read_bytes()]
+    assert prune(db, home, keep=1).runs == [], "there is nothing left to remove"
+
+    before = start_of(db, home, SHA, members=3)
+    assert before is not None and before.folder == folder
+    for present, is_warm in ((taught, True), (Snapshot((), ""), False)):  # the second time it was deleted
+        lesson = warm_start(before.snapshot, present, RefreshConfig(), 0, learned=before.learned["A"])
+        assert lesson.is_warm == is_warm, lesson.reason
+    newer = a_night(db, home, 3)
+    prune(db, home, keep=1)
+    assert left(home, accepted) == {*STAYS, *MODELS} and "exercises.json" in left(home, newer)
 
 
 def test_a_living_run_and_folders_of_no_run_are_left_alone(db: Database, home: Home) -> None:

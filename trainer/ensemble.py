@@ -59,7 +59,7 @@ def warm_start(
 ) -> TrainingSet:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
 
-    previous: what last night learned from.
+    previous: what last night learned from. Pruning empties it (prune.py): only `learned` is read where given.
     everything: all rankings there are, `now` being the newest of them; left out, `now` is all.
     learned: `TrainingSet.learned` of last night; left out, its models had learned from `previous` alone.
     saved_rank: that of the adapters to go on from.

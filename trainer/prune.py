@@ -5,7 +5,8 @@ snapshots and reward models go, and the weights of versions that the gate refuse
 stay. A run that was to be resumed begins anew.
 
 Never touched: a version that serves, served, may serve, is or was a reference, or has children, and the
-reward models that it is scored by; and all that the next night goes on from.
+reward models that it is scored by. Where the next night may go on from these, hashes tell it what they
+learned from: their snapshot stays as an empty file, so nobody's words do.
 
     trainer prune
 """
@@ -59,11 +60,7 @@ def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) 
         raise Refused(f"keep is {keep!r} - use 1 or more.")
     every = versions.list_all(db)
     needed, warm = _needed(db, every), _warm(home, every)
-    ended = [
-        run
-        for run in runs.list_all(db, limit=-1)
-        if run.state != "running" and home.runs / run.id not in warm
-    ]
+    ended = [run for run in runs.list_all(db, limit=-1) if run.state != "running"]
     pruned, failures = Pruned(), list[str]()
     for aside in _forsaken(db, home):
         with _noting(failures):
@@ -71,10 +68,10 @@ def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) 
             if not dry_run:
                 _throw_away(aside)
             pruned.count(home, aside.name.removeprefix(_ASIDE), [aside], size)
-    for run in [run for run in ended if any(_leftovers(home, run, every, needed))][keep:]:
+    for run in [run for run in ended if any(_leftovers(home, run, every, needed, warm))][keep:]:
         with _noting(failures):
             if dry_run:
-                found = list(_leftovers(home, run, every, needed))
+                found = list(_leftovers(home, run, every, needed, warm))
                 pruned.count(home, run.id, found, sum(map(_size, found)))
             else:
                 _remove(db, home, run, pruned)
@@ -110,7 +107,9 @@ def _needed(db: Database, every: list[Version]) -> set[str]:
     return {name for name in named if name}
 
 
-def _leftovers(home: Home, run: Run, every: list[Version], needed: set[str]) -> Iterator[Path]:
+def _leftovers(
+    home: Home, run: Run, every: list[Version], needed: set[str], warm: set[Path]
+) -> Iterator[Path]:
     """The files and folders that only this run needed."""
     made = [version for version in every if version.run_id == run.id]
     folder = home.runs / run.id
@@ -118,7 +117,9 @@ def _leftovers(home: Home, run: Run, every: list[Version], needed: set[str]) -> 
         is_needed = any(version.name in needed for version in made)
         for path in sorted(folder.iterdir()):
             is_model = path.name == "judge" or path.name.startswith("reward-")
-            if path.name not in _STAYS and not (is_needed and is_model):
+            is_lesson = path.name == LEARNED or (path.name == SNAPSHOT and not path.stat().st_size)
+            is_used = (is_needed and is_model) or (folder in warm and is_lesson)
+            if path.name not in _STAYS and not is_used:
                 yield path
     for version in made:
         weights = home.adapters / version.path
@@ -152,10 +153,13 @@ def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
         if runs.get(db, run.id).fencing_token != run.fencing_token:
             return
         every = versions.list_all(db)
-        found = list(_leftovers(home, run, every, _needed(db, every)))
+        warm = _warm(home, every)
+        found = list(_leftovers(home, run, every, _needed(db, every), warm))
         for path in found:
             aside.mkdir(exist_ok=True)
             path.rename(aside / path.name)
+        if home.runs / run.id in warm:
+            (home.runs / run.id / SNAPSHOT).touch()
     size = _size(aside) if found else 0
     _throw_away(aside)
     pruned.count(home, run.id, found, size)
