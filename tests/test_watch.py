@@ -374,15 +374,17 @@ def test_what_a_person_stopped_stays_stopped(
     assert runs.get(db, run.id).state == "interrupted"
 
 
-def test_a_child_that_finished_its_run_itself_is_left_as_it_is(
-    watch_with: Callable[[str], Watcher], db: Database
+def test_a_child_that_finished_its_run_itself_is_left_as_it_is_and_the_log_says_why(
+    watch_with: Callable[[str], Watcher], db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="trainer.watch")
     watcher = watch_with("")
     watcher.tick(NIGHT)
     run = runs.latest(db)
     assert run is not None
     finish(db, run)
-    wait_for(lambda: ended(watcher))
+    told = f"Refresh {run.key} is over (published): A test."
+    wait_for(lambda: ended(watcher) and told in caplog.text)
     assert runs.get(db, run.id).reason == "A test."
 
 

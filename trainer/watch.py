@@ -212,7 +212,8 @@ class Watcher:
                 elif code < 0:
                     state = "interrupted"
                 runs.finish(self.db, run.id, run.fencing_token, state=state, reason=reason)
-        log.info("Refresh %s is over. %s.", run.key, how)
+        over = runs.get(self.db, run.id)
+        log.info("Refresh %s is over (%s): %s", run.key, over.state, over.reason or f"{how}.")
         self._child = self._run = None
 
 
