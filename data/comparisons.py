@@ -43,7 +43,7 @@ class RankedTurn:
     versions: tuple[str | None, ...]
     """Which version wrote each reply; None for a person or an import."""
     shown: tuple[int, ...]
-    """Where each reply stood on the page; all 0 for an edit, which was not shown."""
+    """Where each reply stood on the page; all 0 for an edit, which was not. Of an import, in its row."""
     cut: tuple[bool, ...]
     """Whether each reply ended otherwise than by its own end of turn."""
     weight: float

@@ -11,7 +11,10 @@ import torch
 from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
+from data.database import Database
+from data.exchange import import_rows
 from data.prompts import Paraphrase
+from data.snapshots import take_snapshot
 from tests.learners import CPU, ranked, shake
 from trainer.examine import (
     calibration_bins,
@@ -102,6 +105,21 @@ def test_two_baselines_are_measured_on_the_same_pairs(tiny_base: Base) -> None:
     report = examine(policy, names, turns, seed=0)
     assert report["always_longest"] == pytest.approx(3 / 4)  # all but "x" above "mid"
     assert report["always_first_shown"] == pytest.approx(3 / 4)  # all but the last
+
+
+@pytest.mark.parametrize("fmt", ["preference", "tiers"])
+def test_an_import_was_shown_to_nobody_however_its_rows_are_sorted(
+    db: Database, tiny_base: Base, fmt: str
+) -> None:
+    asked = [{"prompt": f"Why is the number {i} one that people like?"} for i in range(6)]
+    rows = {
+        "preference": [{"chosen": f"good {i}", "rejected": f"bad {i}, at length"} for i in range(6)],
+        "tiers": [{"completions": ["good", "bad"], "tiers": [[0], [1]], "kind": "full"} for _ in range(6)],
+    }[fmt]
+    assert import_rows(db, [a | row for a, row in zip(asked, rows, strict=True)], fmt).added == 6
+    policy, names = an_ensemble(tiny_base, 1)
+    report = examine(policy, names, take_snapshot(db).turns, seed=0)
+    assert (report["pairs"], report["always_first_shown"]) == (6, 0.5)
 
 
 def test_without_a_decided_pair_it_knows_nothing_and_says_so(tiny_base: Base) -> None:

@@ -221,7 +221,9 @@ def _margins(examined: Examined) -> list[float]:
 
 
 def _firsts(turn: RankedTurn) -> list[float]:
-    return [-float(position) for position in turn.shown]
+    """More of it for who stood further up. An import was not shown: where it lies in its row, often best
+    first, is the file's doing and no habit of somebody who read."""
+    return [0.0 if turn.source == "imported" else -float(position) for position in turn.shown]
 
 
 def _accuracies(
