@@ -122,6 +122,15 @@ def test_an_import_was_shown_to_nobody_however_its_rows_are_sorted(
     assert (report["pairs"], report["always_first_shown"]) == (6, 0.5)
 
 
+def test_beside_the_accuracy_stands_how_often_two_people_say_the_same(tiny_base: Base) -> None:
+    policy, names = an_ensemble(tiny_base, 1)
+    ada = ranked(["long one", "x", "mid"], (1, 2, 3))
+    bob = replace(ada, ranking_id="r-bob", person_id="bob", places=(1, 3, 2))
+    alone = ranked(["a", "b"], (1, 2), conversation="d")
+    assert examine(policy, names, [ada, bob, alone], seed=0)["people_agreement"] == pytest.approx(2 / 3)
+    assert examine(policy, names, [ada, bob, alone], seed=0, most=2)["people_agreement"] is None
+
+
 def test_without_a_decided_pair_it_knows_nothing_and_says_so(tiny_base: Base) -> None:
     policy, names = an_ensemble(tiny_base, 1)
     for turns in ([], [ranked(["a", "b"], (1, 1))]):

@@ -6,7 +6,8 @@ One model or an ensemble, whose score is the mean over its members. The report h
 
 - `accuracy` over decided pairs, with a 95 % interval bootstrapped by `RankedTurn.group`, since a ranking's
   pairs are not independent, nor are rankings of one dialogue; beside it what "the longest wins" and "the
-  first shown wins" get on the same pairs;
+  first shown wins" get on the same pairs, and how often two people who ranked the same replies say the
+  same (`people_agreement`): where they differ no model is right by both;
 - `kendall_tau`, for rankings of more than two replies;
 - `ece` and `reliability`: do the pairs that it is 80 % sure of come out that way in 80 % of cases? Bradley
   and Terry's P(i beats j) = sigmoid(r_i - r_j) is said of raw scores, before they were divided by their
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn
+from data.comparisons import RankedTurn, agreement
 from data.prompts import Paraphrase
 from trainer.forward import Reply
 from trainer.reward import score_replies, tokenise
@@ -102,6 +103,7 @@ def examine(
         "ties": 1 - len(hits) / said if said else 0.0,
         "always_longest": _mean([hit for e in examined for hit in e.hits(e.sizes)], 0.5),
         "always_first_shown": _mean([hit for e in examined for hit in e.hits(_firsts(e.turn))], 0.5),
+        "people_agreement": agreement(asked),
         "kendall_tau": mean_tau(examined),
         "ece": expected_calibration_error(bins),
         "reliability": bins,
