@@ -425,6 +425,22 @@ def test_conversations_are_found_renamed_exported_and_deleted(arrive: ARRIVAL, d
     assert [chat.title for chat in conversations.list_for(db, somebody(db, "keeper").id)] == ["About pears"]
 
 
+def test_a_chat_that_is_not_deleted_after_all_leaves_the_board_as_it_was(
+    arrive: ARRIVAL, db: Database
+) -> None:
+    a_turn(db, somebody(db, "waverer"))
+    page = arrive(name="waverer").page
+    page.locator(".chat-title").click()
+    page.locator(".card").first.wait_for()
+    page.locator(".chats li").hover()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Really delete?")).to_be_visible()
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    save(page)  # nothing was asked of the server: no answer is awaited, and none is ignored
+
+
 def test_of_very_many_chats_the_list_says_how_the_older_are_found(arrive: ARRIVAL, db: Database) -> None:
     ada = somebody(db, "ada of 201 chats")
     for number in range(201):

@@ -177,6 +177,55 @@ def test_after_a_lost_regeneration_the_board_still_says_what_is_saved(visitor: V
     expect(page.locator(".saved")).to_have_text("Saved")
 
 
+def delete_in_vain(page: Page) -> list[Route]:
+    """Delete the chat about apples, which is lost on its way; a message that goes off before is held."""
+    held: list[Route] = []
+
+    def hinder(route: Route) -> None:
+        sent = route.request.post_data or ""
+        if '"target"' in sent:
+            route.fulfill(status=500, json={"detail": "lost"})
+        elif '"text"' in sent and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route(EVENTS, hinder)
+    if box(page).input_value():
+        box(page).press("Enter")
+        wait_for(page, lambda: held)
+    page.locator(".chats li", has_text="About apples").hover()
+    page.locator(".chats li", has_text="About apples").locator("summary").click()
+    page.get_by_role("button", name="Delete").click()
+    with page.expect_response(lambda answer: answer.status == 500):
+        page.get_by_role("button", name="Really delete?").click()
+    return held
+
+
+def test_what_comes_during_a_lost_deletion_is_shown_after_it(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator(".chat-title", has_text="About apples").click()
+    page.locator(".card").first.wait_for()
+    delete_in_vain(page)
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved", timeout=PATIENCE)
+
+
+def test_a_chat_that_begins_during_a_lost_deletion_is_gone_on_with(visitor: Visitor, db: Database) -> None:
+    page = visitor.page
+    box(page).fill("Hello.")
+    [message] = delete_in_vain(page)
+    message.continue_()
+    expect(page.locator(".said .bubble")).to_have_text(["Hello."], timeout=PATIENCE)
+    visitor.wait_until_written()
+    expect(box(page)).to_have_value("")
+    visitor.say("And then?")
+    expect(page.locator(".said .bubble")).to_have_text(["Hello.", "And then?"], timeout=PATIENCE)
+    assert len(conversations.list_for(db, visitor.person.id)) == 2
+
+
 def marked(visitor: Visitor) -> Page:
     """The three replies about apples, of which two are ranked, with a reason and a comment; none is saved."""
     page = visitor.page

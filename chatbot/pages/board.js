@@ -300,5 +300,5 @@ document.addEventListener('keydown', (event) => {
   }
 });
 document.addEventListener('night:stop', () => { if (value?.turn_id) does.stopAll(); });
-watch('value', draw);
+night.follow(watch, props, draw);
 draw();

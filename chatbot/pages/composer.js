@@ -81,13 +81,15 @@ const moveTo = (id) => {
   place = id;
   write([text, draft(id)].filter(Boolean).join('\n\n'));
 };
-const draw = () => {
+const draw = (isLate) => {
   const next = props.value;
-  if (next?.answered) document.dispatchEvent(new CustomEvent('night:answered', { detail: next }));
-  if (next && sent && next.answered === sent.key) answered(next.is_sent);
+  if (next?.answered && !isLate) document.dispatchEvent(new CustomEvent('night:answered', { detail: next }));
+  if (next && sent && next.answered === sent.key && !isLate) answered(next.is_sent);
   if (!night.isStale(next)) {
+    const isHere = place === (value?.conversation_id ?? '');
     value = next;
-    if (place !== value.conversation_id) moveTo(value.conversation_id);
+    // To a chat that was asked for, and may yet come, the text belongs until another is asked for.
+    if (place !== value.conversation_id && (isHere || !isLate)) moveTo(value.conversation_id);
   }
   update();
 };
@@ -117,7 +119,7 @@ document.addEventListener('night:write', (event) => {
   update();
   area.focus();
 });
-watch('value', draw);
+night.follow(watch, props, draw);
 area.value = draft(place);
 draw();
 if (window.matchMedia('(min-width: 800px)').matches) area.focus();

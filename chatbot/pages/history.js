@@ -107,5 +107,5 @@ document.addEventListener('night:open', (event) => fire('open_chat', {
   look: look(), conversation_id: event.detail, pending: JSON.parse(night.kept('sent') || 'null')?.key || '',
 }));
 document.addEventListener('night:nudge', () => trigger('nudge'));
-watch('value', draw);
+night.follow(watch, props, draw);
 if (props.value) draw();

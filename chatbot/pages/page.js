@@ -186,7 +186,11 @@ window.night ??= (() => {
   let looks = 0;
   let latest = 0;
   // No answer came to the look `lost`: answers to the one that is shown count again, and so does a late one.
-  const lookBack = (lost, shown) => { if (latest === lost) latest = shown; };
+  const lookBack = (lost, shown) => {
+    if (latest !== lost) return;
+    latest = shown;
+    document.dispatchEvent(new CustomEvent('night:again'));
+  };
   // `shown` gives the look that the component shows: back to that one where no answer comes.
   const look = (shown) => {
     looks += 1;
@@ -196,6 +200,16 @@ window.night ??= (() => {
     return asked;
   };
   const isStale = (value) => !value || value.look < latest;
+  // Draw what comes; and with `true` what came while the answer to a look was awaited that never did.
+  const follow = (watch, props, draw) => {
+    let isMissed = false;
+    watch('value', () => { isMissed = isStale(props.value); draw(false); });
+    document.addEventListener('night:again', () => {
+      if (!isMissed || isStale(props.value)) return;
+      isMissed = false;
+      draw(true);
+    });
+  };
   // Gradio loses the answer to an event sent just as the stream of an earlier one closes; any further event
   // brings it. So a component that hears no answer for a second asks the page for an empty event. An answer
   // to an earlier look, which often comes just before its stream closes, does not count.
@@ -224,5 +238,5 @@ window.night ??= (() => {
   };
   const shared = { turn: null, noTraining: false };
   return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, isComposing, language, preference,
-    prefer, showTheme, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, patient, shared };
+    prefer, showTheme, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, follow, patient, shared };
 })();

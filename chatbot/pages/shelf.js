@@ -49,8 +49,10 @@ const chatRow = (chat) => {
   const remove = h('button', {
     type: 'button', class: 'menu-item is-bad',
     onclick: () => {
-      const at = { look: night.look(() => value.look), turn_id: night.shared.turn?.turn_id ?? '' };
-      if (remove.dataset.sure) ask('delete_chat', { ...at, target: chat.id });
+      if (remove.dataset.sure) {
+        const at = { look: night.look(() => value.look), turn_id: night.shared.turn?.turn_id ?? '' };
+        ask('delete_chat', { ...at, target: chat.id });
+      }
       remove.dataset.sure = 'yes';
       remove.textContent = t('delete_sure');
     },
@@ -89,6 +91,7 @@ const theme = picker('theme', ['system', 'light', 'dark'].map((name) => [name, t
 // Of a new chat only the page knows whether nights may learn from it. Its switch is kept as its draft is, and no
 // answer of the server moves it. `place` is the chat that the switch is for: shown, or asked for and not yet shown.
 let place = night.address();
+let here = place; // the chat that is shown
 const forbid = (isForbidden) => {
   training.checked = isForbidden;
   night.shared.noTraining = isForbidden;
@@ -106,7 +109,7 @@ const training = h('input', {
 const arrive = (id) => {
   const hasBegun = !place && !!id;
   const isGone = !!place && !id;
-  place = id;
+  place = here = id;
   if (isGone) forbid(training.checked || wasForbidden());
   if (hasBegun) night.keep('no_training', '');
   // Switched on while the first message was under way.
@@ -141,7 +144,7 @@ const showChats = () => {
   const same = row?.querySelector(at.matches('.chat-title') ? '.chat-title' : 'summary');
   (same ?? panel.querySelector('.new-chat')).focus({ preventScroll: true });
 };
-const draw = () => {
+const draw = (isLate) => {
   if (!props.value || (value && props.value.look < value.look)) return;
   const before = value?.file?.key;
   value = props.value;
@@ -149,7 +152,8 @@ const draw = () => {
   showChats();
   const note = value.has_more ? (value.search ? 'more_found' : 'older_chats') : (!value.chats.length && value.search ? 'none_found' : '');
   if (note) chats.append(h('li', { class: 'none' }, t(note)));
-  if (!night.isStale(value)) arrive(value.conversation_id);
+  // To a chat that was asked for, and may yet come, the switch belongs until another is asked for.
+  if (!night.isStale(value) && (!isLate || place === here)) arrive(value.conversation_id);
   replies.lastElementChild.value = night.preference('replies') || String(value.default_replies);
   version.replaceChildren(h('b', {}, t('talking_to', { version: value.version.name })),
     h('span', {}, t(value.version.word, value.version)));
@@ -170,5 +174,5 @@ document.addEventListener('click', (event) => {
 wide.addEventListener('change', () => show(wide.matches));
 show(wide.matches && night.preference('shelf') !== 'closed');
 forbid(!place && wasForbidden());
-watch('value', draw);
+night.follow(watch, props, draw);
 draw();
