@@ -336,6 +336,12 @@ def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:
     assert lesson.is_warm and {t.weight for t in lesson.turns} == {0.5, 1.0}  # weighed among themselves
 
 
+def test_models_from_before_chats_told_their_openings_go_on() -> None:
+    before = some_turns(6)
+    now = [replace(turn, opening="What the chat began with.") for turn in before]
+    assert warm_start(night(before), night(now), CONFIG, seed=0).is_warm
+
+
 @pytest.mark.parametrize("is_warm", [True, False])
 def test_nobody_has_more_of_a_lesson_than_of_a_night(is_warm: bool) -> None:
     turns = [replace(t, person_id=f"p{i % 20}") for i, t in enumerate(some_turns(100))]

@@ -99,13 +99,15 @@ def warm_start(
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, str]:
-    """Ranking -> hash of all of it but what it weighs, which changes with time. Nobody's words are kept."""
-    return {
-        turn.ranking_id: hashlib.sha256(
-            json.dumps(asdict(replace(turn, weight=0.0, reliability=1.0)), sort_keys=True).encode()
-        ).hexdigest()
-        for turn in snapshot.turns
-    }
+    """Ranking -> hash of all of it but what it weighs, which changes with time, and its chat's opening, which
+    decides no more than the part. Nobody's words are kept."""
+
+    def hashed(turn: RankedTurn) -> str:
+        facts = asdict(replace(turn, weight=0.0, reliability=1.0))
+        del facts["opening"]  # models from before there was one go on
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    return {turn.ranking_id: hashed(turn) for turn in snapshot.turns}
 
 
 def rank_of(folder: Path) -> int:
