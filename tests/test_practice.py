@@ -355,7 +355,7 @@ def test_a_template_without_a_place_for_system_messages_is_asked_the_other_promp
 def test_what_an_operator_s_files_share_is_judged_on_alone(db: Database, home: Home, tiny_base: Base) -> None:
     both = write_prompts(home.root / "both.jsonl", [*PRACTICE, *JUDGING])
     config = tiny_night(home, judging=write_prompts(home.root / "judging.jsonl", JUDGING), practice=both)
-    few = replace(config, gate_prompts=2)  # of which another night takes others
+    few = replace(config, gate_prompts=4)  # of which another night takes others
     prompts = choose_practice_prompts(db, tiny_base, few, [], shipped_gate_prompts(tiny_base, few))
     assert sorted(words(prompts)) == sorted(words(PRACTICE))
     with pytest.raises(Refused, match="Every prompt to practise on is also judged on"):

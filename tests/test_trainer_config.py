@@ -4,9 +4,12 @@ from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 from data.errors import Refused
-from trainer.config import RefreshConfig, quick
+from trainer.config import RefreshConfig, fewest_to_pass, quick
+from trainer.gate import check_wins
+from trainer.statistics import bootstrap_by_group
 
 
 def test_the_defaults_are_those_of_the_chat_where_both_sample() -> None:
@@ -58,8 +61,17 @@ def test_what_is_no_number_is_refused(name: str, value: float) -> None:
     [
         ({"minibatch": 9, "prompts_per_update": 8}, "minibatch is 9 with 8 prompts an update - use 1 up to"),
         ({"min_rankings": 20, "max_rankings": 10}, "max_rankings is 10, fewer than min_rankings, 20 - raise"),
-        ({"gate_prompts": 1}, "gate_prompts is 1 - use at least 2; 300 is a fair gate"),
-        ({"temperature": 0.0}, "temperature is 0.0 - rollouts need one above 0, up to 5"),
+        (
+            {"gate_prompts": 3},
+            "with a margin of 0.03, even if all are won - use at least 4; 300 is a fair gate",
+        ),
+        ({"temperature": 0.0}, "temperature is 0.0 - rollouts need one from 0.01"),
+        ({"temperature": 1e-40}, "below which all are alike, to 5"),
+        ({"seed": 10**20}, "seed is 100000000000000000000 - use a number of up to 18 digits"),
+        ({"threads": 100_000}, "threads is 100000 - use 0 for the usual number, or up to 1024"),
+        ({"rank": 10**20}, "rank is 100000000000000000000 - no setting but the seed may be above a billion"),
+        ({"ppo_lr": 1e300}, "ppo_lr is 1e+300 - no setting but the seed may be above a billion"),
+        ({"prompts_per_update": 1, "minibatch": 1}, "prompts_per_update is 1, and PPO learns from how"),
         ({"gamma": 1.1}, "gamma is 1.1 - use a number from 0 to 1"),
         ({"margin": 0.6}, "margin is 0.6 - use a number from 0 to 0.5"),
         ({"updates": 0}, "updates is 0 - use 1 or more"),
@@ -70,6 +82,31 @@ def test_a_refusal_names_the_value_and_the_remedy(changes: dict[str, Any], sente
     with pytest.raises(Refused) as refused:
         a_config(**changes)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 10**18 - 1, 2**63 - 1])
+def test_every_seed_that_is_let_through_is_one_to_torch(seed: int) -> None:
+    """Reward models use the next one too."""
+    config = a_config(seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + 1)
+
+
+def test_best_of_k_may_measure_itself_on_one_prompt_at_a_time() -> None:
+    assert a_config(algorithm="bestofk", prompts_per_update=1, minibatch=1).prompts_per_update == 1
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.03, 0.1, 0.5])
+def test_a_gate_that_is_let_through_can_be_passed(margin: float) -> None:
+    def reasons(prompts: int) -> list[str]:
+        return check_wins(1.0, bootstrap_by_group([[1.0]] * prompts, seed=0), margin)
+
+    fewest = fewest_to_pass(margin)
+    assert a_config(margin=margin, gate_prompts=fewest) and reasons(fewest) == []
+    with pytest.raises(Refused, match=f"gate_prompts is {fewest - 1}"):
+        a_config(margin=margin, gate_prompts=fewest - 1)
+    assert fewest == 2 or reasons(fewest - 1) != []
 
 
 def test_every_dial_has_a_sentence() -> None:

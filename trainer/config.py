@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Annotated, Literal
 
 from chatbot.config import server_urls
 from data.errors import Refused
+from trainer.statistics import wilson_interval
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
@@ -15,7 +17,9 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: x >= 1,
         "use 1 or more",
     ),
-    ("threads max_new_tokens", lambda x: x >= 0, "use 0 or more"),
+    ("max_new_tokens", lambda x: x >= 0, "use 0 or more"),
+    ("threads", lambda x: 0 <= x <= 1024, "use 0 for the usual number, or up to 1024"),
+    ("seed", lambda x: -(2**63) <= x < 2**63, "use a number of up to 18 digits"),
     ("reward_lr ppo_lr sft_lr clip max_kl", lambda x: 0 < x < math.inf, "use a number above 0"),
     (
         "beta target_kl value_coefficient pessimism ptx replay",
@@ -24,13 +28,14 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("gamma lam", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
     ("depth", lambda x: 0 < x <= 1, "use a number above 0, up to 1"),
-    ("temperature", lambda x: 0 < x <= 5, "rollouts need one above 0, up to 5"),
+    ("temperature", lambda x: 0.01 <= x <= 5, "rollouts need one from 0.01, below which all are alike, to 5"),
     ("ema", lambda x: 0 <= x < 1, "use 0 for none, or a number below 1 like 0.992"),
     ("best_of", lambda x: 2 <= x <= 64, "use 2 to 64"),
-    ("gate_prompts", lambda x: x >= 2, "use at least 2; 300 is a fair gate"),
     ("margin", lambda x: 0 <= x <= 0.5, "use a number from 0 to 0.5"),
 )
 """Fields, what is true of a sound value (a nan is none), and what to use instead."""
+_LARGEST = 1e9
+"""Of any number but the seed: larger ones do not fit the bits that some of them are computed in."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,18 @@ class RefreshConfig:
             for name in names.split():
                 if not is_right(getattr(self, name)):
                     raise Refused(f"{name} is {getattr(self, name)!r} - {remedy}.")
+        for name, value in asdict(self).items():
+            if name != "seed" and isinstance(value, int | float) and value > _LARGEST:
+                raise Refused(f"{name} is {value!r} - no setting but the seed may be above a billion.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Each is sound by itself, but not all go with each other."""
+        if self.algorithm == "ppo" and self.prompts_per_update < 2:
+            raise Refused(
+                f"prompts_per_update is {self.prompts_per_update!r}, and PPO learns from how the replies of "
+                "one update differ - use 2 or more."
+            )
         if self.minibatch < 1 or self.prompts_per_update < self.minibatch:
             raise Refused(
                 f"minibatch is {self.minibatch!r} with {self.prompts_per_update!r} prompts an update - "
@@ -138,6 +155,16 @@ class RefreshConfig:
                 f"max_rankings is {self.max_rankings!r}, fewer than min_rankings, {self.min_rankings!r} - "
                 "raise one or lower the other."
             )
+        if self.gate_prompts < (fewest := fewest_to_pass(self.margin)):
+            raise Refused(
+                f"gate_prompts is {self.gate_prompts!r}, too few to tell better from chance with a margin of "
+                f"{self.margin:g}, even if all are won - use at least {fewest}; 300 is a fair gate."
+            )
+
+
+def fewest_to_pass(margin: float) -> int:
+    """The fewest prompts, two at least, on which a candidate that wins all of them can pass the gate."""
+    return next(n for n in count(2) if wilson_interval(1.0, n)[0] > 0.5 - margin)
 
 
 def quick(config: RefreshConfig) -> RefreshConfig:
