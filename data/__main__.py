@@ -148,8 +148,14 @@ def export(db: Database, home: Home, options: Any) -> Answer:
 
 @_with_database
 def import_(db: Database, home: Home, options: Any) -> Answer:
-    """Stores the usable rows and names the others."""
+    """Stores the usable rows and names the others. Refused where there is none that could be used."""
     result = exchange.import_rows(db, exchange.read_rows(options.source), options.format, options.person)
+    if not result.added and not result.known:
+        first = f": {result.skipped[0].rstrip('.')}" if result.skipped else ", for it has none"
+        raise Refused(
+            f"No row of {str(options.source)!r} could be imported{first} - give one JSON object a line, of "
+            f"the format {options.format!r}, or name another --format."
+        )
     return asdict(result), "\n".join(
         [*result.skipped, f"Added {result.added}, left out {len(result.skipped)}."]
     )

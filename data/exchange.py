@@ -31,6 +31,8 @@ class ImportResult:
 
     added: int
     skipped: list[str]
+    known: int
+    """Of those that did not, how many were here already."""
 
 
 def export_rows(db: Database, fmt: str) -> Iterator[dict[str, Any]]:
@@ -90,7 +92,7 @@ def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = 
     _check_format(fmt)
     skipped: list[str] = []
     found = _labelled(rows, skipped) if fmt == "kto" else _judged(rows, fmt, skipped)
-    added = 0
+    added = known = 0
     person: Person | None = None
     while batch := list(islice(found, BATCH)):
         with db.write():
@@ -101,8 +103,9 @@ def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = 
                 if _store(db, person, entry):
                     added += 1
                 else:
+                    known += 1
                     skipped.append(f"Line {line} is left out: it is here already.")
-    return ImportResult(added, skipped)
+    return ImportResult(added, skipped, known)
 
 
 def _check_format(fmt: str) -> None:

@@ -58,9 +58,26 @@ def test_export_and_import_carry_rankings_over(
     assert told(capsys, "export", str(path), "--format", "tiers")["rows"] == 1
     assert path.stat().st_mode & 0o777 == 0o600  # their words are not for other accounts of the machine
     monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "elsewhere"))
-    assert told(capsys, "import", str(path), "--format", "tiers") == {"added": 1, "skipped": []}
+    assert told(capsys, "import", str(path), "--format", "tiers") == {"added": 1, "skipped": [], "known": 0}
     assert main(["import", str(path), "--format", "tiers"]) == 0
     assert capsys.readouterr().out == "Line 1 is left out: it is here already.\nAdded 0, left out 1.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "could be imported, for it has none - give one JSON object a line, of the format 'tiers'"),
+        ('{"prompt": 1}\n[]\n', "could be imported: Line 1 is left out: "),
+    ],
+)
+def test_a_file_of_which_nothing_can_be_used_is_refused(
+    db: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, why: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    assert main(["import", str(path), "--format", "tiers"]) == 2
+    out, err = capsys.readouterr()
+    assert why in err and "or name another --format." in err and not out
 
 
 def test_an_export_to_the_terminal_is_rows_only(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +172,7 @@ def test_an_import_and_a_restore_may_begin_a_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = told(capsys, "backup")["backup"]
-    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}')
     monkeypatch.delenv("NIGHTSCHOOL_HOME")
     for command in (["import", str(tmp_path / "rows.jsonl")], ["restore", made]):
         folder = tmp_path / command[0]
