@@ -1,0 +1,44 @@
+"""What a card of the board looks like: nothing of a reply is cut off or covered, and none looks broken."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from data.database import Database
+from tests.browser import PATIENCE, Server, Visitor, visit
+from tests.stories import a_turn, somebody
+
+pytestmark = pytest.mark.browser
+SITE = ("--max-new-tokens", "12")
+OPEN = Callable[..., Page]
+
+
+@pytest.fixture
+def open_turn(
+    browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
+) -> Iterator[OPEN]:
+    """Opens the page of somebody new, at a turn with these replies."""
+    visitors: list[Visitor] = []
+
+    def open_turn(texts: Sequence[str], **options: object) -> Page:
+        name = request.node.name[-40:]
+        chat = a_turn(site[1], somebody(site[1], name), texts)[0].conversation_id
+        visitors.append(visit(browser, *site, name, path=f"/?c={chat}", **options))
+        expect(visitors[-1].page.locator(".card")).to_have_count(len(texts), timeout=PATIENCE)
+        return visitors[-1].page
+
+    yield open_turn
+    for visitor in visitors:
+        visitor.context.close()
+
+
+@pytest.mark.parametrize("first", [1, 98, 1990])
+def test_the_numbers_of_a_long_list_are_whole(open_turn: OPEN, first: int) -> None:
+    items = "\n".join(f"{number}. apples" for number in range(first, first + 12))
+    page = open_turn([items, items, items])
+    page.add_style_tag(content=".card .written { max-height: none !important; }")
+    card = page.locator(".card").first
+    shown = card.screenshot()
+    page.add_style_tag(content=".card .written { overflow: visible !important; }")
+    assert card.screenshot() == shown
