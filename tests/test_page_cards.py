@@ -42,3 +42,20 @@ def test_the_numbers_of_a_long_list_are_whole(open_turn: OPEN, first: int) -> No
     shown = card.screenshot()
     page.add_style_tag(content=".card .written { overflow: visible !important; }")
     assert card.screenshot() == shown
+
+
+OVERLAPS = """(card) => {
+  const [label, code] = ['.code-language', 'code'].map((name) => {
+    const range = document.createRange();
+    range.selectNodeContents(card.querySelector(name));
+    return range.getBoundingClientRect();
+  });
+  return label.bottom > code.top;
+}"""
+
+
+def test_the_language_of_a_code_block_covers_none_of_it(open_turn: OPEN) -> None:
+    code = "```python\nprint(sum(number for number in range(1000) if number % 3 == 0))\n```"
+    page = open_turn([code, code, code])
+    expect(page.locator(".code-language")).to_have_text(["python"] * 3)
+    assert not page.locator(".card").first.evaluate(OVERLAPS)
