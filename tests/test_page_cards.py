@@ -9,6 +9,7 @@ from data.database import Database
 from tests.browser import PATIENCE, Server, Visitor, visit
 from tests.stories import a_turn, somebody
 
+# ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "12")
 OPEN = Callable[..., Page]
@@ -59,3 +60,10 @@ def test_the_language_of_a_code_block_covers_none_of_it(open_turn: OPEN) -> None
     page = open_turn([code, code, code])
     expect(page.locator(".code-language")).to_have_text(["python"] * 3)
     assert not page.locator(".card").first.evaluate(OVERLAPS)
+
+
+@pytest.mark.parametrize(("locale", "words"), [("en-US", "(empty reply)"), ("zh-CN", "（空回复）")])
+def test_a_reply_without_a_word_says_so(open_turn: OPEN, locale: str, words: str) -> None:
+    page = open_turn(["", " \n", "three"], locale=locale)
+    expect(page.locator(".card .state", has_text=words)).to_have_count(2)
+    expect(page.locator(".card", has_text="three").locator(".state")).to_be_hidden()

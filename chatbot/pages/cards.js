@@ -82,6 +82,11 @@ const makeCard = (reply, count, does) => {
   return part;
 };
 
+// What the header says of a reply besides its text. One that ended well says nothing, unless nothing was written.
+const stateOf = (reply) => {
+  if (reply.state !== 'stop') return t(`state_${reply.state}`);
+  return reply.text.trim() ? '' : t('state_empty');
+};
 const isWriting = (reply) => reply.state === 'writing' || reply.state === 'waiting';
 
 const updateCard = (part, reply, seen) => {
@@ -89,7 +94,7 @@ const updateCard = (part, reply, seen) => {
   put(part.body, reply.blocks);
   put(part.edit, reply.edit ? reply.edit.blocks : []);
   part.edited.hidden = !reply.edit;
-  part.state.textContent = reply.state === 'stop' ? '' : t(`state_${reply.state}`);
+  part.state.textContent = stateOf(reply);
   part.state.dataset.state = reply.state;
   part.version.textContent = reply.version || '';
   part.here.hidden = !seen.isNext;

@@ -104,6 +104,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "state_cancelled": ("stopped", "已停止"),
     "state_interrupted": ("interrupted", "已中断"),
     "state_failed": ("failed", "失败"),
+    "state_empty": ("(empty reply)", "（空回复）"),
     "stop_reply": ("Stop reply {letter}", "停止回复 {letter}"),
     "copy_reply": ("Copy reply {letter}", "复制回复 {letter}"),
     "edit_reply": ("Edit reply {letter}", "编辑回复 {letter}"),
