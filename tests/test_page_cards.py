@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from data.database import Database
-from tests.browser import PATIENCE, Server, Visitor, visit
+from tests.browser import PATIENCE, Server, Visitor, visit, wait_for
 from tests.stories import a_turn, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
@@ -32,6 +32,14 @@ def open_turn(
     yield open_turn
     for visitor in visitors:
         visitor.context.close()
+
+
+def is_above_the_composer(page: Page, selector: str) -> bool:
+    """Whether all of it is in view, below the bar and above the box for a message."""
+    edges = [page.locator(name).bounding_box() for name in (".top-bar", selector, "#composer")]
+    top, there, bottom = edges
+    assert top and there and bottom
+    return top["y"] + top["height"] <= there["y"] and there["y"] + there["height"] <= bottom["y"]
 
 
 @pytest.mark.parametrize("first", [1, 98, 1990])
@@ -67,3 +75,12 @@ def test_a_reply_without_a_word_says_so(open_turn: OPEN, locale: str, words: str
     page = open_turn(["", " \n", "three"], locale=locale)
     expect(page.locator(".card .state", has_text=words)).to_have_count(2)
     expect(page.locator(".card", has_text="three").locator(".state")).to_be_hidden()
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_the_comparison_comes_into_view_when_it_is_opened(open_turn: OPEN, motion: str) -> None:
+    text = "\n\n".join(f"Paragraph {number} of a long reply." for number in range(12))
+    page = open_turn([text, f"{text} It is longer.", "three"], reduced_motion=motion)
+    page.get_by_role("button", name="Compare").scroll_into_view_if_needed()
+    page.get_by_role("button", name="Compare").click()
+    wait_for(page, lambda: is_above_the_composer(page, ".compare"))
