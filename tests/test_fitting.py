@@ -1,6 +1,7 @@
 """trainer/fitting.py: what a night freezes and what its models are given; test_refresh.py trains some."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,6 +316,28 @@ def test_a_run_that_learned_from_what_is_of_the_other_part_now_begins_anew(
     assert not (night.folder / "reward-0").exists()
     assert runs.metrics(db, night.run.id) == [], "they would stand in one curve with those to come"
     assert lessons_of(db, night) == [], "its version will not have learned from what was thrown away"
+
+
+@pytest.mark.parametrize("is_taken_back", [False, True])
+def test_a_run_that_begins_anew_tells_the_time_left_and_one_that_goes_on_waits_for_work_of_its_own(
+    db: Database, home: Home, tiny_base: Base, is_taken_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_rankings(db, [f"p{i}" for i in range(20)])
+    night = begun(db, home, tiny_base)
+    freeze_snapshot(night)
+    night.progress.enter("gate", "Comparing.")
+    runs.interrupt_expired(db, time.time() + 1000)
+    run = runs.resume(db, night.run.id)
+    assert run is not None
+    if is_taken_back:
+        delete_a_ranking(db, home, tiny_base)
+    again = begin(db, home, tiny_base, night.config, run, Progress(db, run, quiet=True), SOLO)
+    freeze_snapshot(again)
+    again.progress.enter("reference", "Sampling replies of the reference.")
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + 60)
+    again.progress.enter("reward", "Training.")
+    assert (runs.get(db, run.id).eta_seconds is not None) == is_taken_back
 
 
 def accept_a_version(db: Database, home: Home, base: Base) -> None:

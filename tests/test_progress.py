@@ -78,6 +78,24 @@ def test_of_a_run_taken_up_again_only_what_this_process_did_foretells_the_time(
     assert runs.get(db, run.id).eta_seconds == pytest.approx(120 * left)
 
 
+def test_a_run_whose_earlier_work_is_thrown_away_tells_the_time_left_at_once(
+    db: Database, run: Run, told: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.enter("gate", "Comparing.")
+    runs.interrupt_expired(db, time.time() + 1000)
+    again = runs.resume(db, run.id)
+    assert again is not None and again.progress > 0.5
+    began = time.monotonic()
+    with Progress(db, again, quiet=True) as telling:
+        telling.enter("snapshot", "Reading.")
+        telling.begin_anew()
+        telling.enter("reference", "Sampling.")
+        monkeypatch.setattr(time, "monotonic", lambda: began + 60)
+        telling.enter("reward", "Training.")
+    left = (1 - STAGES["snapshot"] - STAGES["reference"]) / STAGES["reference"]
+    assert runs.get(db, run.id).eta_seconds == pytest.approx(60 * left, rel=0.02)
+
+
 def test_a_run_that_pauses_after_a_stage_tells_the_time_until_then(
     db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
             turns = tuple(weigh(relied_on(_chosen(present, night.config.max_rankings), past)))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
+            night.progress.begin_anew()
             runs.forget_metrics(night.db, night.run)
             runs.forget_lessons(night.db, night.run)
             write_json(night.folder / _BEGINNING, _beginning(night))

@@ -134,6 +134,10 @@ class Progress:
             print(f"[{elapsed:6.0f} s] {message}{_left(self._predict(0.0)[1])}", file=sys.stderr, flush=True)
         self.tell(0.0, message)
 
+    def begin_anew(self) -> None:
+        """What an earlier process had done of the present stage, and after it, was thrown away."""
+        self._found = self._done_before(self._stage)
+
     def _predict(self, fraction: float) -> tuple[float, float | None]:
         """The share of the run that is done with `fraction` of the stage, and the seconds that are left."""
         done = self._done_before(self._stage) + self._stages[self._stage] * fraction
