@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect
 from data import conversations
 from data.database import Database
 from tests.attacks import ATTACKS
-from tests.browser import Server, running_site, visit
+from tests.browser import Server, Visitor, running_site, visit, wait_for
 from tests.stories import a_turn, somebody
 from tests.tiny import make_tiny_model
 
@@ -28,17 +28,29 @@ def slow_site(
         yield site
 
 
+def talk_at_length(visitor: Visitor) -> None:
+    """The tiny model may end a reply early: ask until more than one is being written."""
+    for attempt in range(5):
+        visitor.say(f"Talk at length, please. {attempt}")
+        visitor.page.locator(".card").first.wait_for()
+        if visitor.page.locator(".card[aria-busy='true']").count() > 1:
+            return
+        visitor.wait_until_written()
+
+
+def how_replies_ended(db: Database, visitor: Visitor) -> list[str | None]:
+    """To the latest message; None is still being written."""
+    chat = conversations.list_for(db, visitor.person.id)[0]
+    turns = [message for message in conversations.messages(db, chat.id) if message.role == "user"]
+    return [reply.finish_reason for reply in conversations.replies(db, turns[-1].id)]
+
+
 def test_stopping_one_and_all_and_coming_back_in_mid_stream(
     browser: Browser, slow_site: tuple[Server, Database]
 ) -> None:
     visitor = visit(browser, *slow_site, "patient")
     page = visitor.page
-    for attempt in range(5):  # the tiny model may end a reply early; ask until one still writes
-        visitor.say(f"Talk at length, please. {attempt}")
-        page.locator(".card").first.wait_for()
-        if page.locator(".card[aria-busy='true']").count() > 1:
-            break
-        visitor.wait_until_written()
+    talk_at_length(visitor)
     page.reload()
     visitor.start_chat()
     visitor.errors.clear()  # leaving in mid-stream aborts a request, which Gradio says in the console
@@ -49,13 +61,32 @@ def test_stopping_one_and_all_and_coming_back_in_mid_stream(
     expect(page.locator(".card .state", has_text="stopped").first).to_be_visible()
     page.keyboard.press("Escape")
     expect(busy).to_have_count(0, timeout=15_000)
-    chat = conversations.list_for(slow_site[1], visitor.person.id)[0]
-    turn = [message for message in conversations.messages(slow_site[1], chat.id) if message.role == "user"][
-        -1
-    ]
-    reasons = [reply.finish_reason for reply in conversations.replies(slow_site[1], turn.id)]
+    reasons = how_replies_ended(slow_site[1], visitor)
     assert reasons.count("cancelled") >= min(writing, 1) and None not in reasons
     assert visitor.errors == [] and visitor.foreign == []
+    visitor.context.close()
+
+
+ESCAPE_OF_AN_INPUT_METHOD = """box => box.dispatchEvent(
+  new KeyboardEvent('keydown', { key: 'Escape', isComposing: true, bubbles: true })
+)"""
+
+
+def test_escape_leaves_the_message_box_and_only_the_next_one_stops_the_replies(
+    browser: Browser, slow_site: tuple[Server, Database]
+) -> None:
+    visitor = visit(browser, *slow_site, "thoughtful")
+    page, box = visitor.page, visitor.page.locator(".composer textarea")
+    talk_at_length(visitor)
+    box.fill("My next thought")
+    box.evaluate(ESCAPE_OF_AN_INPUT_METHOD)
+    expect(box).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(box).not_to_be_focused()
+    page.wait_for_timeout(500)  # as long as a stop may take to arrive
+    assert "cancelled" not in how_replies_ended(slow_site[1], visitor)
+    page.keyboard.press("Escape")
+    wait_for(page, lambda: "cancelled" in how_replies_ended(slow_site[1], visitor))
     visitor.context.close()
 
 

@@ -99,7 +99,8 @@ area.addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && !event.shiftKey && !night.isComposing(event)) {
     event.preventDefault();
     send();
-  } else if (event.key === 'Escape') {
+  } else if (event.key === 'Escape' && !night.isComposing(event)) {
+    event.stopPropagation(); // elsewhere on the page Escape stops the replies
     area.blur();
   }
 });
