@@ -294,6 +294,31 @@ def test_an_edited_message_branches_and_an_earlier_turn_can_be_seen_again(
     expect(page.locator(".said .bubble")).to_have_text(["Other words."])
 
 
+ENTERED = """() => {
+  window.entered = [];
+  new MutationObserver((changes) => changes.forEach(
+    (change) => change.addedNodes.forEach((node) => window.entered.push(node.className))
+  )).observe(document.querySelector('.log'), { childList: true });
+}"""
+
+
+def test_only_what_is_new_enters_the_log_that_screen_readers_read_out(arrive: ARRIVAL, db: Database) -> None:
+    a_turn(db, somebody(db, "listener"), ["one", "two"])
+    visitor = arrive(name="listener")
+    page = visitor.page
+    page.locator(".chat-title").click()
+    page.locator(".card").first.wait_for()
+    page.evaluate(ENTERED)
+    for number, text in enumerate(["First words.", "Second words."], start=1):
+        visitor.say(text)
+        expect(page.locator(".said")).to_have_count(number + 1, timeout=SLOW)
+        visitor.wait_until_written()
+    page.get_by_role("button", name="See the replies").last.click()
+    expect(page.locator(".said")).to_have_count(2, timeout=SLOW)
+    expect(page.locator(".answered")).to_have_count(1)
+    assert page.evaluate("window.entered") == ["answered", "said"] * 2
+
+
 def test_what_is_done_at_an_earlier_turn_hides_none_of_the_later(arrive: ARRIVAL) -> None:
     visitor = arrive()
     page = visitor.page

@@ -80,6 +80,25 @@ const answered = (turn) => {
       turn.reply.version && h('span', { class: 'version' }, turn.reply.version)));
 };
 
+// The elements of each turn that is shown, and what they were made of: those that say the same stay, since a screen
+// reader reads out whatever enters the log. A message that is being reworded is drawn anew, with its wording.
+let drawn = new Map();
+const elements = (turn) => {
+  const { reply, vote, ...asked } = turn;
+  const before = drawn.get(turn.turn_id);
+  const draft = night.draft(turn.turn_id);
+  const made = { asked: JSON.stringify([asked, draft]), answer: JSON.stringify([reply, vote]) };
+  made.said = before?.asked === made.asked && !draft ? before.said : said(turn);
+  made.answered = before?.answer === made.answer ? before.answered : reply && answered(turn);
+  return made;
+};
+const drawTurns = () => {
+  drawn = new Map(value.turns.map((turn) => [turn.turn_id, elements(turn)]));
+  const wanted = [...drawn.values()].flatMap((made) => [made.said, made.answered]).filter(Boolean);
+  [...log.children].filter((node) => !wanted.includes(node)).forEach((node) => node.remove());
+  wanted.forEach((node, index) => { if (log.children[index] !== node) log.insertBefore(node, log.children[index] ?? null); });
+};
+
 const draw = () => {
   if (night.isStale(props.value)) return;
   const isLed = night.address() !== (value?.conversation_id || ''); // by Back or a link, perhaps to a chat that is gone
@@ -89,7 +108,7 @@ const draw = () => {
   hello.hidden = value.turns.length > 0;
   document.body.classList.toggle('is-new', value.turns.length === 0);
   latest.hidden = value.is_latest;
-  log.replaceChildren(...value.turns.flatMap((turn) => [said(turn), turn.reply ? answered(turn) : null]).filter(Boolean));
+  drawTurns();
   const url = new URL(location);
   if (value.conversation_id) url.searchParams.set('c', value.conversation_id); else url.searchParams.delete('c');
   if (url.href !== location.href) history[isLed ? 'replaceState' : 'pushState'](null, '', url);
