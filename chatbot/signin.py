@@ -27,10 +27,12 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
 
     @router.get("/login")
     def show_login(link: str = "", next: str = "/") -> Response:
-        if link and not accounts.has_operator(db):
+        has_operator = accounts.has_operator(db)
+        if link and not has_operator:
             return html_answer(pages.first_operator_page(link))
         said = "This link was used or has expired - sign in, or restart the server." if link else ""
-        return html_answer(pages.sign_in_page(next_path=own_path(next), said=said))
+        page = pages.sign_in_page(next_path=own_path(next), said=said, has_operator=has_operator)
+        return html_answer(page)
 
     @router.post("/login")
     def login(
@@ -47,7 +49,9 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
             again = (
                 pages.first_operator_page(link, name=name, said=said)
                 if link
-                else pages.sign_in_page(name=name, next_path=own_path(next), said=said)
+                else pages.sign_in_page(
+                    name=name, next_path=own_path(next), said=said, has_operator=accounts.has_operator(db)
+                )
             )
             return html_answer(again, problem)
         return _signed_in(request, config, db, token, own_path(next))

@@ -74,6 +74,18 @@ def test_the_sign_in_page_says_what_becomes_of_ones_words(browser: TestClient) -
     assert browser.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
 
 
+def test_before_there_is_an_operator_the_sign_in_page_leads_to_the_printed_link(
+    browser: TestClient, db: Database
+) -> None:
+    tried = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
+    for text in (browser.get("/login").text, tried.text):
+        assert "Open the link that the terminal printed." in text and "restart the server" in text
+        assert "An operator makes one" not in text
+    people.add(db, "olga", "operator")
+    text = browser.get("/login").text
+    assert "An operator makes one" in text and "terminal" not in text
+
+
 def test_the_cookie_of_a_session_is_out_of_reach(browser: TestClient, ada: Person) -> None:
     answer = browser.post("/login", data={"name": "Ada", "password": PASSWORD})
     cookie = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(accounts.COOKIE))
@@ -155,7 +167,7 @@ def test_an_incomplete_form_is_a_sentence(browser: TestClient) -> None:
 
 
 def test_the_first_operator_comes_in_by_the_printed_link(browser: TestClient, db: Database) -> None:
-    link = accounts.operator_link(db)
+    link = accounts.make_operator_link(db)
     assert "Make the first account" in browser.get(f"/login?link={link}").text
     answer = browser.post("/login", data={"link": str(link), "name": "Grace", "password": PASSWORD})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -164,14 +176,14 @@ def test_the_first_operator_comes_in_by_the_printed_link(browser: TestClient, db
 
 
 def test_a_short_password_shows_the_form_of_the_link_again(browser: TestClient, db: Database) -> None:
-    link = accounts.operator_link(db)
+    link = accounts.make_operator_link(db)
     answer = browser.post("/login", data={"link": str(link), "name": "Grace", "password": "short"})
     assert answer.status_code == 400
     assert "Make the first account" in answer.text and "8 to 1024" in answer.text
 
 
 def test_a_person_sets_a_password_by_link_and_is_in(browser: TestClient, db: Database, ada: Person) -> None:
-    link = accounts.password_link(db, ada)
+    link = accounts.make_password_link(db, ada)
     assert "Hello, Ada" in browser.get(f"/set-password?link={link}").text
     assert browser.post("/set-password", data={"link": link, "password": "new night"}).status_code == 303
     assert "Signed in as user" in browser.get("/account/").text

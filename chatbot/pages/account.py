@@ -24,6 +24,11 @@ TRAINING_NOTE = (
     "You can turn that off for any chat."
 )
 
+FIRST_NOTE = (
+    '<div class="said good" role="status">No operator yet? Open the link that the terminal printed. '
+    "It works once, within 24 hours; restart the server to have a new one printed.</div>"
+)
+
 
 def asset(name: str) -> str:
     """The text of a file that lies beside this one."""
@@ -66,16 +71,17 @@ def waiting_page() -> str:
     )
 
 
-def sign_in_page(*, name: str = "", next_path: str = "/", said: str = "") -> str:
+def sign_in_page(*, name: str = "", next_path: str = "/", said: str = "", has_operator: bool = True) -> str:
+    """The form; before there is an operator, who could make accounts, it says where the first one is made."""
     return page(
         "Sign in",
         '<div class="card"><h1>Sign in</h1>'
-        f'{_said(said)}<form method="post" action="/login">'
+        f'{_said(said)}{"" if has_operator else FIRST_NOTE}<form method="post" action="/login">'
         f'<input type="hidden" name="next" value="{escape(next_path)}">'
         f"{_name_field(name)}{_password_field('Password', 'password', 'current-password')}"
         "<button>Sign in</button></form></div>"
         f'<p class="note">{TRAINING_NOTE}</p>'
-        '<p class="note">No account yet? An operator makes one for you.</p>',
+        + ('<p class="note">No account yet? An operator makes one for you.</p>' if has_operator else ""),
     )
 
 
