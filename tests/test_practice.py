@@ -321,6 +321,17 @@ def test_a_single_prompt_to_practise_on_is_too_few_at_once(
         check_prompts(db, tiny_base, tiny_night(home, practice=one), 24)
 
 
+def test_too_few_prompts_to_judge_on_are_refused_at_once(
+    db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    """A candidate that won all three would not be told from one that is no better."""
+    few, enough = (write_prompts(tmp_path / f"{count}.jsonl", JUDGING[:count]) for count in (3, 4))
+    check_prompts(db, tiny_base, tiny_night(home, judging=enough), 24)
+    check_prompts(db, tiny_base, tiny_night(home, judging=few, margin=0.1), 24)
+    with pytest.raises(Refused, match="Prompts to judge on: 3, too few"):
+        check_prompts(db, tiny_base, tiny_night(home, judging=few), 24)
+
+
 def test_replies_leave_half_of_the_context_to_the_prompt(db: Database, home: Home, tiny_base: Base) -> None:
     check_prompts(db, tiny_base, tiny_night(home), 512)
     with pytest.raises(Refused, match="sees - use --max-new-tokens 512 or less"):

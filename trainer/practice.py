@@ -25,7 +25,7 @@ from data.errors import Refused
 from data.files import write_json
 from data.prompts import judging_prompts, practice_prompts, read_prompts
 from data.records import Prompt
-from trainer.config import RefreshConfig
+from trainer.config import RefreshConfig, fewest_to_pass
 from trainer.examples import as_replies
 from trainer.forward import Reply
 from trainer.probes import language_of
@@ -105,7 +105,12 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
-    shipped_gate_prompts(base, config)
+    judged, fewest = len(shipped_gate_prompts(base, config)), fewest_to_pass(config.margin)
+    if judged < fewest:
+        raise Refused(
+            f"Prompts to judge on: {judged}, too few to tell better from chance even if all are won - give "
+            f"at least {fewest} with --judging."
+        )
     _unjudged(base, config)
     if len(reference_prompts(base, config)) < 2:
         raise Refused("There is one prompt to practise on - give at least two with --practice.")
