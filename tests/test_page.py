@@ -169,6 +169,36 @@ def test_keys_do_nothing_while_a_person_types(arrive: ARRIVAL) -> None:
     expect(visitor.page.locator(".composer textarea")).to_have_value("a1b2 x s")
 
 
+def test_keys_of_one_character_can_be_turned_off_for_every_tab(arrive: ARRIVAL, db: Database) -> None:
+    a_turn(db, somebody(db, "no keys"))
+    visitor = arrive(name="no keys")
+    page = visitor.page
+    page.locator(".chat-title").click()
+    page.locator(".card").first.wait_for()
+    other = visitor.context.new_page()
+    other.goto(page.url)
+    other.locator(".settings summary").click()
+    other.get_by_role("switch", name="Keyboard shortcuts").uncheck()
+    for key in "b1xs/":
+        page.keyboard.press(key)
+    expect(page.locator(".order")).to_contain_text("Which do you like best?")
+    expect(page.locator(".saved")).to_be_empty()
+    assert page.evaluate("document.activeElement.className") != "card is-selected"
+    page.locator(".keys summary").click()
+    expect(page.locator(".keys kbd")).to_have_text(["Enter", "Ctrl Enter", "Esc"])
+    page.locator(".card").nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".order")).to_have_text("B is best")
+    save(page)
+    assert the_ranking(db, visitor).kind == "best"
+    page.locator(".settings summary").click()
+    page.get_by_role("switch", name="Keyboard shortcuts").check()
+    expect(other.get_by_role("switch", name="Keyboard shortcuts")).to_be_checked()
+    page.locator(".card").first.focus()
+    page.keyboard.press("x")
+    expect(page.locator(".order")).to_have_text("None of them is good")
+
+
 def test_a_rewording_a_comparison_and_a_regeneration(arrive: ARRIVAL, db: Database) -> None:
     visitor = arrive()
     page = visitor.page

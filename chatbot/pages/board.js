@@ -1,4 +1,4 @@
-// The ranking board: K cards, ranks with ties, keys, and the foot that says the order and saves it.
+// The ranking board: K cards, ranks with ties, and the foot that says the order and saves it.
 // The ranks live here until they are saved; the server checks everything that is sent.
 // Why one is better, and why all are bad; the server knows both.
 const REASONS = ['correct', 'helpful', 'clear', 'short', 'detailed', 'tone', 'followed'];
@@ -156,12 +156,6 @@ const ranking = (kindNow, places) => ({
 
 const button = (key, name, action, more = {}) =>
   h('button', { type: 'button', class: 'quiet', onclick: action, ...more }, name && icon(name), t(key));
-const keyHelp = () => {
-  const rows = [['A – I', 'card'], ['1 – 9', 'rank'], ['0', 'clear'], ['Enter', 'best'], ['X', 'bad'], ['S', 'skip'],
-    ['Ctrl Enter', 'save'], ['Esc', 'stop'], ['/', 'write']];
-  return h('details', { class: 'keys' }, h('summary', {}, icon('keys'), t('keys')),
-    h('dl', {}, rows.flatMap(([key, name]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, t(`keys_${name}`))])));
-};
 const makeFoot = () => {
   const part = {
     order: h('output', { class: 'order', 'aria-live': 'polite', 'aria-label': t('order') }),
@@ -272,33 +266,6 @@ const draw = () => {
   update();
 };
 
-const pressed = (event) => {
-  const key = event.key.toUpperCase();
-  const many = replies().length > 1;
-  const selected = many && mine.selected && find(mine.selected) ? mine.selected : '';
-  const letter = many && replies().find((reply) => reply.letter === key);
-  if (letter) does.select(letter.id, true);
-  else if (/^[0-9]$/.test(key) && selected && Number(key) <= replies().length) does.place(selected, Number(key));
-  else if (key === 'ENTER' && selected && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName)) does.best(selected);
-  else if (key === 'X' && many && !foot.bad.disabled) does.allBad();
-  else if (key === 'X' && !many && !event.repeat && finished().length) does.dislike();
-  else if (key === 'S' && !foot.skip.hidden) does.skip();
-  else if (key === '/') document.dispatchEvent(new CustomEvent('night:write'));
-  else return;
-  event.preventDefault();
-};
-document.addEventListener('keydown', (event) => {
-  if (!value?.turn_id || root.hidden || document.querySelector('dialog[open]')) return;
-  const inComment = document.activeElement === foot.comment;
-  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && (!night.isTyping() || inComment)) {
-    event.preventDefault();
-    does.save();
-  } else if (event.key === 'Escape' && !night.isTyping() && replies().some(isWriting)) {
-    does.stopAll();
-  } else if (!night.isTyping() && !event.ctrlKey && !event.metaKey && !event.altKey) {
-    pressed(event);
-  }
-});
 document.addEventListener('night:stop', () => { if (value?.turn_id) does.stopAll(); });
 night.follow(watch, props, draw);
 draw();

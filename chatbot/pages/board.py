@@ -1,7 +1,7 @@
 """The ranking board: what it shows of a turn, and what a ranking that comes from it must be.
 
-The board itself is board.js (with cards.js and compare.js), which builds its elements from the value made
-here. Its template is constant: `{{value}}` in a template would be evaluated as code. A reply is blind:
+The board itself is board.js (with cards.js, compare.js and keys.js), which builds its elements from the value
+made here. Its template is constant: `{{value}}` in a template would be evaluated as code. A reply is blind:
 its version is left out until this person has ranked it, and a skip ranks nothing. Everything that comes
 back is checked against the database, and only ids are taken from it, never texts.
 """
@@ -50,7 +50,7 @@ class Board(gr.HTML):
         super().__init__(
             value=value,
             html_template="<div></div>",
-            js_on_load=script("cards.js", "compare.js", "board.js"),
+            js_on_load=script("cards.js", "compare.js", "keys.js", "board.js"),
             apply_default_css=False,
             elem_id="board",
             **arguments,

@@ -3,10 +3,10 @@
 window.night ??= (() => {
   const LANGUAGES = Object.keys(window.nightWords);
   const preference = (name) => {
-    try { return localStorage.getItem(`night_${name}`) || ''; } catch { return ''; }
+    try { return localStorage.getItem(`night_${name}`) || ''; } catch { return cookie(name); }
   };
   const prefer = (name, value) => {
-    try { localStorage.setItem(`night_${name}`, value); } catch { /* private mode: for this page only */ }
+    try { localStorage.setItem(`night_${name}`, value); } catch { /* private mode: the cookie keeps it */ }
     document.cookie = `night_${name}=${value}; path=/; max-age=31536000; samesite=lax`;
   };
   const cookie = (name) => document.cookie.match(new RegExp(`(?:^|; )night_${name}=([^;]*)`))?.[1] || '';
@@ -120,6 +120,9 @@ window.night ??= (() => {
   };
   dark.addEventListener('change', showTheme);
   showTheme();
+
+  // Keys of one character act unless the person has turned them off, in this tab or in another.
+  const hasShortcuts = () => preference('shortcuts') !== 'off';
 
   // For this tab, over a reload; where the browser keeps nothing, as long as the page lives.
   const keeping = new Map();
@@ -238,5 +241,5 @@ window.night ??= (() => {
   };
   const shared = { turn: null, noTraining: false };
   return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, isComposing, language, preference,
-    prefer, showTheme, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, follow, patient, shared };
+    prefer, showTheme, hasShortcuts, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, follow, patient, shared };
 })();

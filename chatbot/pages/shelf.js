@@ -116,8 +116,15 @@ const arrive = (id) => {
   if (hasBegun && training.checked && value.may_train) ask('set_training', { may_train: false });
   else if (id) forbid(!value.may_train);
 };
+const shortcuts = h('input', {
+  type: 'checkbox', role: 'switch', onchange: () => night.prefer('shortcuts', shortcuts.checked ? 'on' : 'off'),
+});
+const showShortcuts = () => { shortcuts.checked = night.hasShortcuts(); };
+window.addEventListener('storage', showShortcuts); // set in another tab
+showShortcuts();
 const settings = h('details', { class: 'settings' }, h('summary', {}, icon('gear'), t('settings')),
-  h('div', { class: 'settings-body' }, replies, language, theme));
+  h('div', { class: 'settings-body' }, replies, language, theme,
+    h('label', { class: 'setting switch' }, h('span', {}, t('shortcuts')), shortcuts)));
 
 const panel = h('aside', { class: 'shelf', 'aria-label': t('menu') },
   h('div', { class: 'shelf-top' }, night.mark(), h('b', {}, t('app')), iconButton('close', t('close'), () => show(false))),

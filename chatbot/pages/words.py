@@ -36,6 +36,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "theme_system": ("System", "跟随系统"),
     "theme_light": ("Light", "浅色"),
     "theme_dark": ("Dark", "深色"),
+    "shortcuts": ("Keyboard shortcuts", "键盘快捷键"),
     "no_training": ("Don't train on this chat", "不用此对话训练"),
     "talking_to": ("You are talking to {version}", "您正在与 {version} 对话"),
     "trained_on": (
