@@ -160,6 +160,21 @@ def test_why_all_are_bad_is_asked_in_words_of_its_own(arrive: ARRIVAL, db: Datab
     assert (ranking.kind, ranking.reasons) == ("all_bad", ("unsafe",))
 
 
+@pytest.mark.parametrize("key", ["2", "Enter"])
+def test_a_key_that_is_of_one_reply_asks_for_the_reply_first(arrive: ARRIVAL, key: str) -> None:
+    visitor = arrive()
+    page, hint = visitor.page, visitor.page.get_by_text("Choose a reply first: press its letter.")
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    page.keyboard.press(key)
+    expect(hint).to_be_visible()
+    expect(page.locator(".order")).to_contain_text("Which do you like best?")
+    page.keyboard.press("c")
+    expect(hint).to_have_count(0)
+    page.keyboard.press(key)
+    expect(page.locator(".order")).to_contain_text("C first." if key == "2" else "C is best")
+
+
 def test_keys_do_nothing_while_a_person_types(arrive: ARRIVAL) -> None:
     visitor = arrive()
     visitor.say("Hello.")
@@ -179,9 +194,10 @@ def test_keys_of_one_character_can_be_turned_off_for_every_tab(arrive: ARRIVAL, 
     other.goto(page.url)
     other.locator(".settings summary").click()
     other.get_by_role("switch", name="Keyboard shortcuts").uncheck()
-    for key in "b1xs/":
+    for key in ["b", "1", "x", "s", "/", "Enter"]:
         page.keyboard.press(key)
     expect(page.locator(".order")).to_contain_text("Which do you like best?")
+    expect(page.get_by_text("press its letter")).to_have_count(0)
     expect(page.locator(".saved")).to_be_empty()
     assert page.evaluate("document.activeElement.className") != "card is-selected"
     page.locator(".keys summary").click()

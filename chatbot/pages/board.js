@@ -9,6 +9,7 @@ let cards = new Map();
 let mine = null; // what the person has done on this turn so far
 let foot = null;
 let disliked = '';
+let isUnaimed = false; // a key was pressed that is of one reply, and none is chosen
 const list = h('div', { class: 'cards', role: 'list', 'aria-label': t('replies') });
 const notice = h('p', { class: 'notice', role: 'status' });
 const root = h('section', { class: 'board', hidden: true }, notice, list);
@@ -101,7 +102,7 @@ const change = (action) => {
 const unless = (id, action) => { const reply = find(id); if (reply && !isWriting(reply)) change(() => action(reply)); };
 const does = {
   select: (id, focus) => {
-    mine.selected = id;
+    mine.selected = id; isUnaimed = false;
     if (focus) cards.get(id).root.focus();
     update();
   },
@@ -130,6 +131,7 @@ const does = {
     night.keep(`next_${value.turn_id}`, mine.chosen);
     document.dispatchEvent(new CustomEvent('night:write'));
   },
+  askWhich: () => { isUnaimed = true; update(); },
   copy: (id, button) => night.copy(find(id).edit?.text ?? find(id).text, button),
   edit: (id) => openEditor(cards.get(id), find(id), (text) => ask('demonstrate', { message_id: id, text })),
   stop: (id) => ask('stop_reply', { message_id: id }),
@@ -187,6 +189,8 @@ const makeFoot = () => {
   return part;
 };
 
+// The same again is no news: a screen reader would say it at every word of a reply that is being written.
+const tell = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 const updateFoot = () => {
   const many = replies().length > 1;
   const isRanked = !!kind() || !!value.saved;
@@ -200,7 +204,7 @@ const updateFoot = () => {
   foot.diff.disabled = finished().length < 2;
   foot.bad.disabled = foot.tied.disabled = finished().length < replies().length || !many;
   foot.bad.setAttribute('aria-pressed', String(mine.allBad));
-  foot.order.textContent = orderSentence();
+  tell(foot.order, orderSentence());
   foot.order.classList.toggle('is-order', !!kind());
   foot.why.hidden = !kind();
   foot.reasons.forEach((chip) => {
@@ -219,7 +223,8 @@ const updateNotice = () => {
   if (value.queue) parts.push(value.queue === 1 ? t('waiting_one') : t('waiting', { count: value.queue }));
   if (value.dropped) parts.push(t('dropped', { count: value.dropped }));
   if (!replies().length) parts.push(t('no_replies'));
-  notice.textContent = parts.join(' ');
+  if (isUnaimed && night.hasShortcuts()) parts.push(t('choose_first'));
+  tell(notice, parts.join(' '));
   notice.hidden = !parts.length;
 };
 const update = () => {
@@ -239,6 +244,7 @@ const update = () => {
   document.dispatchEvent(new CustomEvent('night:turn'));
 };
 const rebuild = () => {
+  isUnaimed = false;
   const saved = value.saved && !isOutgrown(value.saved) ? value.saved : null;
   const left = keptMarks()?.of === stateOfRanking() ? keptMarks() : null;
   mine = left ? carried(left) : (saved ? fromSaved(saved) : blank());

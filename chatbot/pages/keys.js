@@ -17,10 +17,13 @@ const pressed = (event) => {
   const many = replies().length > 1;
   const selected = many && mine.selected && find(mine.selected) ? mine.selected : '';
   const letter = many && replies().find((reply) => reply.letter === key);
+  const isRank = /^[0-9]$/.test(key) && Number(key) <= replies().length;
+  const isBest = key === 'ENTER' && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName);
   if (key.length === 1 && !night.hasShortcuts()) return;
   if (letter) does.select(letter.id, true);
-  else if (/^[0-9]$/.test(key) && selected && Number(key) <= replies().length) does.place(selected, Number(key));
-  else if (key === 'ENTER' && selected && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName)) does.best(selected);
+  else if (many && (isRank || isBest) && !selected) does.askWhich();
+  else if (isRank && selected) does.place(selected, Number(key));
+  else if (isBest && selected) does.best(selected);
   else if (key === 'X' && many && !foot.bad.disabled) does.allBad();
   else if (key === 'X' && !many && !event.repeat && finished().length) does.dislike();
   else if (key === 'S' && !foot.skip.hidden) does.skip();
