@@ -1,6 +1,7 @@
 """What people do on the chat page, with a real engine on the tiny model: send, continue, branch, delete."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -474,6 +475,31 @@ def followed(actions: Actions, person_id: str, **values: Any) -> list[Any]:
         return [seen async for seen in asked]
 
     return asyncio.run(collect())
+
+
+def test_pages_that_take_long_hold_up_no_program_and_no_end_of_the_server(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+
+    def show(*arguments: object, **more: object) -> None:
+        assert is_over.wait(60)
+        raise Busy("Another process writes - try again.")
+
+    monkeypatch.setattr(Actions, "show", show)
+
+    async def visit_at_once() -> None:
+        sent = Payload({"text": "", "conversation_id": "", "look": 0})
+        pages = [anext(follow(actions, actions.open_chat, visitor(ada.id), sent)) for _ in range(40)]
+        looking = [asyncio.ensure_future(page) for page in pages]
+        await asyncio.sleep(0.5)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)
+        finally:
+            is_over.set()
+            await asyncio.gather(*looking, return_exceptions=True)
+
+    asyncio.run(visit_at_once())
 
 
 def test_who_is_signed_out_is_told_that_the_message_was_not_taken(actions: Actions) -> None:

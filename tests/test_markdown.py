@@ -1,11 +1,25 @@
 """Markdown becomes safe HTML: nothing a person or a model wrote runs, submits, or fetches."""
 
 import time
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
+from pygments.lexers import get_lexer_by_name
 
-from chatbot.pages.markdown import blocks, code_css, is_safe_link, render, settled_blocks
+from chatbot.pages.markdown import (
+    LANGUAGES,
+    LONGEST_HIGHLIGHTED,
+    LONGEST_MARKDOWN,
+    MOST_HIGHLIGHTED,
+    MOST_LINES,
+    _takes_long,
+    blocks,
+    code_css,
+    is_safe_link,
+    render,
+    settled_blocks,
+)
 from tests.attacks import ATTACKS
 
 ALLOWED_TAGS = {
@@ -98,6 +112,78 @@ def test_an_image_is_only_its_description() -> None:
 def test_code_is_highlighted_in_a_language_that_is_known() -> None:
     assert '<span class="k">def</span>' in render("```python\ndef f(): pass\n```")
     assert "<span class=" not in blocks("```nolanguage\ndef\n```")[0].split("<pre>")[1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["x = 1\n" * 334, "x" + "\n" * 100 + "y\n", "y\n" + " " * 100 + "x\n"],
+    ids=["long", "blank lines", "blanks"],
+)
+def test_long_code_is_shown_whole_without_colours(code: str) -> None:
+    [block] = blocks(f"```python\n{code}```")
+    assert (
+        block
+        == f'<div class="code"><span class="code-language">python</span><pre><code>{code}</code></pre></div>'
+    )
+
+
+def test_the_last_of_much_code_is_shown_without_colours() -> None:
+    pieces = blocks("```python\n" + "x = 1\n" * 300 + "```\n" + "```python\nx = 1\n```\n" * 100)
+    coloured = [block for block in pieces if '<span class="n">x</span>' in block]
+    assert sum(block.count('"n">x') for block in coloured) <= MOST_HIGHLIGHTED / 6
+    assert len(pieces) == 101 and all("x" in block for block in pieces)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 4001, "# <b> & [a](http://b)\n" * 1000, "> a\n" * 2001, "|a" * 30 + "\n|-" * 30 + "\n|" * 800],
+    ids=["brackets", "long", "lines", "cells"],
+)
+def test_text_that_would_take_long_is_shown_as_it_was_written(text: str) -> None:
+    [block] = blocks(text)
+    assert block == f"<p>{escape(text).replace(chr(10), '<br>')}</p>\n"
+
+
+LEXERS = sorted({get_lexer_by_name(language).name for language in LANGUAGES})
+CODE = [
+    *(one * LONGEST_HIGHLIGHTED for one in "a'\"\\[({</#$-"),
+    *(("x" + "\n" * 98) * 30, ("x" + " " * 98) * 30, "a\n" * 1000),
+    *(opening * 1000 for opening in ("<?php /", "<script>", '"\\', "a<", "a.")),
+]
+
+
+@pytest.mark.parametrize("name", LEXERS)
+def test_no_code_that_gets_colours_takes_long(name: str) -> None:
+    """Ten times the second that is stated, of this thread alone: what else runs here does not count."""
+    language = next(language for language in LANGUAGES if get_lexer_by_name(language).name == name)
+    for code in CODE:
+        started = time.thread_time()
+        block = render(f"~~~{language}\n{code[: LONGEST_HIGHLIGHTED - 1]}\n~~~")
+        assert time.thread_time() - started < 10, repr(code[:20])
+        assert block.count("<") > 6 or code.isalpha(), "it was coloured"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            piece * (LONGEST_MARKDOWN // len(piece))
+            for piece in ("*a_", "a**b", "`a", "> ", "<a ", "\\", "&a")
+        ),
+        *(piece * MOST_LINES for piece in ("- a\n", "# a\n", "[a]: b\n", "[![")),
+        *("> " * 30 + "a\n" * 1999, "|a" * 10 + "\n" + "|-" * 10 + "\n" + "|\n" * 998),
+    ],
+)
+def test_no_text_takes_long(text: str) -> None:
+    """As above, for text that is parsed."""
+    started = time.thread_time()
+    assert not _takes_long(text) and blocks(text)
+    assert time.thread_time() - started < 10
+
+
+@pytest.mark.parametrize("language", ["autohotkey", "autoit", "csharp", "make", "nolanguage"])
+def test_only_languages_whose_lexers_were_measured_get_colours(language: str) -> None:
+    assert "<span" not in blocks(f"```{language}\nx := 1 ; a\n```")[0].split("<pre>")[1]
 
 
 def test_a_block_that_is_finished_does_not_change_as_the_text_grows() -> None:

@@ -6,9 +6,12 @@ gr.State, which would keep one connection per tab open; where a person is stands
 """
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -28,6 +31,11 @@ FOLLOW_SECONDS = 0.25
 """Between two looks at a turn that is being written."""
 MOST_EVENTS = 400
 """Events at a time, of which Gradio has 40 by itself: each turn under way holds one for every page on it."""
+
+Result = TypeVar("Result")
+
+_THREADS = ThreadPoolExecutor(6, "pages")
+"""Of the pages alone: what takes long here holds up no program at /v1 and no orderly end of the server."""
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
@@ -137,8 +145,8 @@ async def follow(
 ) -> AsyncIterator[Any]:
     """Do the action, show the page, then the board again and again until the turn has ended and is stored."""
     try:
-        person = await asyncio.to_thread(actions.person, request)
-        page, turn_id = await asyncio.to_thread(_done, actions, action, person, sent)
+        person = await _aside(actions.person, request)
+        page, turn_id = await _aside(_done, actions, action, person, sent)
     except Problem as problem:
         gr.Warning(escape(str(problem)))
         yield gr.skip(), gr.skip(), actions.unsent(sent), gr.skip()
@@ -149,7 +157,7 @@ async def follow(
         live = actions.turns.live(turn_id)
         is_done = live is None or live.is_done
         try:
-            board = await asyncio.to_thread(actions.board, person, turn_id, sent.look)
+            board = await _aside(actions.board, person, turn_id, sent.look)
         except NotFound:  # the conversation was deleted meanwhile
             return
         except Problem:  # the database is busy: look again
@@ -157,3 +165,9 @@ async def follow(
         yield gr.skip(), board, gr.skip(), gr.skip()
         if not is_done:
             await asyncio.sleep(FOLLOW_SECONDS)
+
+
+async def _aside(function: Callable[..., Result], *arguments: Any) -> Result:
+    """`asyncio.to_thread`, in the pages' own threads."""
+    run = partial(contextvars.copy_context().run, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, run)
