@@ -25,7 +25,8 @@ MOST_SHOWN = 9
 REASONS = ("correct", "helpful", "clear", "short", "detailed", "tone", "followed")
 """Why one reply is better than others."""
 FAULTS = ("wrong", "unhelpful", "unclear", "too_long", "off_topic", "unsafe")
-"""Why all are bad. Both lists are accepted for either vote, since older open pages send REASONS with it."""
+"""Why all are bad. Both lists are accepted for either vote: pages opened before an update still send REASONS
+with an all-bad vote."""
 COMMENT_LENGTH = 2000
 LONGEST_DWELL_MS = 24 * 3600 * 1000
 BATCH_GAP_SECONDS = 0.5

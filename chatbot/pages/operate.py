@@ -3,7 +3,8 @@
 One tab per noun, each in a file of its own: operate_now (serving, refresh), operate_runs (one run as a page,
 and all of them), operate_learning (curves of several), operate_versions (lineage, publish, roll back),
 operate_schedule. Mounted at /operate behind its own sign-in check; each function checks the role again
-(operate_desk). Data, raters and people have no page yet: the command line serves them.
+(operate_desk). Of the data the overview has a card, with its backups and downloads; raters and people have no
+page yet: the command line serves them.
 """
 
 from collections.abc import Callable

@@ -205,4 +205,4 @@ def backup_html(desk: Desk, visit: Visit, now: float) -> str:
     if problem:
         body += f"<p role='alert' class='ns-problem'>{escape(problem)}</p>"
     links = " · ".join(f"<a href='/operate/export/{fmt}' download>{fmt}</a>" for fmt in FORMATS)
-    return card(visit.html("backups"), f"{body}<p>{visit.html('downloads')} {links}</p>")
+    return card(visit.html("data"), f"{body}<p>{visit.html('downloads')} {links}</p>")

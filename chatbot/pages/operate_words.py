@@ -65,8 +65,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "request_taken": ("Asked for a refresh.", "已请求训练。"),
     "request_withdrawn": ("The request is withdrawn.", "已撤回请求。"),
-    # Backups.
-    "backups": ("Data", "数据"),
+    # The data: backups and downloads.
+    "data": ("Data", "数据"),
     "last_backup": ("The last backup of the database was made at {at}.", "数据库上次备份于 {at}。"),
     "backups_kept": ("{n} are kept.", "保留 {n} 份。"),
     "backups_kept_1": ("1 is kept.", "保留 1 份。"),
