@@ -8,9 +8,8 @@ answer. Every route is closed unless it stands in `PUBLIC`; the pages check role
 Below /v1 it is programs that ask: there an API key stands for the person, and no cookie and no origin counts.
 """
 
-import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,13 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatbot import accounts
 from chatbot.config import LOOPBACK_NAMES, ServeConfig
-from chatbot.openai_errors import RETRY_SECONDS, error_answer, error_object, is_api
+from chatbot.openai_errors import RETRY_SECONDS, error_answer, is_api
 from chatbot.pages.account import PAGE_HEADERS, message_page
 from data.api_keys import ApiKey
 from data.errors import Problem
 from data.records import Person, PersonRole
 
 BODY_LIMIT = 1_000_000
+_TOO_LARGE = "The request is too large - send at most 1 MB."
 PUBLIC = frozenset(
     {"/login", "/logout", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
 )
@@ -89,7 +89,7 @@ class Guard:
             refusal = self._refusal(scope)
         except Problem as problem:
             # The database cannot say who asks, and the handlers of errors stand behind this guard.
-            refusal = None if scope["path"] in PUBLIC else _say(scope, 503, str(problem))
+            refusal = None if scope["path"] in PUBLIC else answer(scope, 503, str(problem))
         if refusal:
             await refusal(scope, receive, guarded)
             return
@@ -99,15 +99,15 @@ class Guard:
         """Why this request goes no further, as the answer to send; None lets it pass."""
         headers = Headers(scope=scope)
         if (host := host_name(headers.get("host", ""))) not in self.config.trusted_hosts:
-            return _say(
+            return answer(
                 scope, 400, f"This server does not answer to the name {host!r} - start it with --public-url."
             )
         by_key = is_api(scope["path"])
         if not by_key and scope["method"] not in SAFE_METHODS and not self._is_own_origin(scope, headers):
-            return _say(scope, 403, "The request came from another site - open Night School itself.")
+            return answer(scope, 403, "The request came from another site - open Night School itself.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 9 or int(length) > BODY_LIMIT:
-            return _say(scope, 413, "The request is too large - send at most 1 MB.")
+            return answer(scope, 413, _TOO_LARGE)
         if by_key:
             return self._key_refusal(scope, headers)
         scope["person"] = self.person_of(cookie(headers))
@@ -135,14 +135,14 @@ class Guard:
                     return RedirectResponse("/login", 303)
                 query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
                 return RedirectResponse(f"/login?next={quote(path + query)}", 303)
-            return _say(scope, 401, "You are not signed in - sign in first.")
+            return answer(scope, 401, "You are not signed in - sign in first.")
         if not accounts.may(person, needed_role(path)):
-            return _say(scope, 403, "This page is for operators - ask one of them.")
+            return answer(scope, 403, "This page is for operators - ask one of them.")
         inner = path.removeprefix("/operate").removeprefix("/gradio_api")
         if inner.startswith(UNUSED):
-            return _say(scope, 404, "There is no such page - go back to the start.")
+            return answer(scope, 404, "There is no such page - go back to the start.")
         if not all(self._may_use(page, person) for page in page_sessions(scope, inner)):
-            return _say(scope, 403, "This page belongs to somebody else - reload it.")
+            return answer(scope, 403, "This page belongs to somebody else - reload it.")
         return None
 
     def _is_own_origin(self, scope: Scope, headers: Headers) -> bool:
@@ -200,7 +200,7 @@ def bearer(headers: Headers) -> str | None:
 
 
 def page_sessions(scope: Scope, inner: str) -> list[str]:
-    """The Gradio page sessions that a following request names; one at most, if its sender means well."""
+    """The Gradio page sessions named by a request that follows events; an honest one names one."""
     if inner.startswith("/heartbeat/"):
         return [inner.removeprefix("/heartbeat/")]
     if inner.startswith("/queue/data"):
@@ -223,13 +223,20 @@ def is_local(scope: Scope) -> bool:
     )
 
 
-def _say(scope: Scope, status: int, sentence: str) -> Response:
-    if is_api(scope["path"]):
-        return error_answer(status, sentence)
+def answer(scope: Scope, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A sentence as who asks can read it: OpenAI's error below /v1, a page for people, JSON for scripts.
+
+    A 503 says when to come again, unless `headers` do.
+    """
     again = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {}
+    headers = {**again, **(headers or {})}
+    if is_api(scope["path"]):
+        said: Response = error_answer(status, sentence)
+        said.headers.update(headers)
+        return said
     if is_page(scope):
-        return HTMLResponse(message_page(sentence), status, {**PAGE_HEADERS, **again})
-    return JSONResponse({"error": sentence}, status, again)
+        return HTMLResponse(message_page(sentence), status, {**PAGE_HEADERS, **headers})
+    return JSONResponse({"error": sentence}, status, headers)
 
 
 async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -256,8 +263,4 @@ async def _with_body_limit(app: ASGIApp, scope: Scope, receive: Receive, send: S
         if not is_over:
             raise
     if is_over and not has_started:
-        said = "The request is too large - send at most 1 MB."
-        body = json.dumps(error_object(413, said) if is_api(scope["path"]) else {"error": said}).encode()
-        kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": kind})
-        await send({"type": "http.response.body", "body": body})
+        await answer(scope, 413, _TOO_LARGE)(scope, receive, send)

@@ -22,10 +22,10 @@ from starlette.requests import ClientDisconnect
 from chatbot import accounts
 from chatbot.config import ServeConfig
 from chatbot.data_routes import data_routes
-from chatbot.guard import SECURITY_HEADERS, Guard, is_local, is_page
+from chatbot.guard import SECURITY_HEADERS, Guard, answer, is_local, is_page
 from chatbot.key_routes import key_routes
 from chatbot.metrics import Metrics
-from chatbot.openai_errors import error_answer, is_api, problem_answer
+from chatbot.openai_errors import RETRY_SECONDS, is_api, problem_answer
 from chatbot.pages import account as pages
 from chatbot.signin import account_routes, sign_in_routes
 from chatbot.throttle import Throttle
@@ -102,7 +102,7 @@ def open_site(site: Site) -> FastAPI:
 
 def mount_pages(app: FastAPI, turns: "Turns", follower: "Follower") -> None:
     """Add the API and the pages; whoever calls this runs the application's lifespan afterwards."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; no request leaves this host
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when a page is built; no request leaves this host
     from chatbot.pages.chat import build_chat
     from chatbot.pages.operate import build_operate
 
@@ -173,7 +173,7 @@ def _state_routes(site: Site) -> APIRouter:
         checks = site.readiness()
         if all(checks.values()):
             return JSONResponse({"ready": True, **checks})
-        return JSONResponse({"ready": False, **checks}, 503, {"retry-after": "2"})
+        return JSONResponse({"ready": False, **checks}, 503, {"retry-after": str(RETRY_SECONDS)})
 
     @router.get("/metrics")
     def metrics(request: Request) -> Response:
@@ -196,15 +196,6 @@ def _state_routes(site: Site) -> APIRouter:
     return router
 
 
-def _answer(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    """A sentence, as a page for people and as JSON for programs."""
-    if is_api(request.scope["path"]):
-        return error_answer(status, sentence)
-    if is_page(request.scope):
-        return HTMLResponse(pages.message_page(sentence), status, {**pages.PAGE_HEADERS, **(headers or {})})
-    return JSONResponse({"error": sentence}, status, headers)
-
-
 def _say_problem(request: Request, error: Exception) -> Response:
     if is_api(request.scope["path"]):
         assert isinstance(error, Problem), "registered for nothing else"
@@ -216,7 +207,7 @@ def _say_problem(request: Request, error: Exception) -> Response:
         (Busy, 503),
     )
     status = next((status for kind, status in kinds if isinstance(error, kind)), 503)
-    return _answer(request, status, str(error), {"retry-after": "5"} if status == 503 else None)
+    return answer(request.scope, status, str(error))
 
 
 def _say_http(request: Request, error: Exception) -> Response:
@@ -224,27 +215,27 @@ def _say_http(request: Request, error: Exception) -> Response:
     site: Site = request.app.state.site
     if error.status_code == 404 and site.turns is None:
         if is_page(request.scope):
-            return HTMLResponse(pages.waiting_page(), 503, {**pages.PAGE_HEADERS, "retry-after": "2"})
-        return _answer(request, 503, "The model is loading - try again in a moment.", {"retry-after": "2"})
+            again = {"retry-after": str(RETRY_SECONDS)}
+            return HTMLResponse(pages.waiting_page(), 503, {**pages.PAGE_HEADERS, **again})
+        return answer(request.scope, 503, "The model is loading - try again in a moment.")
     sentences = {
         404: "There is no such page - go back to the start.",
         405: "That cannot be done here - go back.",
     }
     said = sentences.get(error.status_code, str(error.detail))
-    return _answer(request, error.status_code, said, dict(error.headers or {}))
+    return answer(request.scope, error.status_code, said, dict(error.headers or {}))
 
 
 def _say_invalid(request: Request, error: Exception) -> Response:
-    return _answer(request, 422, "The form is not complete - fill in every field and send it again.")
+    return answer(request.scope, 422, "The form is not complete - fill in every field and send it again.")
 
 
 def _say_broken(request: Request, error: Exception) -> Response:
     """What nobody thought of. Outside of the guard; logged here, since uvicorn is silent."""
     if not isinstance(error, ClientDisconnect):  # who hung up before all was sent hears nothing
         log.error("%s %r failed.", request.method, request.scope["path"], exc_info=error)
-    answer = _answer(
-        request, 500, "Something broke here - try again, or tell the operator, whose log has it."
-    )
+    sentence = "Something broke here - try again, or tell the operator, whose log has it."
+    said = answer(request.scope, 500, sentence)
     for name, value in SECURITY_HEADERS.items():
-        answer.headers.setdefault(name, value)
-    return answer
+        said.headers.setdefault(name, value)
+    return said

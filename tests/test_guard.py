@@ -204,6 +204,18 @@ def test_a_database_that_fails_is_a_sentence_to_people_and_programs() -> None:
     assert page.headers["x-frame-options"] == "DENY"
 
 
+@pytest.mark.parametrize(
+    ("path", "accept"), [("/", "text/html"), ("/metrics", "*/*"), ("/v1/models", "*/*")], ids=str
+)
+def test_whoever_reads_a_refusal_gets_its_headers_and_when_to_come_again(path: str, accept: str) -> None:
+    scope = {"type": "http", "path": path, "headers": [(b"accept", accept.encode())]}
+    busy = guard.answer(scope, 503, "Busy - wait.")
+    other = guard.answer(scope, 405, "Not so - ask otherwise.", {"allow": "GET"})
+    assert (busy.headers["retry-after"], other.headers["allow"]) == ("2", "GET")
+    assert busy.headers["content-type"].startswith("text/html" if path == "/" else "application/json")
+    assert "retry-after" not in other.headers
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/account.css", "/login"])
 def test_what_is_open_to_everybody_needs_no_database(path: str) -> None:
     assert without_database().get(path).json() == {"person": None, "bytes": 0}
