@@ -215,7 +215,7 @@ def _operators(db: Database) -> list[Person]:
     return [person for person in people.list_all(db) if may(person, "operator") and person.kind == "human"]
 
 
-def operator_link(db: Database) -> str | None:
+def make_operator_link(db: Database) -> str | None:
     """The token of a one-time link that makes the first operator; None once there is one."""
     if has_operator(db):
         return None
@@ -236,7 +236,7 @@ def use_operator_link(db: Database, token: str, name: str, password: str) -> Per
     return person
 
 
-def password_link(db: Database, person: Person) -> str:
+def make_password_link(db: Database, person: Person) -> str:
     """The token of a one-time link with which this person sets a password; good until they have another."""
     token = f"{person.id}.{secrets.token_urlsafe(24)}"
     people.add_link(db, _link_digest(db, person, token), person.role, time.time() + LINK_SECONDS)

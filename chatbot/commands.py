@@ -159,7 +159,7 @@ def _tell(
 ) -> None:
     """Say what was done, with a link where a password is to be set."""
     link = (
-        f"{arguments.url.rstrip('/')}/set-password?link={accounts.password_link(db, person)}"
+        f"{arguments.url.rstrip('/')}/set-password?link={accounts.make_password_link(db, person)}"
         if needs_link
         else None
     )

@@ -231,6 +231,6 @@ def announce(site: Site) -> None:
     """Say where we are, and how the first operator comes in."""
     config = site.config
     print(f"Night School is at {config.public_url or config.url}", flush=True)
-    if token := accounts.operator_link(site.db):
+    if token := accounts.make_operator_link(site.db):
         print("Make the operator's account with this link (once, within 24 hours):")
         print(f"  {config.public_url.rstrip('/') or config.url}/login?link={token}", flush=True)

@@ -61,7 +61,7 @@ def test_a_made_up_cookie_is_nobody(db: Database, token: str | None) -> None:
 
 def test_the_database_holds_neither_password_nor_token(db: Database, ada: Person) -> None:
     token = sign_in(db, "Ada", PASSWORD)
-    link = accounts.password_link(db, ada)
+    link = accounts.make_password_link(db, ada)
     stored = db.path.read_bytes() + db.path.with_name(db.path.name + "-wal").read_bytes()
     assert not any(secret.encode() in stored for secret in (PASSWORD, token, link))
 
@@ -125,17 +125,17 @@ def test_a_new_password_that_is_too_short_is_no_wrong_one(db: Database, ada: Per
 
 
 def test_the_operator_link_makes_one_operator_once(db: Database) -> None:
-    link = accounts.operator_link(db)
+    link = accounts.make_operator_link(db)
     assert link
     person = accounts.use_operator_link(db, link, "Grace", PASSWORD)
     assert person.role == "operator"
     with pytest.raises(Refused, match="used or has expired"):
         accounts.use_operator_link(db, link, "Mallory", PASSWORD)
-    assert accounts.operator_link(db) is None
+    assert accounts.make_operator_link(db) is None
 
 
 def test_an_older_operator_link_dies_when_there_is_an_operator(db: Database) -> None:
-    first, second = accounts.operator_link(db), accounts.operator_link(db)
+    first, second = accounts.make_operator_link(db), accounts.make_operator_link(db)
     assert first and second
     accounts.use_operator_link(db, second, "Grace", PASSWORD)
     with pytest.raises(Refused):
@@ -143,7 +143,7 @@ def test_an_older_operator_link_dies_when_there_is_an_operator(db: Database) -> 
 
 
 def test_a_bad_password_does_not_use_the_link_up(db: Database) -> None:
-    link = accounts.operator_link(db)
+    link = accounts.make_operator_link(db)
     assert link
     with pytest.raises(Refused, match="password"):
         accounts.use_operator_link(db, link, "Grace", "short")
@@ -151,7 +151,7 @@ def test_a_bad_password_does_not_use_the_link_up(db: Database) -> None:
 
 
 def test_an_operator_link_expires_after_a_day(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, later = accounts.operator_link(db), time.time() + accounts.LINK_SECONDS + 1
+    link, later = accounts.make_operator_link(db), time.time() + accounts.LINK_SECONDS + 1
     assert link
     monkeypatch.setattr("chatbot.accounts.time.time", lambda: later)
     with pytest.raises(Refused, match="expired"):
@@ -167,7 +167,7 @@ def test_a_session_expires_after_thirty_days(
 
 
 def test_a_password_link_sets_one_persons_password_once(db: Database, ada: Person) -> None:
-    link = accounts.password_link(db, ada)
+    link = accounts.make_password_link(db, ada)
     assert accounts.use_password_link(db, link, "a new password") == ada
     assert sign_in(db, "Ada", "a new password")
     with pytest.raises(Refused, match="used or has expired"):
@@ -175,9 +175,9 @@ def test_a_password_link_sets_one_persons_password_once(db: Database, ada: Perso
 
 
 def test_a_changed_password_ends_the_links_that_were_made_before(db: Database, ada: Person) -> None:
-    first, second = accounts.password_link(db, ada), accounts.password_link(db, ada)
+    first, second = accounts.make_password_link(db, ada), accounts.make_password_link(db, ada)
     accounts.use_password_link(db, second, "a new password")
-    third = accounts.password_link(db, ada)
+    third = accounts.make_password_link(db, ada)
     accounts.change_password(db, Throttle(), ada, "a new password", "another night", "here")
     for link in (first, third):
         with pytest.raises(Refused, match="used or has expired"):
@@ -195,7 +195,7 @@ def test_the_last_operator_who_can_sign_in_stays_one(db: Database, ada: Person) 
     with pytest.raises(Refused, match="Without Boss there is no operator with a password - make somebody"):
         accounts.disable(db, boss, "command line")
     assert people.get(db, boss.id) == boss and people.audit_log(db) == []
-    assert accounts.operator_link(db) is None, "whoever never came has a link already"
+    assert accounts.make_operator_link(db) is None, "whoever never came has a link already"
     accounts.change_role(db, boss, "operator", "command line")
     accounts.change_role(db, ada, "operator", "command line")
     accounts.change_role(db, boss, "user", "command line")
@@ -213,12 +213,12 @@ def test_an_operator_without_a_password_is_missed_only_where_no_other_operator_i
 
 def test_a_password_link_fits_no_other_person_and_makes_no_operator(db: Database, ada: Person) -> None:
     boss = people.add(db, "Boss", role="operator")
-    secret = accounts.password_link(db, ada).partition(".")[2]
+    secret = accounts.make_password_link(db, ada).partition(".")[2]
     with pytest.raises(Refused):
         accounts.use_password_link(db, f"{boss.id}.{secret}", PASSWORD)
     people.set_disabled(db, boss.id, True)
     with pytest.raises(Refused):
-        accounts.use_operator_link(db, accounts.password_link(db, boss), "Mallory", PASSWORD)
+        accounts.use_operator_link(db, accounts.make_password_link(db, boss), "Mallory", PASSWORD)
 
 
 def test_half_a_link_is_named_as_such(db: Database) -> None:
