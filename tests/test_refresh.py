@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -30,8 +29,10 @@ from tests.adapter_files import make_version
 from tests.learners import CPU
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
+from tests.test_outcome import hold
 from tests.test_sft import a_stage, import_politeness
 from tests.tiny import make_tiny_model
+from trainer import refresh as refresh_module
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.examine import examine
@@ -606,18 +607,34 @@ def test_a_night_whose_database_others_hold_waits_to_say_so(
 ) -> None:
     enter, other = Progress.enter, connect(home.database)
 
-    def hold(self: Progress, entered: str, message: str) -> None:
+    def held(self: Progress, entered: str, message: str) -> None:
         enter(self, entered, message)
-        other.execute("BEGIN IMMEDIATE")
-        Timer(2.0, other.execute, ("ROLLBACK",)).start()
+        hold(other)
 
     run = a_run(ranked)
     with monkeypatch.context() as patch, pytest.raises(Locked):
         patch.setattr("data.database.BUSY_SECONDS", 0.2)
-        patch.setattr(Progress, "enter", hold)
+        patch.setattr(Progress, "enter", held)
         refresh(ranked, home, tiny_base, tiny_night(home, **SHORT), run, quiet=True)
     ended = runs.get(ranked, run.id)
     assert ended.state == "interrupted" and ended.reason.startswith(HELD_UP)
+    other.close()
+
+
+def test_a_version_is_not_lost_to_whoever_holds_the_database_when_it_is_done(
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, other = refresh_module.canaries, connect(home.database)
+
+    def held(*rest: Any, **more: Any) -> Any:
+        found = really(*rest, **more)
+        hold(other)
+        return found
+
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(refresh_module, "canaries", held)
+    run = the_rest(paused, home, tiny_base, **SHORT)
+    assert run.version == "v000001" and run.state in ("published", "refused")
     other.close()
 
 

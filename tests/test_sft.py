@@ -14,7 +14,7 @@ from chatbot.basemodel import Base, load_base
 from chatbot.models import merged_model
 from chatbot.policy import Policy
 from data import conversations, runs, versions
-from data.database import Database, open_database
+from data.database import Database, connect, open_database
 from data.errors import NotFound, Refused
 from data.exchange import import_rows
 from data.home import Home, open_home
@@ -23,6 +23,7 @@ from tests.adapter_files import make_version
 from tests.learners import CPU, END, a_learner, delta_norm, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
+from tests.test_outcome import hold
 from tests.test_team import free_port
 from trainer import publish, sft
 from trainer.config import RefreshConfig
@@ -299,6 +300,43 @@ def test_a_run_that_lost_its_lease_sets_no_reference(
         a_stage(db, home, tiny_base)
     assert runs.list_all(db)[0].state == "interrupted"
     assert versions.serving(db).reference is None
+
+
+def test_a_fine_tuning_whose_database_others_hold_waits_to_say_why_it_failed(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_politeness(db)
+    other = connect(home.database)
+
+    def diverge(*_: Any, **__: Any) -> Any:
+        hold(other)
+        raise Refused("The loss is not finite.")
+
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sft, "train_sft", diverge)
+    with pytest.raises(Refused, match="The loss is not finite"):
+        a_stage(db, home, tiny_base)
+    (run,) = runs.list_all(db)
+    assert (run.state, run.reason) == ("failed", "The loss is not finite.")
+    other.close()
+
+
+def test_what_was_learned_is_not_lost_to_whoever_holds_the_database_at_the_end(
+    db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_politeness(db)
+    really, other = sft.canaries, connect(home.database)
+
+    def held(*rest: Any, **more: Any) -> Any:
+        found = really(*rest, **more)
+        hold(other)
+        return found
+
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sft, "canaries", held)
+    assert a_stage(db, home, tiny_base).state == "published"
+    assert versions.serving(db).reference == "v000001"
+    other.close()
 
 
 def test_a_reference_that_was_chosen_meanwhile_stays(

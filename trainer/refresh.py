@@ -12,7 +12,6 @@ chief's.
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -21,13 +20,12 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
-from data import runs, versions
+from data import versions
 from data.comparisons import Snapshot
 from data.database import Database
-from data.errors import Locked, Refused
 from data.files import write_json
 from data.home import Home
-from data.records import BASE_VERSION, Prompt, Run, RunState
+from data.records import BASE_VERSION, Prompt, Run
 from trainer.canary import canaries
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
@@ -37,9 +35,10 @@ from trainer.forward import Reply, fit_tokens_per_pass
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, load_reference, prompts_to_judge
 from trainer.night import HISTORY, Night, begin, tonight, write_report
+from trainer.outcome import PATIENCE, finish, recorded
 from trainer.practice import shipped_gate_prompts
 from trainer.probes import probe
-from trainer.progress import Cancelled, Progress, end_of, reason_of
+from trainer.progress import Progress
 from trainer.publish import Candidate, write_candidate
 from trainer.reward import length_preference
 from trainer.team import SOLO, Team
@@ -50,15 +49,6 @@ _REPLAY_SHARE = 0.86
 """The part of the gate's time in which both sides reply; the rest is the judge's."""
 _PROBING = 0.35
 """The part of that which the probes take."""
-_PATIENCE = 120.0
-"""Seconds to wait for the database when a night ends: nothing else is left to do."""
-
-_ENDS: dict[type[BaseException], RunState] = {
-    NothingToLearn: "nothing_to_learn",
-    Cancelled: "cancelled",
-    Locked: "interrupted",
-    KeyboardInterrupt: "interrupted",
-}
 
 
 def refresh(
@@ -80,43 +70,38 @@ def refresh(
     NothingToLearn, Cancelled and what else went wrong after recording it; a refusal by the gate is a normal
     return. `score_sign` -1 trains a policy that is worse on purpose, for tests of the gate.
     """
-    try:
-        last = {"reward": "judge", "ppo": "ppo", "gate": "publish"}[until]
-        with Progress(db, run, last=last, quiet=quiet, silent=not team.is_chief) as progress:
-            night = begin(db, home, base, config, run, progress, team)
-            snapshot = freeze_snapshot(night)
-            policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
-            fit_tokens_per_pass(policy, _dtype(config), config.depth)
-            reference = _load_and_sample_reference(night, policy)
-            torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
-            with policy.remembering():
-                reports = fit_rewards(night, policy, snapshot, reference)
-            if until == "reward":
-                return _pause(night, until)
-            if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
-                return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
-            result = _improve(night, policy, snapshot, reference, score_sign)
-            team.leave()
-            if until == "ppo":
-                return _pause(night, until)
-            if not team.is_chief:
-                return run
-            if result.best_update == 0:
-                done = _no_candidate(night, snapshot, reports, result, _nothing_better(result))
-            else:
-                verdict = _judge(night, policy, snapshot, reports["judge"])
-                report = write_report(night, snapshot, reports, result, verdict)
-                done = _publish(night, policy, snapshot, verdict, report)
-            for leftover in ("ppo", "bestofk"):  # checkpoints: nothing is left to resume
-                shutil.rmtree(night.folder / leftover, ignore_errors=True)
-            return done
-    except BaseException as error:
-        state, reason = end_of(error, _ENDS), reason_of(error)
-        # The lease was lost, and whoever holds it now has written this run off; or the database is held.
-        with suppress(Refused, Locked):
-            if team.is_chief:
-                runs.finish(db, run.id, run.fencing_token, state=state, reason=reason, patience=_PATIENCE)
-        raise
+    last = {"reward": "judge", "ppo": "ppo", "gate": "publish"}[until]
+    with (
+        recorded(db, run, NothingToLearn, is_chief=team.is_chief),
+        Progress(db, run, last=last, quiet=quiet, silent=not team.is_chief) as progress,
+    ):
+        night = begin(db, home, base, config, run, progress, team)
+        snapshot = freeze_snapshot(night)
+        policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
+        fit_tokens_per_pass(policy, _dtype(config), config.depth)
+        reference = _load_and_sample_reference(night, policy)
+        torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
+        with policy.remembering():
+            reports = fit_rewards(night, policy, snapshot, reference)
+        if until == "reward":
+            return _pause(night, until)
+        if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
+            return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
+        result = _improve(night, policy, snapshot, reference, score_sign)
+        team.leave()
+        if until == "ppo":
+            return _pause(night, until)
+        if not team.is_chief:
+            return run
+        if result.best_update == 0:
+            done = _no_candidate(night, snapshot, reports, result, _nothing_better(result))
+        else:
+            verdict = _judge(night, policy, snapshot, reports["judge"])
+            report = write_report(night, snapshot, reports, result, verdict)
+            done = _publish(night, policy, snapshot, verdict, report)
+        for leftover in ("ppo", "bestofk"):  # checkpoints: nothing is left to resume
+            shutil.rmtree(night.folder / leftover, ignore_errors=True)
+        return done
 
 
 def _dtype(config: RefreshConfig) -> Any:
@@ -157,7 +142,7 @@ def _pause(night: Night, until: Stage) -> Run:
     night.team.leave()
     if not night.team.is_chief:
         return night.run
-    return runs.finish(night.db, night.run.id, night.run.fencing_token, state="interrupted", reason=reason)
+    return finish(night.db, night.run, state="interrupted", reason=reason)
 
 
 def _no_candidate(
@@ -172,7 +157,7 @@ def _no_candidate(
     if not night.team.is_chief:
         return night.run
     write_report(night, snapshot, reports, result, None)
-    return runs.finish(night.db, night.run.id, night.run.fencing_token, state="refused", reason=reason)
+    return finish(night.db, night.run, state="refused", reason=reason)
 
 
 def _nothing_better(result: PolicyResult) -> str:
@@ -267,7 +252,8 @@ def _publish(
         rankings=len(snapshot.turns),
         rewards=records(policy, night.folder),
     )
-    with writing as candidate, night.db.write():  # all or nothing: a night ends with at most one version
+    # All or nothing: a night ends with at most one version.
+    with writing as candidate, night.db.write(patience=PATIENCE):
         return _settle(night, candidate, verdict, report)
 
 
@@ -290,10 +276,9 @@ def _settle(night: Night, candidate: Candidate, verdict: Verdict, report: dict[s
             f" While it learned, {night.parent} was replaced by {serving}, with which it was never compared:"
             f' what serves stays - run "trainer publish {version.name}" to let it serve even so.'
         )
-    return runs.finish(
+    return finish(
         night.db,
-        night.run.id,
-        night.run.fencing_token,
+        night.run,
         state="published" if is_published else "refused",
         reason=reason,
         version=version.name,

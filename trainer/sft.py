@@ -16,7 +16,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,9 @@ from trainer.config import RefreshConfig
 from trainer.examples import as_replies, split
 from trainer.forward import Reply, fit_tokens_per_pass, forward_replies, micro_batches, reply_logprobs
 from trainer.optimiser import adamw
+from trainer.outcome import PATIENCE, finish, recorded
 from trainer.practice import shipped_gate_prompts
-from trainer.progress import FINE_TUNING, Cancelled, Progress, end_of, reason_of
+from trainer.progress import FINE_TUNING, Progress
 from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
 
@@ -52,13 +52,6 @@ class TooFewDemonstrations(Problem):
     exit_code = 3
 
 
-_ENDS: dict[type[BaseException], RunState] = {
-    TooFewDemonstrations: "nothing_to_learn",
-    Cancelled: "cancelled",
-    KeyboardInterrupt: "interrupted",
-}
-
-
 def fine_tune(
     db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, *, quiet: bool = False
 ) -> Run:
@@ -67,30 +60,27 @@ def fine_tune(
     `run` is claimed by the caller; it is finished here whatever happens. Raises TooFewDemonstrations,
     Cancelled and what else went wrong after recording it; that imitation helped nothing is a normal return.
     """
-    try:
-        with Progress(db, run, stages=FINE_TUNING, quiet=quiet) as progress:
-            if config.threads:
-                torch.set_num_threads(config.threads)
-            before = versions.serving(db).reference
-            folder = home.runs / run.id
-            prompts = shipped_gate_prompts(base, config)  # a file that is none must not cost the training
-            found = _freeze_demonstrations(db, folder, config, run, progress)
-            dtype = pick_dtype(config.precision, pick_device())
-            policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)
-            fit_tokens_per_pass(policy, dtype, config.depth)
-            report = _imitate(policy, found, config, progress)
-            if report["sft"]["best_epoch"] == 0:
-                reason = "Imitating the demonstrations made no held-out reply likelier: the reference stays."
-                return runs.finish(db, run.id, run.fencing_token, state="refused", reason=reason)
-            progress.enter("publish", "Writing the version.")
-            policy.save("reference", folder / "reference")
-            report["seconds"] = {stage: round(spent, 1) for stage, spent in progress.seconds.items()}
-            return _publish(db, home, base, config, run, report, prompts, before)
-    except BaseException as error:
-        state = end_of(error, _ENDS)
-        with suppress(Refused):  # the lease was lost: whoever holds it now has written this run off
-            runs.finish(db, run.id, run.fencing_token, state=state, reason=reason_of(error))
-        raise
+    with (
+        recorded(db, run, TooFewDemonstrations),
+        Progress(db, run, stages=FINE_TUNING, quiet=quiet) as progress,
+    ):
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        before = versions.serving(db).reference
+        folder = home.runs / run.id
+        prompts = shipped_gate_prompts(base, config)  # a file that is none must not cost the training
+        found = _freeze_demonstrations(db, folder, config, run, progress)
+        dtype = pick_dtype(config.precision, pick_device())
+        policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)
+        fit_tokens_per_pass(policy, dtype, config.depth)
+        report = _imitate(policy, found, config, progress)
+        if report["sft"]["best_epoch"] == 0:
+            reason = "Imitating the demonstrations made no held-out reply likelier: the reference stays."
+            return finish(db, run, state="refused", reason=reason)
+        progress.enter("publish", "Writing the version.")
+        policy.save("reference", folder / "reference")
+        report["seconds"] = {stage: round(spent, 1) for stage, spent in progress.seconds.items()}
+        return _publish(db, home, base, config, run, report, prompts, before)
 
 
 def _freeze_demonstrations(
@@ -162,7 +152,7 @@ def _publish(
         snapshot_sha256=runs.get(db, run.id).snapshot_hash,
         rankings=0,
     )
-    with writing as candidate, db.write():  # all or nothing
+    with writing as candidate, db.write(patience=PATIENCE):  # all or nothing
         return _settle(db, run, candidate, report, before)
 
 
@@ -183,7 +173,7 @@ def _settle(db: Database, run: Run, candidate: Candidate, report: dict[str, Any]
         reason += f" While it learned, {present or BASE_VERSION} was made the reference and stays it"
         reason += f' - to change that, run "trainer reference {name}".'
     state: RunState = "published" if is_next else "refused"
-    return runs.finish(db, run.id, token, state=state, reason=reason, version=name)
+    return finish(db, run, state=state, reason=reason, version=name)
 
 
 # Its steps

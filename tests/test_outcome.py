@@ -1,0 +1,92 @@
+"""How a run ends early: its row says why, the error goes on, and neither waits for nothing nor gives up."""
+
+from threading import Timer
+
+import pytest
+
+from data import runs
+from data.database import Connection, Database, connect
+from data.errors import Locked, Problem, Refused
+from data.home import Home
+from tests.operating import start_run
+from trainer import outcome
+from trainer.outcome import finish, recorded
+from trainer.progress import HELD_UP, SHUT_DOWN, Cancelled, ShutDown
+
+
+class TooLittle(Problem):
+    """There is not enough."""
+
+
+def hold(other: Connection, seconds: float = 3.0) -> None:
+    """This connection writes, and keeps all others from it for so long."""
+    other.execute("BEGIN IMMEDIATE")
+    Timer(seconds, other.execute, ("ROLLBACK",)).start()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (TooLittle("Rank more."), "nothing_to_learn", "Rank more."),
+        (Cancelled("Cancelled."), "cancelled", "Cancelled."),
+        (Locked("Others write."), "interrupted", f"{HELD_UP}: Others write."),
+        (ShutDown(), "interrupted", SHUT_DOWN),
+        (Refused("Lower it."), "failed", "Lower it."),
+        (ZeroDivisionError(), "failed", "ZeroDivisionError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_ends_a_run_early_is_its_state_and_its_reason(
+    db: Database, error: BaseException, state: str, reason: str
+) -> None:
+    run = start_run(db)
+    with pytest.raises(type(error)), recorded(db, run, TooLittle):
+        raise error
+    ended = runs.get(db, run.id)
+    assert (ended.state, ended.reason) == (state, reason)
+
+
+def test_a_run_that_comes_to_its_end_is_left_as_it_ended(db: Database) -> None:
+    run = start_run(db)
+    with recorded(db, run, TooLittle):
+        done = finish(db, run, state="refused", reason="It is no better.")
+    assert runs.get(db, run.id) == done and done.reason == "It is no better."
+
+
+def test_where_others_hold_the_database_the_reason_waits_its_turn(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
+    run, other = start_run(db), connect(home.database)
+    with pytest.raises(Refused, match="Lower it"), recorded(db, run, TooLittle):
+        hold(other)
+        raise Refused("Lower it.")
+    assert runs.get(db, run.id).reason == "Lower it."
+    other.close()
+
+
+def test_where_they_hold_it_for_ever_what_ended_the_run_is_told_all_the_same(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "PATIENCE", 0.2)
+    run, other = start_run(db), connect(home.database)
+    with pytest.raises(Refused, match="Lower it"), recorded(db, run, TooLittle):
+        other.execute("BEGIN IMMEDIATE")
+        raise Refused("Lower it.")
+    other.close()
+    assert runs.get(db, run.id).state == "running", "until its lease has expired"
+
+
+def test_a_run_that_was_written_off_stays_as_whoever_did_so_left_it(db: Database) -> None:
+    run = start_run(db)
+    runs.interrupt_expired(db, run.lease_until + 1)
+    with pytest.raises(ZeroDivisionError), recorded(db, run, TooLittle):
+        raise ZeroDivisionError
+    assert runs.get(db, run.id).reason == runs.LEASE_EXPIRED
+
+
+def test_only_the_chief_of_a_team_writes(db: Database) -> None:
+    run = start_run(db)
+    with pytest.raises(ZeroDivisionError), recorded(db, run, TooLittle, is_chief=False):
+        raise ZeroDivisionError
+    assert runs.get(db, run.id).state == "running"
