@@ -1,7 +1,7 @@
 """When the next refreshes are due, as the trainer tells the operator's page: `tell` and `told`.
 
-Only trainer/schedule.py reads cron expressions, and the page may not import it; so the trainer writes down
-what it made of the present schedule as a row of the audit log, and only when that has changed.
+The page shows what will happen, not what should: so the trainer, where one runs, writes down what it made of
+the present schedule as a row of the audit log, and only when that has changed.
 
 `trainer watch`, at each tick:  tell(db, schedule, times)  or  tell(db, schedule, [], problem)
 """

@@ -1,5 +1,5 @@
-"""When a refresh is due: one row, set by command or page. Whether the cron line makes sense is checked by
-trainer/schedule.py, which owns the calendar; here it is only remembered."""
+"""When a refresh is due: one row, set by command or page. Whether the cron line makes sense is for
+data/cron.py to say, which both ask first; here it is only remembered."""
 
 import os
 import time

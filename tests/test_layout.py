@@ -23,7 +23,7 @@ LONGEST_FUNCTION = 60
 MAY_IMPORT = {"data": {"data"}, "chatbot": {"chatbot", "data"}, "trainer": {"trainer", "chatbot", "data"}}
 
 OWNERS = {
-    "apscheduler": {"trainer/schedule.py", "trainer/watch.py"},
+    "apscheduler": {"data/cron.py", "trainer/watch.py"},
     "argon2": {"chatbot/accounts.py"},
     "accelerate": {"trainer/team.py"},
     "bitsandbytes": {"chatbot/fourbit.py"},
@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     "chatbot/signin.py": "test_web.py",
     "chatbot/terminal.py": "test_chatbot_cli.py",
     "data/backups.py": "test_database.py",
+    "data/cron.py": "test_schedule.py",
     "data/errors.py": "test_flags.py",
     "data/forgetting.py": "test_data_cli.py",
     "data/formats.py": "test_exchange.py",

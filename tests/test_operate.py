@@ -398,7 +398,9 @@ def test_the_schedule_is_saved_with_who_saved_it(db: Database, page: gr.Blocks, 
 @pytest.mark.parametrize(
     ("cron", "zone", "minimum", "words"),
     [
-        ("25:00", "UTC", 20, "five parts"),
+        ("25:00", "UTC", 20, "minute, hour, day, month, weekday"),
+        ("99 3 * * *", "UTC", 20, "99 3 .* is not a cron expression: .* - use one like"),
+        ("0 0 30 2 *", "UTC", 20, "a day that never comes"),
         ("30 3 * * *", "Mars/Olympus", 20, "no time zone"),
         ("30 3 * * *", "UTC", None, "at least 1"),
         ("30 3 * * *", "UTC", -1, "at least 1"),
@@ -480,3 +482,37 @@ def test_an_operator_follows_a_run_and_rolls_back(db: Database, address: str) ->
         expect(tab.get_by_role("button", name="Nothing to roll back to")).to_be_disabled()
     assert versions.serving(db).current == "base"
     assert alerts == []
+
+
+@pytest.mark.browser
+def test_a_schedule_typed_wrongly_is_refused_with_a_sentence_and_the_old_one_stays(
+    db: Database, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = schedules.set_(db, Schedule("0 4 * * *", "Europe/Berlin", 30), "olga")
+    with chromium() as browser:
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.get_by_role("tab", name="Schedule").click(timeout=60_000)
+        for label, wrong, sentence in (
+            (
+                "Cron",
+                "99 3 * * *",
+                "'99 3 * * *' is not a cron expression",
+            ),
+            ("Time zone", "Mars/Olympus", "There is no time zone 'Mars/Olympus'"),
+            ("New rankings needed", "-5", "A refresh needs at least 1 new ranking"),
+        ):
+            field = tab.get_by_label(label)
+            right = field.input_value()
+            for text, said in ((wrong, sentence), (right, "The schedule is saved.")):
+                field.fill(text)
+                field.press("Enter")
+                tab.get_by_role("button", name="Save").click()
+                expect(tab.get_by_text(said).first).to_be_visible(timeout=20_000)
+                saved = schedules.get(db)
+                assert (saved.cron, saved.zone, saved.min_rankings) == (
+                    before.cron,
+                    before.zone,
+                    before.min_rankings,
+                )
+    assert "less than minimum" not in capfd.readouterr().err

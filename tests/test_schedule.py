@@ -8,9 +8,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from data.cron import next_times, validate
 from data.errors import Refused
 from data.records import Schedule
-from trainer.schedule import due, is_slot, next_times, slot_time, validate
+from trainer.schedule import due, is_slot, slot_time
 
 ZONES = [
     "UTC",

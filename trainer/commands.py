@@ -11,6 +11,7 @@ from pathlib import Path
 from chatbot.config import check_model_name
 from chatbot.flags import from_flags, show, table
 from data import runs, schedules, versions
+from data.cron import next_times, validate
 from data.database import Database
 from data.errors import no_file
 from data.home import Home
@@ -18,7 +19,6 @@ from data.prompts import read_prompts
 from data.records import BASE_VERSION
 from trainer.config import RefreshConfig, quick
 from trainer.prune import prune as prune_runs
-from trainer.schedule import next_times, validate
 from trainer.watch import watch as run_watch
 
 ACTOR = "command line"

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from data import forecast, rankings, requests, runs, schedules
+from data.cron import next_times
 from data.database import Database
 from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
 from data.runfolder import LOG, TAKEN_UP
 from trainer.progress import HELD_UP, SHUT_DOWN
-from trainer.schedule import due, is_slot, next_times, slot_time
+from trainer.schedule import due, is_slot, slot_time
 from trainer.upkeep import Upkeep
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The schedule: when a refresh is due, how many new rankings it needs, a pause. Below, what operators did.
 
-The next times are the trainer's own words (data/forecast.py): the page never reads a cron expression itself.
+A schedule that names no time is refused with the sentence of the command line (data/cron.py). The next times
+are the trainer's own words (data/forecast.py), so that they come only where a trainer runs.
 """
 
 import time
@@ -12,6 +13,7 @@ import gradio as gr
 
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, table
 from chatbot.pages.operate_words import moment
+from data import cron as crons
 from data import forecast, people, schedules
 from data.database import Database
 from data.errors import Refused
@@ -27,8 +29,10 @@ def build_schedule(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row(elem_classes="ns-columns"):
         with gr.Column(scale=3):
             cron = gr.Textbox(max_lines=1)
-            zone = gr.Dropdown(choices=sorted(available_timezones()), filterable=True)
-            minimum = gr.Number(precision=0, minimum=1)
+            # What is typed is refused here with our sentence: Gradio would put the old zone in place of an
+            # unknown one, and log a traceback for a number below a `minimum` of the field.
+            zone = gr.Dropdown(sorted(available_timezones()), filterable=True, allow_custom_value=True)
+            minimum = gr.Number(precision=0)
             paused = gr.Checkbox()
             hint = panel()
             save = gr.Button(variant="primary", scale=0, min_width=200)
@@ -72,14 +76,13 @@ def _fields(visit: Visit, schedule: Schedule) -> list[Any]:
 
 
 def _save(db: Database, visit: Visit, cron: str, zone: str, minimum: float | None, paused: bool) -> str:
-    """Store the form. The zone must exist; what the cron says is for the trainer to judge."""
+    """Store the form. Raises Refused, and keeps the schedule of before, where it could never come due."""
     if zone not in available_timezones():
         raise Refused(visit.say("no_zone", zone=zone))
     if minimum is None or minimum < 1:
         raise Refused(visit.say("no_minimum"))
     cron = " ".join(cron.split())
-    if len(cron.split()) != 5:
-        raise Refused(visit.say("no_cron", cron=cron))
+    crons.validate(cron, zone)
     schedules.set_(db, Schedule(cron, zone, int(minimum), bool(paused)), visit.person.name)
     return visit.say("saved")
 

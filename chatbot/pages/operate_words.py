@@ -206,10 +206,6 @@ WORDS: dict[str, tuple[str, str]] = {
         "A refresh needs at least 1 new ranking - give a whole number.",
         "训练至少需要 1 条新排序 - 请填写整数。",
     ),
-    "no_cron": (
-        "The cron {cron!r} does not have five parts - write minute, hour, day, month, weekday.",
-        "Cron {cron!r} 不是五个部分 - 请写：分 时 日 月 星期。",
-    ),
     "when": ("When", "时间"),
     "who": ("Who", "人员"),
     "what": ("What", "操作"),
