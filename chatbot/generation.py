@@ -20,9 +20,9 @@ from data.records import FinishReason, Sampling
 MAX_REPLIES = 9
 DEADLINE = 600.0
 """Seconds that somebody waits: for all of an API's answer, as OpenAI's client does by default, or for the
-next token of a turn, however slow the machine."""
+next token of a turn, however slow the machine (`Asked.deadline`)."""
 LONG_DEADLINE = 3600.0
-"""The same where nobody waits: rollouts stand behind hundreds of others."""
+"""The same where nobody waits, as for simulated raters, who stand behind hundreds of others."""
 _LEAST_ROOM_FOR_PROMPT = 64
 
 Kind = Literal["chat", "api", "rollout"]
@@ -91,7 +91,8 @@ class Asked:
     kind: Kind = "chat"
     stop: Sequence[str] = ()
     deadline: float | None = None
-    """Seconds."""
+    """Seconds after which unfinished replies end as they are: for kind `api` from its arrival to its end, for
+    others from its arrival, or its latest token, to the next; None is for ever."""
 
     @staticmethod
     def of(
@@ -154,7 +155,7 @@ class Generation:
         # A token is a byte at least; a few more, since the first ones of a window may lose a space.
         self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
         self.submitted_at = time.monotonic()
-        self._patience = asked.deadline
+        self._deadline = asked.deadline
         self.rows = [
             Row(seed, has_met_stop=partial(self._has_met_stop, number))
             for number, seed in enumerate(asked.seeds)
@@ -206,14 +207,14 @@ class Generation:
         self._ring()
 
     def end_if_late(self) -> None:
-        """End what is not finished where the deadline has passed: to a program it was cut by a limit, as by
-        its `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
-        if self._patience is None:
+        """End what is not finished at `Asked.deadline`: to a program it was cut by a limit, as by its
+        `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
+        if self._deadline is None:
             return
         since, is_program = self.submitted_at, self.kind == "api"
         if not is_program:
             since = max(since, *(reply.last_token_at or since for reply in self.replies))
-        if time.monotonic() > since + self._patience:
+        if time.monotonic() > since + self._deadline:
             self.stop("cancelled" if is_program else "interrupted")
 
     def notice(self) -> None:

@@ -14,8 +14,8 @@ import torch
 
 from chatbot.basemodel import Base
 from chatbot.bell import Bell
-from chatbot.chatformat import FittedPrompt, Messages
-from chatbot.generation import LONG_DEADLINE, Asked, Generation, Kind
+from chatbot.chatformat import Messages
+from chatbot.generation import Asked, Generation, Kind
 from chatbot.scheduler import Scheduler
 from data.errors import NotFound, Unavailable
 from data.records import BASE_VERSION, FinishReason, Sampling
@@ -150,10 +150,11 @@ class AnyEngine(ABC):
         person: whose request it is; people take turns.
         kind: what it is for; chat comes first.
         stop: texts that end a reply, which then ends before them.
-        deadline: seconds from now after which unfinished replies end as they are.
+        deadline: seconds after which unfinished replies end as they are: for kind `api` from now to the end,
+        for others from now, or the latest token, to the next; None is for ever.
 
-        Raises Refused for a prompt that cannot fit or a count out of range, NotFound for a version that is
-        not loaded, Busy where the queue is full.
+        Raises Refused for a prompt that cannot fit, a count out of range or more memory than is for programs,
+        NotFound for a version that is not loaded, Busy where the queue is full.
         """
         asked = Asked.of(
             self.base,
@@ -168,21 +169,9 @@ class AnyEngine(ABC):
         )
         return self.accept(asked, version)
 
-    def submit_tokens(
-        self,
-        prompt: Sequence[int],
-        *,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        version: str | None = None,
-        kind: Kind = "rollout",
-    ) -> Generation:
-        """The same for a prompt in token ids that fits, with a reply for each seed; nobody waits for it."""
-        fitted = FittedPrompt(list(prompt), 0)
-        return self.accept(Asked(fitted, sampling, seeds, kind=kind, deadline=LONG_DEADLINE), version)
-
     def accept(self, asked: Asked, version: str | None = None) -> Generation:
-        """Queue what was checked before. Raises NotFound or Busy as `submit` does."""
+        """Queue what was checked before. Raises NotFound, Busy, and Refused for too much
+        memory, as `submit` does."""
         with self._lock:
             self._check_open()
             name = version or self._serving
@@ -220,11 +209,6 @@ class AnyEngine(ABC):
         """The versions that can be asked."""
         with self._lock:
             return sorted(self._users)
-
-    def users_of(self, version: str) -> int:
-        """Requests admitted with this version and not yet ended."""
-        with self._lock:
-            return self._users.get(version, 0)
 
     def load(self, name: str, adapter: Path | None) -> None:
         """Build version `name` beside the others, from a verified adapter directory; None is the base.

@@ -64,8 +64,8 @@ class Memory:
         together = prompt + replies * new
         if replies == 1 or not self.is_shared:
             return replies * alone
-        # A family also holds what its ended rows said: `together` columns at most. That can part it while up
-        # to `parted` rows are left, at their last tokens or before; more than that read better together.
+        # Worst case: all replies reach full length, then end one by one while their columns stay. The family
+        # is parted once at most `parted` rows are left; each then takes `alone`.
         parted = math.ceil(together / (WORTH_SHARING * (prompt + new))) - 1
         return max(room_for(together, self.context), min(replies, parted) * alone)
 

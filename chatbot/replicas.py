@@ -4,7 +4,7 @@ A server is up when it has shown, by what it computes, that it holds what is her
 and every version with the log-probabilities of its manifest. Only those are asked. One that stops answering
 is taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
 
-The base is one of these adapters (null_adapter.py).
+To the servers the base is an adapter too, one that changes nothing (null_adapter.py).
 
 All of this runs in one event loop, that of remote.py. Versions come and go one after the other.
 """

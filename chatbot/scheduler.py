@@ -58,7 +58,7 @@ class Scheduler:
 
     @property
     def room(self) -> int:
-        """How many requests of one reply each would be taken, at most: as rows are free, and the queue."""
+        """Free rows and free places in the queue: no more one-reply requests than this would be taken."""
         rows = sum(request.width for request in self._running)
         return max(0, self.max_rows - rows) + self.max_waiting - self.waiting
 
@@ -99,13 +99,13 @@ class Scheduler:
         for request in self._in_order():
             whose, width, needed = (request.person, request.kind), request.width, self._columns(request)
             usable_rows, usable_columns = self._usable(request)
-            free_rows, free_columns = usable_rows - all_rows - width, usable_columns - all_columns - needed
+            rows_left, columns_left = usable_rows - all_rows - width, usable_columns - all_columns - needed
             is_another = request.person is not None and whose in rows
-            leaves_enough = rows[whose] + width <= free_rows and columns[whose] + needed <= free_columns
+            leaves_enough = rows[whose] + width <= rows_left and columns[whose] + needed <= columns_left
             if whose in passed_by or (is_another and not leaves_enough):
                 passed_by.add(whose)  # what they asked for later waits, too
                 continue
-            if self._running and min(free_rows, free_columns) < 0:
+            if self._running and min(rows_left, columns_left) < 0:
                 return None
             self._waiting.remove(request)
             self._running[request] = needed

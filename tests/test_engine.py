@@ -20,6 +20,7 @@ from chatbot.models import merged_model
 from chatbot.runner import PIECE, LlamaRunner, bytes_to_prepare
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Sampling
+from tests.jobs import ask_tokens
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
@@ -159,7 +160,7 @@ def test_who_chats_is_read_before_long_prompts_that_were_let_in_first(
         step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", step_when_told)
-    long = [engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(5)]
+    long = [ask_tokens(engine, LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(5)]
     may_step.release()
     until(lambda: engine.load_now == (5, 0))
     chat = engine.submit(HELLO, sampling=GREEDY)
@@ -184,7 +185,7 @@ def test_what_memory_cannot_hold_together_is_answered_one_after_the_other_and_ch
 
     monkeypatch.setattr(engine, "_step", noted)
     engine.load("base", None)
-    long = [engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(4)]
+    long = [ask_tokens(engine, LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(4)]
     chat = engine.submit(HELLO, sampling=GREEDY)
     engine.start()
     first_tokens = [done(generation).replies[0].first_token_at or 0.0 for generation in [chat, *long]]
@@ -231,7 +232,6 @@ def test_a_request_stopped_in_the_queue_is_never_begun(tiny_base: Base, endless:
     running.stop()
     until(lambda: engine.load_now == (0, 0))
     assert (waiting.is_done, waiting.replies[0].tokens) == (True, 0)
-    assert engine.users_of("base") == 0
     engine.close()
 
 
@@ -256,7 +256,7 @@ def test_a_failing_batch_ends_as_failed_and_the_next_is_answered(
         failed = done(engine.submit(HELLO, replies=2))
     assert [reply.finish_reason for reply in failed.replies] == ["failed", "failed"]
     assert done(engine.submit(HELLO, sampling=GREEDY)).replies[0].tokens == 16
-    until(lambda: engine.users_of("base") == 0)
+    until(lambda: engine.load_now == (0, 0))
     assert engine.is_ready
 
 
@@ -343,19 +343,6 @@ def test_a_deadline_counts_in_the_queue_too(tiny_base: Base, endless: Endless) -
     engine.close()
 
 
-def test_a_rollout_behind_something_endless_is_ended(
-    tiny_base: Base, endless: Endless, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("chatbot.interface.LONG_DEADLINE", 0.5)
-    engine = Engine(tiny_base, precision="float32", max_rows=1)
-    engine.start()
-    running = endless(engine)
-    until(lambda: running.queue_position == 0)
-    [reply] = done(engine.submit_tokens([5, 6, 7], sampling=GREEDY, seeds=[0])).replies
-    assert (reply.finish_reason, reply.tokens) == ("interrupted", 0) and not running.is_done
-    engine.close()
-
-
 def test_each_token_comes_with_its_log_probability(engine: Engine) -> None:
     generation = done(engine.submit(HELLO, seeds=[4], sampling=Sampling(max_new_tokens=20)))
     [reply] = generation.replies
@@ -418,7 +405,7 @@ def test_a_long_prompt_of_a_new_version_does_not_hold_up_who_reads_along(
 ) -> None:
     old = superseded(engine, adapter, endless)
     before = old.replies[0].tokens
-    new = engine.submit_tokens(LONG_PROMPT, sampling=GREEDY, seeds=[0])
+    new = ask_tokens(engine, LONG_PROMPT, sampling=GREEDY, seeds=[0])
     until(lambda: new.replies[0].tokens)
     assert new.version == "v000001" and old.replies[0].tokens - before >= len(LONG_PROMPT) // PIECE
     old.stop()
@@ -456,7 +443,7 @@ def test_a_version_that_is_superseded_while_nobody_asks_leaves_memory(
         engine.load(name, adapter)
     engine.serve("v000001")
     done(engine.submit(HELLO, sampling=GREEDY))
-    until(lambda: engine.users_of("v000001") == 0)
+    until(lambda: engine.load_now == (0, 0))
     weights = weakref.ref(engine._loaded["v000001"].weights)
     engine.serve("v000002")
     until(lambda: weights() is None)

@@ -32,7 +32,7 @@ from chatbot.runner import Runner, prepare, runner_for
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import write_adapter
-from tests.jobs import a_job
+from tests.jobs import a_job, ask_tokens
 from tests.tiny import base_of
 
 SIZES: dict[str, Any] = {
@@ -229,7 +229,7 @@ def test_versions_of_qwen_3_take_turns_and_each_is_transformers_generate(home: H
     engine.load("v000001", adapter)
     prompts = [[3 + (k * i) % 250 for i in range(5 * k)] for k in (3, 5, 7, 11)]
     asked = [
-        (path, engine.submit_tokens(prompt, sampling=sampling, seeds=[0, 1], version=name))
+        (path, ask_tokens(engine, prompt, sampling=sampling, seeds=[0, 1], version=name))
         for prompt in prompts
         for name, path in (("base", None), ("v000001", adapter))
     ]

@@ -29,7 +29,7 @@ from chatbot.runner import prepare
 from data.errors import Refused
 from data.home import Home
 from data.records import Sampling
-from tests.jobs import TestJob, a_job
+from tests.jobs import TestJob, a_job, ask_tokens
 from tests.tiny import base_of
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -168,7 +168,7 @@ def test_a_model_whose_decoder_is_not_found_is_refused(home: Home) -> None:
 def test_a_model_that_adds_up_in_float32_serves_in_bfloat16(home: Home) -> None:
     engine = Engine(base_of(MambaConfig(**{**STATES, "vocab_size": 259}), home), precision="bfloat16")
     engine.start()
-    generation = engine.submit_tokens([5, 6, 7], sampling=Sampling(max_new_tokens=4), seeds=[0, 1])
+    generation = ask_tokens(engine, [5, 6, 7], sampling=Sampling(max_new_tokens=4), seeds=[0, 1])
     assert generation.wait(60) and not any(row.finish_reason == "failed" for row in generation.replies)
     engine.close()
 
