@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatbot import fourbit
+from chatbot.adapters import CONFIG, TENSORS
 from chatbot.basemodel import Base, quiet_transformers
 from data.errors import Refused
 
-ADAPTER_FILE = "adapter_model.safetensors"
 PART_ROWS = {"cpu": 32, "cuda": 1024}
 """Rows of logits that are computed with at a time, by type of device: on a CPU what its cache holds."""
 _FACTOR_NAMES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
@@ -90,9 +90,9 @@ def merged_model(
     """
     model = load_model(base, device=device, dtype=dtype, four_bit=four_bit)
     if adapter is not None:
-        settings = json.loads((adapter / "adapter_config.json").read_text())
+        settings = json.loads((adapter / CONFIG).read_text())
         scale = float(settings["lora_alpha"]) / float(settings["r"])
-        tensors = load_file(adapter / ADAPTER_FILE, device=str(model.device))
+        tensors = load_file(adapter / TENSORS, device=str(model.device))
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             weight = cast(Tensor, model.get_submodule(path).weight)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base, quiet_transformers
 from chatbot.head import ScalarHead
-from chatbot.models import ADAPTER_FILE, TokenBatch, load_model, logits_in_parts, merge_layer
+from chatbot.models import TokenBatch, load_model, logits_in_parts, merge_layer
 from chatbot.packing import Rectangle, attends_to_all
 from chatbot.trunk import Trunk
 from data.errors import Refused
@@ -244,7 +245,7 @@ class Policy:
         assert self._peft is not None, f"{name!r} was never added"
         directory.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.detach().float().cpu().contiguous() for key, tensor in self.state(name).items()}
-        save_file(state, directory / ADAPTER_FILE)
+        save_file(state, directory / TENSORS)
         settings = self._peft.peft_config[name]
         settings.base_model_name_or_path = self.base.name
         was, settings.inference_mode = settings.inference_mode, True
@@ -268,7 +269,7 @@ class Policy:
         settings = LoraConfig.from_pretrained(str(directory))
         settings.inference_mode = False
         self._add(name, cast(LoraConfig, settings))
-        self._set_state(name, load_file(directory / ADAPTER_FILE))
+        self._set_state(name, load_file(directory / TENSORS))
         if with_head:
             self.heads[name] = ScalarHead(self.hidden_size).to(self.device)
             self.heads[name].load_state_dict(load_file(directory / HEAD_FILE))
