@@ -175,15 +175,8 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
     if asked.model not in ALIASES and asked.model not in turns.engine.known_versions:
         raise _no_model(asked.model)
     prompt = _whole_prompt(turns.engine.base, asked)
-    work = Asked(
-        prompt,
-        _sampling(turns.engine, prompt, asked),
-        asked.seeds,
-        person=person.id,
-        kind="api",
-        stop=asked.stop,
-        deadline=DEADLINE,
-    )
+    sampling = _sampling(turns.engine, prompt, asked)
+    work = Asked(prompt, sampling, asked.seeds, person.id, "api", asked.stop, DEADLINE)
     return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
 
 
