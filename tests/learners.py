@@ -1,7 +1,8 @@
 """A tiny policy with all its roles, replies to train on, and rankings of text, for tests of the trainer."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ def shake(policy: Policy, name: str, size: float = 0.1, seed: int = 7) -> None:
         for parameter in policy.parameters(name):
             if parameter is not length:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+
+
+@contextmanager
+def turned_round(policy: Policy) -> Iterator[None]:
+    """Inside, the reward models and the judge say the opposite of what they have learned."""
+
+    def turn() -> None:
+        with torch.no_grad():
+            for head in heads:
+                for part in (head.weight, head.bias, head.length, head.mean):
+                    part.neg_()
+
+    heads = list(policy.heads.values())
+    turn()
+    yield
+    turn()
 
 
 def delta_norm(policy: Policy, name: str) -> float:

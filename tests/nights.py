@@ -109,7 +109,7 @@ def a_run(db: Database) -> Run:
     return run
 
 
-def a_night(db: Database, home: Home, base: Base, *, score_sign: float = 1.0, **changes: Any) -> Run:
+def a_night(db: Database, home: Home, base: Base, **changes: Any) -> Run:
     """Go through a run of its own on the tiny model."""
     config = tiny_night(home, **changes)
-    return refresh(db, home, base, config, a_run(db), quiet=True, score_sign=score_sign)
+    return refresh(db, home, base, config, a_run(db), quiet=True)

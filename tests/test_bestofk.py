@@ -95,19 +95,18 @@ def all_replies(monkeypatch: pytest.MonkeyPatch) -> list[list[Reply]]:
     return heard
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_what_is_imitated_is_the_best_of_k_to_each_prompt(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, sign: float
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught, sampled = heard_favourites(monkeypatch), all_replies(monkeypatch)
     policy, config = a_learner(tiny_base), config_of()
-    a_run(policy, config, score_sign=sign)
+    a_run(policy, config)
     (favourites, _), (before, candidates, after) = taught[0], sampled
     assert (len(before), len(candidates), len(after)) == (8, 8, 8)
     for i, favourite in enumerate(favourites):
         group = candidates[4 * i : 4 * i + 4]
         assert {tuple(reply.prompt) for reply in group} == {tuple(PROMPTS[i])}
-        scores = [sign * score for score in reward_of(policy, group, config)]
+        scores = reward_of(policy, group, config)
         assert favourite == group[scores.index(max(scores))]
     assert len(favourites) == 2
 
@@ -220,7 +219,7 @@ def test_a_run_that_was_killed_does_not_sample_its_favourites_again(
     assert again.history[1] == pytest.approx(whole.history[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("what", ["config", "start", "reward", "sign"])
+@pytest.mark.parametrize("what", ["config", "start", "reward"])
 def test_favourites_of_another_run_are_passed_over(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -230,7 +229,7 @@ def test_favourites_of_another_run_are_passed_over(
     if what in ("start", "reward"):
         shake(policy, "policy" if what == "start" else "reward-1", 0.01)
     config = config_of(seed=1) if what == "config" else config_of()
-    a_run(policy, config, checkpoints=tmp_path, score_sign=-1.0 if what == "sign" else 1.0)
+    a_run(policy, config, checkpoints=tmp_path)
     assert [len(batch) for batch in sampled] == [8, 8, 8]
     assert json.loads(file.read_text())["fingerprint"] != before["fingerprint"]
 

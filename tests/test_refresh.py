@@ -26,21 +26,22 @@ from data.home import Home, open_home
 from data.messages import message
 from data.records import Run, Sampling, Version
 from tests.adapter_files import make_version
-from tests.learners import CPU
+from tests.learners import CPU, turned_round
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
 from tests.test_outcome import hold
 from tests.test_sft import a_stage, import_politeness
 from tests.tiny import make_tiny_model
 from trainer import refresh as refresh_module
+from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.examine import examine
 from trainer.fitting import fit_rewards
 from trainer.gate import check_replies
 from trainer.guards import Guards
-from trainer.improving import _choose_once, shown_samples
-from trainer.night import begin
+from trainer.improving import _choose_once, improve_policy, shown_samples
+from trainer.night import Night, begin
 from trainer.probes import probe
 from trainer.progress import HELD_UP, Cancelled, Progress, ShutDown
 from trainer.publish import verify_for
@@ -94,12 +95,10 @@ def paused_run(db: Database) -> Run:
     return run
 
 
-def the_rest(
-    db: Database, home: Home, base: Base, *, until: Stage = "gate", score_sign: float = 1.0, **changes: Any
-) -> Run:
+def the_rest(db: Database, home: Home, base: Base, *, until: Stage = "gate", **changes: Any) -> Run:
     """Go on with the paused night, which has reward models and a judge already."""
     config, run = tiny_night(home, **{"seed": SEED} | changes), resumed(db, paused_run(db))
-    return refresh(db, home, base, config, run, until=until, quiet=True, score_sign=score_sign)
+    return refresh(db, home, base, config, run, until=until, quiet=True)
 
 
 def test_a_night_publishes_a_version_that_serves(ranked: Database, home: Home, tiny_base: Base) -> None:
@@ -160,9 +159,14 @@ def test_a_night_writes_down_what_it_measured(
 
 
 def test_a_policy_trained_with_the_reward_s_sign_flipped_is_refused(
-    paused: Database, home: Home, tiny_base: Base
+    paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = the_rest(paused, home, tiny_base, score_sign=-1.0)
+    def improve(night: Night, policy: Policy, *rest: Any) -> PolicyResult:
+        with turned_round(policy):
+            return improve_policy(night, policy, *rest)
+
+    monkeypatch.setattr("trainer.refresh.improve_policy", improve)
+    run = the_rest(paused, home, tiny_base)
 
     assert run.state == "refused"
     assert "The judge prefers the candidate on only" in run.reason

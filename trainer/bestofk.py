@@ -69,7 +69,6 @@ def train_best_of_k(
     tell: Tell = lambda update, fraction, metrics: None,
     team: Team = SOLO,
     checkpoints: Path | None = None,
-    score_sign: float = 1.0,
 ) -> PolicyResult:
     """Improve the adapter `policy` by imitating its own favourites; leaves behind what PPO would.
 
@@ -78,7 +77,6 @@ def train_best_of_k(
     the policy is put back and `best_update` is 0.
     ptx: demonstrations to imitate beside the favourites, where `config.ptx` is not 0.
     checkpoints: a folder for the favourites; a run that was killed need not sample them again.
-    score_sign: -1 keeps the worst replies, for tests of the gate.
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
@@ -94,7 +92,7 @@ def train_best_of_k(
     def chosen(done: float) -> None:
         tell(0, 0.1 + 0.4 * done, before)
 
-    favourites = _favourites(student, asked[:count], score_sign, checkpoints, chosen)
+    favourites = _favourites(student, asked[:count], checkpoints, chosen)
 
     # 3) Imitate the favourites, and with PPO-ptx as many demonstrations.
     shown = list(islice(cycle(ptx), len(favourites))) if config.ptx and ptx else []
@@ -115,7 +113,7 @@ def train_best_of_k(
     after["favourite_score"] = statistics.fmean(student.score(favourites))
     result.history += [before, after]
     tell(1, 1.0, after)
-    _decide(policy, result, start, config, score_sign)
+    _decide(policy, result, start, config)
     for name in ("value", "start"):
         policy.drop(name)
     return result
@@ -174,7 +172,6 @@ class Student:
 def _favourites(
     student: Student,
     prompts: Sequence[list[int]],
-    score_sign: float,
     folder: Path | None,
     tell: Callable[[float], None],
 ) -> list[Reply]:
@@ -184,13 +181,13 @@ def _favourites(
     """
     file, fingerprint = folder / _FAVOURITES if folder else None, ""
     if file:
-        fingerprint = _fingerprint(student, prompts, score_sign)
+        fingerprint = _fingerprint(student, prompts)
         kept = _read(file, fingerprint)
         if student.team.broadcast(bool(kept)):
             return kept
     k = student.config.best_of
     replies = student.write([prompt for prompt in prompts for _ in range(k)], 1, tell)
-    scores = [score_sign * score for score in student.score(replies)]
+    scores = student.score(replies)
     groups = (range(first, first + k) for first in range(0, len(replies), k))
     found = [replies[max(group, key=scores.__getitem__)] for group in groups]
     if file and student.team.is_chief:
@@ -198,10 +195,8 @@ def _favourites(
     return found
 
 
-def _fingerprint(student: Student, prompts: Sequence[list[int]], score_sign: float) -> str:
-    task = Task(
-        student.sampler, prompts, student.config, student.sampling, student.roles, score_sign=score_sign
-    )
+def _fingerprint(student: Student, prompts: Sequence[list[int]]) -> str:
+    task = Task(student.sampler, prompts, student.config, student.sampling, student.roles)
     return fingerprint_of(student.policy, task)
 
 
@@ -213,9 +208,7 @@ def _read(file: Path, fingerprint: str) -> list[Reply]:
     return [Reply(**row) for row in written["replies"]]
 
 
-def _decide(
-    policy: Policy, result: PolicyResult, start: dict[str, Tensor], config: RefreshConfig, score_sign: float
-) -> None:
+def _decide(policy: Policy, result: PolicyResult, start: dict[str, Tensor], config: RefreshConfig) -> None:
     """Keep what was learned, or put the start back where the judge does not like it better."""
     before, after = result.history
     result.notes.append(
@@ -225,6 +218,6 @@ def _decide(
     if after["start_kl"] > config.max_kl:
         far, limit = after["start_kl"], config.max_kl
         result.stopped = f"The policy is {far:.1f} nats a reply from where it started, more than {limit:g}."
-    if result.stopped or score_sign * after["judge"] <= score_sign * before["judge"]:
+    if result.stopped or after["judge"] <= before["judge"]:
         policy.bring_back("policy", start)
         result.best_update = 0

@@ -203,7 +203,7 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
         asdict(task.roles),
         [asdict(reply) for reply in task.ptx],
         [list(prompt) for prompt in task.prompts],
-        [task.endings.rate, task.endings.replies, task.score_sign],  # the gain follows from the adapters
+        [task.endings.rate, task.endings.replies],  # the gain follows from the adapters
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(policy.adapters):

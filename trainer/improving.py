@@ -53,7 +53,6 @@ def improve_policy(
     merged: PreTrainedModel,
     snapshot: Snapshot,
     reference: list[Reply],
-    score_sign: float,
 ) -> PolicyResult:
     """Make the adapter `policy` out of what serves, and improve it against the reward models."""
     config = tonight(night, snapshot)
@@ -83,7 +82,6 @@ def improve_policy(
         "checkpoints": night.folder / config.algorithm,
         "team": night.team,
         "tell": tell,
-        "score_sign": score_sign,
     }
     with _sampler(night, merged) as sampler:
         if config.algorithm == "bestofk":
@@ -96,7 +94,7 @@ def improve_policy(
                 prompts,
                 config,
                 starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-                endings=endings_of(reference, [score_sign * reward for reward in rewards]),
+                endings=endings_of(reference, rewards),
                 length_preference=length_preference(snapshot.turns),
                 **common,
             )

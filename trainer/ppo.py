@@ -153,7 +153,6 @@ def train_ppo(
     checkpoints: Path | None = None,
     team: Team = SOLO,
     tell: Callable[[int, float, dict[str, float]], None] = lambda update, fraction, metrics: None,
-    score_sign: float = 1.0,
 ) -> PolicyResult:
     """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
 
@@ -165,11 +164,10 @@ def train_ppo(
     length_preference: how much winning goes with length in the rankings.
     ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
     checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
-    score_sign: -1 makes a policy worse on purpose, for tests of the gate.
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
     roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
-    task = Task(sampler, prompts, config, sampling, roles, endings, ptx, score_sign, team)
+    task = Task(sampler, prompts, config, sampling, roles, endings, ptx, team)
     store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
     state = begin(policy, task, length_preference)
     store.go_on(state)
@@ -215,7 +213,7 @@ def one_update(state: PPOState, task: Task, update: int) -> dict[str, float]:
     result.stopped = state.guards.check_rollout(metrics)
     if result.stopped:
         return metrics
-    liked = task.score_sign * state.guards.judge
+    liked = state.guards.judge
     if liked > state.best_judge and metrics["start_kl"] <= config.max_kl and state.guards.keeps_endings:
         state.best = state.average or policy.keep("policy")
         state.best_judge, result.best_update = liked, update
@@ -223,7 +221,6 @@ def one_update(state: PPOState, task: Task, update: int) -> dict[str, float]:
         return metrics
 
     # 3) Rewards, advantages, returns.
-    score = task.score_sign * score
     state.endings = state.endings.after(rollout.finished.tolist(), score.tolist(), state.guards.more_endings)
     score = apply_eos_rule(score, rollout.finished, state.endings)
     rewards = token_rewards(rollout.logprob, rollout.ref_logprob, score, rollout.mask, state.beta)

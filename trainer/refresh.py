@@ -60,7 +60,6 @@ def refresh(
     *,
     until: Stage = "gate",
     quiet: bool = False,
-    score_sign: float = 1.0,
     team: Team = SOLO,
 ) -> Run:
     """Learn from the rankings and, where the gate agrees, let the new version serve.
@@ -68,7 +67,7 @@ def refresh(
     `run` is claimed by the caller; it is finished here whatever happens. What an earlier process has done
     for the same run is not done again. After the stage `until` the run pauses, to be resumed. Raises
     NothingToLearn, Cancelled and what else went wrong after recording it; a refusal by the gate is a normal
-    return. `score_sign` -1 trains a policy that is worse on purpose, for tests of the gate.
+    return.
     """
     last = {"reward": "judge", "ppo": "ppo", "gate": "publish"}[until]
     with (
@@ -87,7 +86,7 @@ def refresh(
             return _pause(night, until)
         if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
             return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
-        result = _improve(night, policy, snapshot, reference, score_sign)
+        result = _improve(night, policy, snapshot, reference)
         team.leave()
         if until == "ppo":
             return _pause(night, until)
@@ -125,11 +124,9 @@ def _load_and_sample_reference(night: Night, policy: Policy) -> list[Reply]:
     return sample_reference(night, merged)
 
 
-def _improve(
-    night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply], score_sign: float
-) -> PolicyResult:
+def _improve(night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]) -> PolicyResult:
     """Stage 3; its figures in the run's folder say that there is a candidate to judge."""
-    result = improve_policy(night, policy, _merged(night, None), snapshot, reference, score_sign)
+    result = improve_policy(night, policy, _merged(night, None), snapshot, reference)
     if night.team.is_chief:
         write_json(night.folder / HISTORY, result.history)
     return result

@@ -62,7 +62,6 @@ class Task:
     roles: Roles
     endings: Endings = field(default_factory=Endings)
     ptx: Sequence[Reply] = ()
-    score_sign: float = 1.0
     team: Team = SOLO
 
 
