@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
     """The name as it is stored: trimmed and in composed form. Raises Refused."""
     name = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(name) <= 64 or any(unicodedata.category(letter).startswith("C") for letter in name):
-        raise Refused("That is not a name - use 1 to 64 letters, digits or spaces.")
+        raise Refused("That is not a name - use 1 to 64 characters that can be seen.")
     return name
 
 

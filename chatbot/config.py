@@ -14,6 +14,8 @@ from data.errors import Problem, Refused
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+MOST_THREADS = 1024
+"""More than any machine has cores; with tens of thousands PyTorch ends the process without a word."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class ServeConfig:
             )
         if self.max_new_tokens < 0 or self.threads < 0:
             raise Refused("Token and thread counts cannot be negative - use 0 for the default.")
+        if self.threads > MOST_THREADS:
+            raise Refused(f"There cannot be {self.threads!r} threads - use up to {MOST_THREADS:,}.")
         if self.rows < 1:
             raise Refused(f"Cannot write {self.rows!r} replies at a time - give --rows a number from 1.")
         if self.queue < 4:

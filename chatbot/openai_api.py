@@ -47,7 +47,9 @@ THREADS = 2
 """Requests that are read, or answers put together, at a time: more would only keep the loop waiting."""
 SILENCE_SECONDS = 15.0
 """After so long without news a stream sends a comment, lest a proxy takes it for dead."""
-NOTHING_ELSE = error_answer(404, "There is no such endpoint - use /v1/chat/completions or /v1/models.")
+NOTHING_ELSE = error_answer(
+    404, "There is no such endpoint - POST to /v1/chat/completions or GET /v1/models."
+)
 """The application for all other paths below /v1, whatever the method: a key must reach nothing behind it."""
 
 

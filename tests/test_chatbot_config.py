@@ -26,6 +26,7 @@ def test_the_defaults_serve_this_machine_alone() -> None:
         ({"compare_share": math.nan}, "nan is no share of turns"),
         ({"max_new_tokens": -1}, "cannot be negative"),
         ({"threads": -1}, "cannot be negative"),
+        ({"threads": 16_000}, "There cannot be 16000 threads - use up to 1,024."),
         ({"rows": 0}, "Cannot write 0 replies at a time - give --rows a number from 1"),
         ({"queue": 3}, "A queue of 3 is too short for a few people - give --queue a number from 4"),
         ({"precision": "int4"}, "Precision 'int4' is unknown - use one of auto, float32, bfloat16, int8"),

@@ -482,7 +482,10 @@ def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercis
     assert {ranked_too, imitated, kept} <= lessons_of(db, run)
     for gone in (ranked_too, imitated):
         conversations.delete(db, message(db, gone).conversation_id)
+    (night.folder / night.config.algorithm).mkdir()
+    night.progress._found = 0.9  # as where an earlier process had come so far
     _choose_once(night, Snapshot((), ""))
+    assert night.progress._found < 0.9, "the time left is told from the beginning of the stage"
     assert lessons_of(db, run) & {ranked_too, imitated, kept} == {ranked_too, kept}
 
 

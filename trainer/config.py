@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Annotated, Literal
 
-from chatbot.config import server_urls
+from chatbot.config import MOST_THREADS, server_urls
 from data.errors import Refused
 from trainer.statistics import wilson_interval
 
@@ -18,7 +18,7 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "use 1 or more",
     ),
     ("max_new_tokens", lambda x: x >= 0, "use 0 or more"),
-    ("threads", lambda x: 0 <= x <= 1024, "use 0 for the usual number, or up to 1024"),
+    ("threads", lambda x: 0 <= x <= MOST_THREADS, f"use 0 for the usual number, or up to {MOST_THREADS}"),
     ("seed", lambda x: -(2**63) <= x < 2**63, "use a number of up to 18 digits"),
     ("reward_lr ppo_lr sft_lr clip max_kl", lambda x: 0 < x < math.inf, "use a number above 0"),
     (

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from chatbot import adapters
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot, weigh
@@ -112,7 +113,7 @@ def _hashes(snapshot: Snapshot) -> dict[str, str]:
 
 def rank_of(folder: Path) -> int:
     """The LoRA rank of the adapter saved in `folder`."""
-    return int(json.loads((folder / "adapter_config.json").read_text())["r"])
+    return int(json.loads((folder / adapters.CONFIG).read_text())["r"])
 
 
 def bootstrap_turns(turns: Sequence[RankedTurn], seed: int) -> list[RankedTurn]:

@@ -153,6 +153,7 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
     if night.team.is_chief and not (former and is_still_allowed(night.db, former)):
         if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
             shutil.rmtree(learned)
+            night.progress.begin_anew()
             runs.forget_metrics(night.db, night.run, "ppo")
         if former:  # an edit is a ranking too, by the same id: what the reward models know of it stays
             known = {ranking for rankings in learned_in(night.folder).values() for ranking in rankings}

@@ -210,7 +210,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "who": ("Who", "人员"),
     "what": ("What", "操作"),
     "detail": ("Detail", "详情"),
-    "log": ("What operators did", "操作记录"),
+    "log": ("Who changed what", "操作记录"),
     "no_log": ("Nothing yet.", "暂无。"),
 }
 
