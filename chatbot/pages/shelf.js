@@ -62,6 +62,8 @@ const chatRow = (chat) => {
     h('summary', { class: 'icon-button', 'aria-label': t('actions', { title: chat.title }) }, icon('more')),
     h('div', { class: 'menu-items' }, item('rename', () => renameChat(chat, row())),
       item('export', () => ask('export_chat', { target: chat.id })), remove));
+  // A menu that is opened again asks anew before it deletes.
+  details.addEventListener('toggle', () => { delete remove.dataset.sure; remove.textContent = t('delete'); });
   details.addEventListener('keydown', (event) => {
     if (event.key !== 'Escape' || !details.open) return;
     event.stopPropagation(); // elsewhere on the page Escape stops the replies

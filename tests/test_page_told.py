@@ -1,0 +1,46 @@
+"""What the page tells people of what they did: what is deleted, named, saved or sent, and where to look."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from data.database import Database
+from tests.browser import PATIENCE, Server, Visitor, visit
+from tests.stories import a_turn, somebody
+
+pytestmark = pytest.mark.browser
+SITE = ("--max-new-tokens", "12")
+LONG = "\n\n".join(f"Paragraph {number} of a long reply." for number in range(12))
+
+
+@pytest.fixture
+def visitor(
+    browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
+) -> Iterator[Visitor]:
+    """Somebody new before the three long replies to their one message."""
+    name = request.node.name[-40:]
+    chat = a_turn(site[1], somebody(site[1], name), [LONG, LONG, LONG])[0].conversation_id
+    visitor = visit(browser, *site, name, path=f"/?c={chat}")
+    expect(visitor.page.locator(".card")).to_have_count(3, timeout=PATIENCE)
+    yield visitor
+    visitor.context.close()
+
+
+@pytest.fixture
+def page(visitor: Visitor) -> Page:
+    return visitor.page
+
+
+def open_menu(page: Page) -> None:
+    page.locator(".chats li").hover()
+    page.locator(".chats .menu summary").click()
+
+
+def test_a_menu_that_was_closed_asks_again_before_it_deletes(page: Page) -> None:
+    open_menu(page)
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Really delete?")).to_be_visible()
+    page.locator(".top-bar .title").click()
+    open_menu(page)
+    expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
