@@ -37,6 +37,12 @@ def open_menu(page: Page) -> None:
     page.locator(".chats .menu summary").click()
 
 
+def type_name(page: Page, name: str) -> None:
+    open_menu(page)
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("textbox", name="Rename").fill(name)
+
+
 def test_a_menu_that_was_closed_asks_again_before_it_deletes(page: Page) -> None:
     open_menu(page)
     page.get_by_role("button", name="Delete").click()
@@ -44,3 +50,10 @@ def test_a_menu_that_was_closed_asks_again_before_it_deletes(page: Page) -> None
     page.locator(".top-bar .title").click()
     open_menu(page)
     expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
+
+
+def test_a_renamed_chat_has_its_new_name_everywhere(page: Page) -> None:
+    type_name(page, "On counting")
+    page.keyboard.press("Enter")
+    expect(page.locator(".top-bar .title")).to_have_text("On counting", timeout=PATIENCE)
+    expect(page).to_have_title("On counting · Night School")

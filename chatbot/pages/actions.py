@@ -224,8 +224,10 @@ class Actions:
         return view | more
 
     def rename_chat(self, person: Person, sent: Payload) -> View:
-        conversations.rename(self.db, sidebars.target(self.db, person, sent), sent.text("title", 200))
-        return self.search_chats(person, sent)
+        target = sidebars.target(self.db, person, sent)
+        conversations.rename(self.db, target, sent.text("title", 200))
+        named = {"id": target, "title": conversations.get(self.db, target, person.id).title}
+        return self.search_chats(person, sent, named=named)
 
     def export_chat(self, person: Person, sent: Payload) -> View:
         file = sidebars.exported(self.db, sidebars.target(self.db, person, sent), new_id())

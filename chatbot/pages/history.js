@@ -99,12 +99,20 @@ const drawTurns = () => {
   wanted.forEach((node, index) => { if (log.children[index] !== node) log.insertBefore(node, log.children[index] ?? null); });
 };
 
+const showTitle = () => {
+  title.textContent = value.title || t('new_chat');
+  document.title = value.title ? `${value.title} · ${t('app')}` : t('app');
+};
+document.addEventListener('night:named', ({ detail }) => {
+  if (detail.id !== value?.conversation_id) return;
+  value = { ...value, title: detail.title };
+  showTitle();
+});
 const draw = () => {
   if (night.isStale(props.value)) return;
   const isLed = night.address() !== (value?.conversation_id || ''); // by Back or a link, perhaps to a chat that is gone
   value = props.value;
-  title.textContent = value.title || t('new_chat');
-  document.title = value.title ? `${value.title} · ${t('app')}` : t('app');
+  showTitle();
   hello.hidden = value.turns.length > 0;
   document.body.classList.toggle('is-new', value.turns.length === 0);
   latest.hidden = value.is_latest;

@@ -158,6 +158,7 @@ const draw = (isLate) => {
   const before = value?.file?.key;
   value = props.value;
   if (value.file && value.file.key !== before) download(value.file);
+  if (value.named) document.dispatchEvent(new CustomEvent('night:named', { detail: value.named }));
   showChats();
   const note = value.has_more ? (value.search ? 'more_found' : 'older_chats') : (!value.chats.length && value.search ? 'none_found' : '');
   if (note) chats.append(h('li', { class: 'none' }, t(note)));
