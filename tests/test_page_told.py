@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from data import conversations
 from data.database import Database
-from tests.browser import PATIENCE, Server, Visitor, visit
+from tests.browser import PATIENCE, Server, Visitor, visit, wait_for
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -32,6 +33,11 @@ def page(visitor: Visitor) -> Page:
     return visitor.page
 
 
+@pytest.fixture
+def db(site: tuple[Server, Database]) -> Database:
+    return site[1]
+
+
 def open_menu(page: Page) -> None:
     page.locator(".chats li").hover()
     page.locator(".chats .menu summary").click()
@@ -41,6 +47,10 @@ def type_name(page: Page, name: str) -> None:
     open_menu(page)
     page.get_by_role("button", name="Rename").click()
     page.get_by_role("textbox", name="Rename").fill(name)
+
+
+def the_title(db: Database, visitor: Visitor) -> str:
+    return conversations.list_for(db, visitor.person.id)[0].title
 
 
 def test_a_menu_that_was_closed_asks_again_before_it_deletes(page: Page) -> None:
@@ -57,3 +67,14 @@ def test_a_renamed_chat_has_its_new_name_everywhere(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".top-bar .title")).to_have_text("On counting", timeout=PATIENCE)
     expect(page).to_have_title("On counting · Night School")
+
+
+def test_a_name_is_kept_where_one_clicks_elsewhere_and_not_after_escape(
+    page: Page, visitor: Visitor, db: Database
+) -> None:
+    type_name(page, "Thrown away")
+    page.keyboard.press("Escape")
+    type_name(page, "Kept")
+    page.locator(".composer textarea").click()
+    wait_for(page, lambda: the_title(db, visitor) == "Kept")
+    expect(page.locator(".chats .chat-title")).to_have_text("Kept", timeout=PATIENCE)

@@ -27,19 +27,25 @@ const who = h('div', { class: 'who' });
 
 const renameChat = (chat, row) => {
   const input = h('input', { class: 'search', dir: 'auto', value: chat.title, 'aria-label': t('rename'), maxlength: 120 });
-  const done = () => { if (input.isConnected) row.replaceChildren(...chatRow(chat)); };
-  const close = () => { done(); row.querySelector('summary').focus(); };
+  let isOver = false;
+  // Whoever goes elsewhere keeps the new name as with Enter; only Escape leaves the old one.
+  const done = (isKept) => {
+    if (isOver) return;
+    isOver = true; // what leaves the page loses the focus, which is no second answer
+    if (isKept && input.value.trim() && input.value !== chat.title) ask('rename_chat', { target: chat.id, title: input.value });
+    if (input.isConnected) row.replaceChildren(...chatRow(chat));
+  };
+  const close = (isKept) => { done(isKept); row.querySelector('summary').focus(); };
   input.addEventListener('keydown', (event) => {
     if (night.isComposing(event)) return;
     if (event.key === 'Enter' && input.value.trim()) {
-      ask('rename_chat', { target: chat.id, title: input.value });
-      close();
+      close(true);
     } else if (event.key === 'Escape') {
       event.stopPropagation(); // elsewhere on the page Escape stops the replies
-      close();
+      close(false);
     }
   });
-  input.addEventListener('blur', done);
+  input.addEventListener('blur', () => done(true));
   row.replaceChildren(input);
   input.focus();
   input.select();
