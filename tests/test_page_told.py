@@ -78,3 +78,10 @@ def test_a_name_is_kept_where_one_clicks_elsewhere_and_not_after_escape(
     page.locator(".composer textarea").click()
     wait_for(page, lambda: the_title(db, visitor) == "Kept")
     expect(page.locator(".chats .chat-title")).to_have_text("Kept", timeout=PATIENCE)
+
+
+def test_no_two_buttons_of_the_board_have_one_name(page: Page) -> None:
+    for key in ("Escape", *"A1"):
+        page.keyboard.press(key)
+    names = [name for name in page.locator(".board-foot button:visible").all_inner_texts() if name]
+    assert "Clear" in names and len(names) == len(set(names))

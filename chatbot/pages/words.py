@@ -124,7 +124,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "all_bad": ("All bad", "都不好"),
     "bad_reply": ("Bad reply", "回复不好"),
     "all_tied": ("All tied", "都一样"),
-    "clear": ("Clear", "清除"),
+    "clear": ("Start over", "重新排序"),
     "skip": ("Skip", "跳过"),
     "regenerate": ("Regenerate", "重新生成"),
     "undo": ("Undo", "撤销"),
