@@ -80,6 +80,18 @@ def test_a_name_is_kept_where_one_clicks_elsewhere_and_not_after_escape(
     expect(page.locator(".chats .chat-title")).to_have_text("Kept", timeout=PATIENCE)
 
 
+def test_marks_that_are_cleared_leave_the_saved_ranking_and_the_foot_says_so(page: Page) -> None:
+    for key in ("Escape", *"A1B2"):  # out of the box for a message, then two marks
+        page.keyboard.press(key)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved", timeout=PATIENCE)
+    page.get_by_role("button", name="Start over").click()
+    said = "Saved, and it still counts: A > B. To take it back, press Undo."
+    expect(page.locator(".order")).to_have_text(said)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".order")).to_contain_text("Rank at least two", timeout=PATIENCE)
+
+
 def test_no_two_buttons_of_the_board_have_one_name(page: Page) -> None:
     for key in ("Escape", *"A1"):
         page.keyboard.press(key)

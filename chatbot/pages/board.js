@@ -65,7 +65,9 @@ const orderSentence = () => {
   if (mine.best) return t('order_best', { letter: find(mine.best).letter });
   if (mine.allBad) return t(Object.keys(placesOfKind()).length === 1 ? 'order_bad' : 'order_all_bad');
   const count = Object.keys(mine.places).length;
-  if (count === 0) return value.saved?.kind === 'skip' ? t('order_skip') : t('order_empty');
+  if (count === 0 && value.saved?.kind === 'skip') return t('order_skip');
+  if (count === 0 && value.saved && !isOutgrown(value.saved)) return t('order_still', { saved: t(value.saved.word, value.saved) });
+  if (count === 0) return t('order_empty');
   return count === 1 ? t('order_one', { letter: orderText() }) : orderText();
 };
 const placesOfKind = () => {

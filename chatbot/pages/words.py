@@ -116,6 +116,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "order": ("Order", "顺序"),
     "order_empty": ("Which do you like best? Rank at least two.", "您最喜欢哪个？至少为两个回复排名。"),
     "order_one": ("{letter} first. Rank one more, or press Best.", "{letter} 排第一。再排一个，或点“最佳”。"),
+    "order_still": (
+        "Saved, and it still counts: {saved}. To take it back, press Undo.",
+        "已保存的排序仍然有效：{saved}。要收回它，请点“撤销”。",
+    ),
     "order_full": ("{order}", "{order}"),
     "order_best": ("{letter} is best", "{letter} 最佳"),
     "order_all_bad": ("None of them is good", "都不好"),
