@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, sync_playwright
 
 from chatbot import accounts
 from data import people
@@ -172,3 +172,12 @@ def wait_for(page: Page, condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         page.wait_for_timeout(50)
+
+
+def is_in_view(page: Page, element: Locator) -> bool:
+    """Whether all of it is in view, below the bar and above the box for a message."""
+    top, there, bottom = (
+        one.bounding_box() for one in (page.locator(".top-bar"), element, page.locator("#composer"))
+    )
+    assert top and there and bottom
+    return top["y"] + top["height"] <= there["y"] and there["y"] + there["height"] <= bottom["y"]

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from data.database import Database
-from tests.browser import PATIENCE, Server, Visitor, visit, wait_for
+from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
 from tests.stories import a_turn, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
@@ -32,14 +32,6 @@ def open_turn(
     yield open_turn
     for visitor in visitors:
         visitor.context.close()
-
-
-def is_above_the_composer(page: Page, selector: str) -> bool:
-    """Whether all of it is in view, below the bar and above the box for a message."""
-    edges = [page.locator(name).bounding_box() for name in (".top-bar", selector, "#composer")]
-    top, there, bottom = edges
-    assert top and there and bottom
-    return top["y"] + top["height"] <= there["y"] and there["y"] + there["height"] <= bottom["y"]
 
 
 @pytest.mark.parametrize("first", [1, 98, 1990])
@@ -83,4 +75,4 @@ def test_the_comparison_comes_into_view_when_it_is_opened(open_turn: OPEN, motio
     page = open_turn([text, f"{text} It is longer.", "three"], reduced_motion=motion)
     page.get_by_role("button", name="Compare").scroll_into_view_if_needed()
     page.get_by_role("button", name="Compare").click()
-    wait_for(page, lambda: is_above_the_composer(page, ".compare"))
+    wait_for(page, lambda: is_in_view(page, page.locator(".compare")))

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from data import conversations
 from data.database import Database
-from tests.browser import PATIENCE, Server, Visitor, visit, wait_for
+from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
 from tests.stories import a_turn, somebody
 
 pytestmark = pytest.mark.browser
@@ -97,3 +97,12 @@ def test_no_two_buttons_of_the_board_have_one_name(page: Page) -> None:
         page.keyboard.press(key)
     names = [name for name in page.locator(".board-foot button:visible").all_inner_texts() if name]
     assert "Clear" in names and len(names) == len(set(names))
+
+
+def test_new_replies_come_into_view(page: Page) -> None:
+    again = page.get_by_role("button", name="Regenerate")
+    again.scroll_into_view_if_needed()
+    again.click()
+    expect(page.locator(".card")).to_have_count(7, timeout=PATIENCE)
+    fourth = page.locator(".card").nth(3)
+    wait_for(page, lambda: is_in_view(page, fourth))

@@ -259,6 +259,12 @@ const rebuild = () => {
   replies().filter((reply) => night.draft(reply.id)).forEach((reply) => does.edit(reply.id));
   root.replaceChildren(notice, list, foot.root);
 };
+// More replies to the same message: the first of them comes into view.
+const showMore = (before) => {
+  if (before?.turn_id !== value.turn_id) return;
+  const fresh = replies().find((reply) => before.replies.every((one) => one.id !== reply.id));
+  if (fresh) requestAnimationFrame(() => cards.get(fresh.id)?.root.scrollIntoView({ block: 'start', behavior: 'instant' }));
+};
 const draw = () => {
   if (night.isStale(props.value)) return;
   const before = value;
@@ -267,7 +273,7 @@ const draw = () => {
   root.hidden = !value.turn_id;
   if (!value.turn_id) { night.shared.turn = null; document.dispatchEvent(new CustomEvent('night:turn')); return; }
   const same = (x) => [x.turn_id, ...x.replies.map((reply) => reply.id)].join();
-  if (!before?.turn_id || same(before) !== same(value)) rebuild();
+  if (!before?.turn_id || same(before) !== same(value)) { rebuild(); showMore(before); }
   else if (!before.saved && value.saved) night.say(`${t('saved')}: ${t(value.saved.word, value.saved)}`);
   // Saved, they are kept no more; what was marked while the answer was on its way is of the state it brought.
   if (was !== stateOfRanking() && keptMarks()) keepMarks();

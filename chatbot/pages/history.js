@@ -111,6 +111,7 @@ document.addEventListener('night:named', ({ detail }) => {
 const draw = () => {
   if (night.isStale(props.value)) return;
   const isLed = night.address() !== (value?.conversation_id || ''); // by Back or a link, perhaps to a chat that is gone
+  const before = value?.turns.at(-1)?.turn_id;
   value = props.value;
   showTitle();
   hello.hidden = value.turns.length > 0;
@@ -123,7 +124,9 @@ const draw = () => {
   const button = enteredFork();
   entered = null;
   button?.focus({ preventScroll: true });
-  const here = button ? button.closest('.said') : log.lastElementChild;
+  // Where the turn is the one that was shown, the page stays where the person reads; to new replies the board leads.
+  const isSame = !!before && before === value.turns.at(-1)?.turn_id;
+  const here = button ? button.closest('.said') : (!isSame && log.lastElementChild);
   if (here) requestAnimationFrame(() => here.scrollIntoView({ block: 'start', behavior: 'instant' }));
 };
 window.addEventListener('popstate', () => {
