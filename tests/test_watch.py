@@ -71,6 +71,19 @@ def test_a_slot_with_too_few_rankings_is_recorded_and_not_asked_again(db: Databa
     assert claim(db, NIGHT + DAY) is not None
 
 
+def test_a_slot_with_too_few_rankings_is_not_left_running_where_the_database_is_held(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*_: Any, **__: Any) -> None:
+        raise Locked("Another process is writing to the database - try again in a moment.")
+
+    rank_at(db, NIGHT - 60, count=1)
+    monkeypatch.setattr(runs, "finish", held)
+    with pytest.raises(Locked):
+        claim(db, NIGHT + 5)
+    assert runs.latest(db) is None
+
+
 def test_the_night_before_the_first_start_is_passed_over_without_a_row(db: Database) -> None:
     noon = NIGHT + 9 * 3600
     rank_at(db, noon + 60)

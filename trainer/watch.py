@@ -79,14 +79,15 @@ def claim_due(
     is_enough = fresh >= schedule.min_rankings
     if not is_enough and last is None and at < since:
         return None
-    run = runs.claim(db, key, config=config, now=now)
-    if run is None or is_enough:
-        return run
     reason = (
         f"Only {fresh} new rankings lay there when it was time, {schedule.min_rankings} are asked for - "
         'what serves stays; rank more, or lower "trainer schedule --min-rankings".'
     )
-    runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason=reason)
+    with db.write():  # one that is not to run is never seen running
+        run = runs.claim(db, key, config=config, now=now)
+        if run is None or is_enough:
+            return run
+        runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason=reason)
     return None
 
 
