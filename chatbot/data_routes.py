@@ -45,7 +45,7 @@ def data_routes(db: Database, home: Home, throttle: Throttle) -> APIRouter:
                 check=lambda: accounts.check_still_operated(db, person, stored),
             )
         except Problem as problem:
-            return html_answer(pages.account_page(person, kept=str(problem)), problem)
+            return html_answer(pages.account_page(person, delete_problem=str(problem)), problem)
         return without_cookies(html_answer(pages.farewell_page(done)))
 
     @router.get("/operate/export/{fmt}")

@@ -102,7 +102,7 @@ def account_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
     def show_account(request: Request, done: str = "") -> Response:
         said = "The password is changed; your other sessions have ended. Your API keys go on working."
         return html_answer(
-            pages.account_page(accounts.require(request), done=said if done == "password" else "")
+            pages.account_page(accounts.require(request), password_done=said if done == "password" else "")
         )
 
     @router.post("/password")
@@ -111,7 +111,7 @@ def account_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
         try:
             accounts.change_password(db, throttle, person, old, new, address_of(request))
         except Problem as problem:
-            return html_answer(pages.account_page(person, said=str(problem)), problem)
+            return html_answer(pages.account_page(person, password_problem=str(problem)), problem)
         token = accounts.open_session(db, person)
         return _signed_in(request, config, db, token, "/account/?done=password")
 

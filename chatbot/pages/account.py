@@ -111,8 +111,10 @@ def set_password_page(link: str, name: str, *, said: str = "") -> str:
     )
 
 
-def account_page(person: Person, *, said: str = "", done: str = "", kept: str = "") -> str:
-    """A person's own page; `said` and `done` are of the password, `kept` is why nothing was deleted."""
+def account_page(
+    person: Person, *, password_problem: str = "", password_done: str = "", delete_problem: str = ""
+) -> str:
+    """A person's own page."""
     operate = '<a class="button quiet" href="/operate/">Operate</a>' if person.role == "operator" else ""
     return page(
         "Account",
@@ -120,7 +122,8 @@ def account_page(person: Person, *, said: str = "", done: str = "", kept: str = 
         f'<div class="row"><a class="button" href="/">Back to the chat</a>{operate}'
         '<form method="post" action="/logout">'
         '<button class="quiet">Sign out</button></form></div></div>'
-        f'<div class="card"><h2>Change the password</h2>{_said(said)}{_said(done, "good")}'
+        '<div class="card"><h2>Change the password</h2>'
+        f"{_said(password_problem)}{_said(password_done, 'good')}"
         '<form method="post" action="/account/password">'
         f'<input type="text" hidden name="username" autocomplete="username" value="{escape(person.name)}">'
         f"{_password_field('Present password', 'old', 'current-password')}"
@@ -134,7 +137,7 @@ def account_page(person: Person, *, said: str = "", done: str = "", kept: str = 
         "backups stay until these are removed, which happens by itself after a while.</p>"
         '<div class="row"><a class="button quiet" href="/account/export" download>Export my data</a></div>'
         "</div>"
-        f'<div class="card" id="delete"><h2>Delete me</h2>{_said(kept)}'
+        f'<div class="card" id="delete"><h2>Delete me</h2>{_said(delete_problem)}'
         "<p>Deletes your account, chats and rankings, and the files of nights that read them. It cannot be "
         "undone. A version that has learned from you keeps what it learned until another serves, and backups "
         "keep your words until they are rotated out.</p>"
