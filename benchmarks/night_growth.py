@@ -2,7 +2,7 @@
 
     python benchmarks/night_growth.py                  # about an hour on two cores
     python benchmarks/night_growth.py --sizes 50,100
-    python benchmarks/night_growth.py --sizes 100,1000,10000 --model DIRECTORY   # a tiny one: our own work
+    python benchmarks/night_growth.py --sizes 100,400,1000 --model DIRECTORY     # a tiny one: our own work
 
 In one state directory simulated raters rank until there are so many, then a night trains everything anew,
 which reads all rankings there are. PPO and the gate read none: one update of PPO is made, and the gate has 20
