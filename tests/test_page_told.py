@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from chatbot import accounts
 from data import conversations
 from data.database import Database
 from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
@@ -106,3 +107,24 @@ def test_new_replies_come_into_view(page: Page) -> None:
     expect(page.locator(".card")).to_have_count(7, timeout=PATIENCE)
     fourth = page.locator(".card").nth(3)
     wait_for(page, lambda: is_in_view(page, fourth))
+
+
+@pytest.mark.parametrize("act", ["send", "rank"])
+def test_who_was_signed_out_elsewhere_reads_it_once_with_the_way_back(
+    visitor: Visitor, page: Page, act: str
+) -> None:
+    visitor.context.clear_cookies(name=accounts.COOKIE)
+    if act == "send":
+        visitor.say("Are you there?")
+    else:
+        for key in ("Escape", *"A1B2", "Control+Enter"):
+            page.keyboard.press(key)
+    alert = page.get_by_role("alert").filter(has_text="signed out")
+    expect(alert).to_have_count(1, timeout=PATIENCE)
+    page.wait_for_timeout(4000)  # by then a page that goes on asking has asked three times more
+    expect(page.get_by_text("sign", exact=False).and_(page.locator(".toast-body"))).to_have_count(0)
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    if act == "send":
+        expect(page.locator(".composer textarea")).to_have_value("Are you there?")
+    alert.get_by_role("link", name="Sign in").click()
+    page.wait_for_url("**/login?next=*")

@@ -104,6 +104,10 @@ area.addEventListener('keydown', (event) => {
     area.blur();
   }
 });
+document.addEventListener('night:signed-out', () => {
+  if (waiting) answered(false);
+  update();
+});
 document.addEventListener('night:open', (event) => {
   place = event.detail;
   area.value = draft(place);

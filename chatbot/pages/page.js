@@ -85,6 +85,20 @@ window.night ??= (() => {
     if (!live.isConnected) document.body.append(live);
     live.textContent = text;
   };
+  // The session has ended, in another tab perhaps. It is said once, with the way back in, and nothing is waited for:
+  // of each event that is refused Gradio would show a line of its own, so it hears nothing of that answer.
+  const ended = h('div', { class: 'signed-out', role: 'alert' });
+  const { fetch } = window;
+  window.fetch = async (...request) => {
+    const answer = await fetch(...request);
+    if (!answer.url.includes('/queue/join')) return answer;
+    if (answer.status !== 401) { ended.remove(); return answer; }
+    const next = encodeURIComponent(location.pathname + location.search);
+    ended.replaceChildren(t('signed_out'), ' ', h('a', { href: `/login?next=${next}` }, t('sign_in')));
+    document.body.append(ended);
+    document.dispatchEvent(new CustomEvent('night:signed-out'));
+    return new Promise(() => {});
+  };
   const copy = async (text, button) => {
     try {
       await navigator.clipboard.writeText(text);
@@ -231,6 +245,7 @@ window.night ??= (() => {
       left = 0;
       clearTimeout(timer);
     });
+    document.addEventListener('night:signed-out', () => { left = 0; clearTimeout(timer); });
     return (event, data) => {
       left = 4;
       asked = data.look;

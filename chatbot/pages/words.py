@@ -172,6 +172,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "这条消息没有得到回复。请点“重新生成”，或编辑这条消息，作为新分支发送。",
     ),
     # What the server says
+    "sign_in": ("Sign in", "登录"),
     "signed_out": (
         "You are signed out - reload the page to sign in again.",
         "您已退出登录，请刷新页面重新登录。",
