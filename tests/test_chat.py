@@ -136,9 +136,10 @@ def test_a_bad_message_is_refused_and_leaves_nothing(
 
 def test_a_refused_message_leaves_the_page_where_it_was(actions: Actions, ada: Person) -> None:
     turn_id = sent(actions, ada)
-    page, followed = actions.stay(ada, Payload({"turn_id": turn_id, "key": "k", "look": 3}))
+    page, followed = actions.stay(ada, Payload({"turn_id": turn_id, "key": "k", "look": 3}), "Why.")
     assert followed == turn_id and page[1]["turn_id"] == turn_id
     assert page[2]["answered"] == "k" and not page[2]["is_sent"] and page[2]["look"] == 3
+    assert page[2]["reason"] == "Why."
 
 
 OWN_THINGS = (

@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 from chatbot import accounts
 from data import conversations
 from data.database import Database
+from data.records import Sampling
 from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
 from tests.stories import a_turn, somebody
 
@@ -128,3 +129,23 @@ def test_who_was_signed_out_elsewhere_reads_it_once_with_the_way_back(
         expect(page.locator(".composer textarea")).to_have_value("Are you there?")
     alert.get_by_role("link", name="Sign in").click()
     page.wait_for_url("**/login?next=*")
+
+
+def test_replies_that_a_stopped_server_cut_off_and_why_a_message_was_refused(
+    visitor: Visitor, page: Page, site: tuple[Server, Database], db: Database
+) -> None:
+    chat = conversations.create(db, visitor.person.id)
+    turn = conversations.add_user_message(db, chat.id, None, "Count on.", visitor.person.id)
+    for reply in conversations.start_replies(db, turn.id, "base", Sampling(), range(2)):
+        conversations.finish_reply(db, reply.id, "", 0, "interrupted")
+    page.goto(f"{site[0].url}/?c={chat.id}")
+    visitor.start_chat()
+    notice = page.get_by_text("The server was stopped before the replies were complete.")
+    expect(notice).to_be_visible(timeout=PATIENCE)
+    visitor.say("And now?")
+    said = (
+        "Not sent. Your text is still here. This turn has no finished reply - wait for one, press Regenerate"
+    )
+    expect(page.locator(".unsent")).to_contain_text(said, timeout=PATIENCE)
+    page.locator(".composer textarea").fill("Something else?")
+    expect(page.locator(".unsent")).to_be_hidden()

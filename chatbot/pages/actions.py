@@ -93,9 +93,9 @@ class Actions:
         page = self.show(person, conversation_id, sent.look, **answer)
         return page, str(page[1]["turn_id"])
 
-    def stay(self, person: Person, sent: Payload) -> tuple[Page, str]:
+    def stay(self, person: Person, sent: Payload, reason: str = "") -> tuple[Page, str]:
         """Where the person was when something went wrong; an empty page where even that cannot be shown."""
-        answer: View = {"answered": sent.text("key"), "is_sent": False}
+        answer: View = {"answered": sent.text("key"), "is_sent": False, "reason": reason}
         try:
             turn_id = sent.text("turn_id")
             here = self.own_turn(person, turn_id).conversation_id if turn_id else sent.text("conversation_id")
@@ -104,7 +104,7 @@ class Actions:
             page = self.show(person, "", sent.look, **answer)
         return page, str(page[1]["turn_id"])
 
-    def unsent(self, sent: Payload) -> View:
+    def unsent(self, sent: Payload, reason: str) -> View:
         """The composer's answer where the page cannot be shown: the message was not taken."""
         return composer_view(
             sent.text("conversation_id"),
@@ -112,6 +112,7 @@ class Actions:
             self.config.replies,
             answered=sent.text("key"),
             is_sent=False,
+            reason=reason,
         )
 
     def revisit(self, person: Person, sent: Payload) -> tuple[Page, str]:

@@ -224,7 +224,7 @@ const updateNotice = () => {
   const parts = [];
   if (value.queue) parts.push(value.queue === 1 ? t('waiting_one') : t('waiting', { count: value.queue }));
   if (value.dropped) parts.push(t('dropped', { count: value.dropped }));
-  if (!replies().length) parts.push(t('no_replies'));
+  if (!replies().length) parts.push(t(value.is_cut_off ? 'cut_off' : 'no_replies'));
   if (isUnaimed && night.hasShortcuts()) parts.push(t('choose_first'));
   tell(notice, parts.join(' '));
   notice.hidden = !parts.length;

@@ -121,8 +121,14 @@ def board_view(
         "revisions": len(rankings.revisions(db, turn_id, person.id)),
         "queue": live.queue_position if live and is_writing else 0,
         "dropped": live.dropped if live else 0,
+        "is_cut_off": not shown and _was_cut_off(db, turn_id),
         "default_replies": default_replies,
     }
+
+
+def _was_cut_off(db: Database, turn_id: str) -> bool:
+    """Whether the server was stopped while replies to the turn were being written."""
+    return any(reply.finish_reason == "interrupted" for reply in conversations.replies(db, turn_id))
 
 
 def _reply_view(

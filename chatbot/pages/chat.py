@@ -134,7 +134,7 @@ def _done(
         return action(person, sent)
     except Problem as problem:
         gr.Warning(escape(str(problem)))
-        return actions.stay(person, sent)
+        return actions.stay(person, sent, str(problem))
 
 
 async def follow(
@@ -149,7 +149,7 @@ async def follow(
         page, turn_id = await _aside(_done, actions, action, person, sent)
     except Problem as problem:
         gr.Warning(escape(str(problem)))
-        yield gr.skip(), gr.skip(), actions.unsent(sent), gr.skip()
+        yield gr.skip(), gr.skip(), actions.unsent(sent, str(problem)), gr.skip()
         return
     yield page
     is_done = not turn_id

@@ -15,9 +15,10 @@ const stopButton = h('button', {
   onclick: () => document.dispatchEvent(new CustomEvent('night:stop')),
 }, icon('stop'));
 const status = h('span', { class: 'length', role: 'status' });
+const unsent = h('p', { class: 'unsent', role: 'status' });
 const form = h('form', { class: 'composer', onsubmit: (event) => { event.preventDefault(); send(); } },
   area, h('div', { class: 'composer-row' }, status, h('span', { class: 'push' }), stopButton, sendButton));
-element.replaceChildren(form);
+element.replaceChildren(unsent, form);
 
 const draft = (id) => night.kept(`draft_${id}`);
 const keepDraft = (id, text) => night.keep(`draft_${id}`, text);
@@ -29,8 +30,10 @@ const isRepeat = () => !!sent && sent.place === place && sent.text === area.valu
 const update = () => {
   const over = [...area.value].length - LONGEST;
   const near = over > -LONGEST / 5;
-  const unsent = isRepeat() && !waiting ? t(sent.isRefused ? 'not_sent' : 'no_answer') : '';
-  status.textContent = over > 0 ? t('too_long', { over }) : (near ? `${over + LONGEST} / ${LONGEST}` : unsent);
+  const isUnsent = isRepeat() && !waiting;
+  unsent.textContent = isUnsent ? `${t(sent.isRefused ? 'not_sent' : 'no_answer')} ${sent.reason || ''}` : '';
+  unsent.hidden = !isUnsent;
+  status.textContent = over > 0 ? t('too_long', { over }) : (near ? `${over + LONGEST} / ${LONGEST}` : '');
   status.classList.toggle('is-over', over > 0);
   sendButton.disabled = isBusy() || isComing() || over > 0 || !area.value.trim();
   stopButton.hidden = !isBusy();
@@ -59,10 +62,10 @@ const giveUp = () => {
 };
 // What was typed after the message went off stays: the next message has begun.
 const without = (text) => (text.startsWith(sent.text) ? text.slice(sent.text.length).trimStart() : text);
-const answered = (isSent) => {
+const answered = (isSent, reason = '') => {
   stopWaiting();
   if (!isSent) {
-    remember({ ...sent, isRefused: true });
+    remember({ ...sent, isRefused: true, reason });
     night.lookBack(sent.look, value?.look ?? 0);
     return;
   }
@@ -84,7 +87,7 @@ const moveTo = (id) => {
 const draw = (isLate) => {
   const next = props.value;
   if (next?.answered && !isLate) document.dispatchEvent(new CustomEvent('night:answered', { detail: next }));
-  if (next && sent && next.answered === sent.key && !isLate) answered(next.is_sent);
+  if (next && sent && next.answered === sent.key && !isLate) answered(next.is_sent, next.reason);
   if (!night.isStale(next)) {
     const isHere = place === (value?.conversation_id ?? '');
     value = next;

@@ -22,12 +22,13 @@ class Composer(gr.HTML):
 
 
 def composer_view(conversation_id: str, look: int, default_replies: int, **answer: object) -> View:
-    """The composer of a conversation; `answered` and `is_sent` tell what became of a message."""
+    """The composer of a conversation; `answered`, `is_sent` and `reason` tell what became of a message."""
     return {
         "look": look,
         "conversation_id": conversation_id,
         "default_replies": default_replies,
         "answered": "",
         "is_sent": False,
+        "reason": "",
         **answer,
     }

@@ -167,6 +167,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "keys_save": ("save", "保存"),
     "keys_stop": ("stop", "停止"),
     "keys_write": ("write", "输入消息"),
+    "cut_off": (
+        "The server was stopped before the replies were complete. Press Regenerate for new ones, or edit the "
+        "message and send it as a branch.",
+        "服务器在回复完成之前停止了。请点“重新生成”，或编辑这条消息，作为新分支发送。",
+    ),
     "no_replies": (
         "No reply was written to this message. Press Regenerate, or edit it and send it as a branch.",
         "这条消息没有得到回复。请点“重新生成”，或编辑这条消息，作为新分支发送。",
