@@ -447,7 +447,7 @@ def test_a_vote_outlasts_the_replies_that_another_tab_asked_for(arrive: ARRIVAL,
     [late] = conversations.start_replies(db, turn_id, "base", Sampling(), [1])
     conversations.finish_reply(db, late.id, "late", 1, "stop")
     visitor.say("Go on.")
-    expect(page.get_by_text("Replies were added in another tab")).to_be_visible()
+    expect(page.locator(".unsent")).to_contain_text("Replies were added in another tab", timeout=SLOW)
     expect(page.locator(".card")).to_have_count(4)
     page.locator(".composer textarea").press("Enter")
     expect(page.locator(".answered .tag")).to_have_text("None of them is good", timeout=SLOW)
