@@ -1,7 +1,7 @@
 """What was found out once and can be found out again, kept in a small JSON file.
 
-A file that is missing, or that a power cut or another release left damaged, is an empty memory: nothing that
-can be computed anew may stop a start.
+A file that is missing, or that a power cut or another release left damaged, is an empty memory: what it held
+is found out again.
 """
 
 import json
@@ -23,7 +23,10 @@ def recall(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read (%s): what it held is found out again.", file, error)
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        log.warning("%s holds no JSON object: what it held is found out again.", file)
+        return {}
+    return known
 
 
 def remember(file: Path, known: dict[str, Any]) -> None:

@@ -478,7 +478,7 @@ def followed(actions: Actions, person_id: str, **values: Any) -> list[Any]:
     return asyncio.run(collect())
 
 
-def test_pages_that_take_long_hold_up_no_program_and_no_end_of_the_server(
+def test_pages_that_take_long_hold_up_no_program(
     actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_over = threading.Event()

@@ -34,6 +34,12 @@ def open_turn(
         visitor.context.close()
 
 
+def test_a_text_without_markup_keeps_its_lines_and_blanks(open_turn: OPEN) -> None:
+    text = "def f(x):\n        return x\n" + "[" * 5000
+    page = open_turn([text, text])
+    assert page.locator(".card .plain").first.inner_text().startswith("def f(x):\n        return x\n[")
+
+
 @pytest.mark.parametrize("first", [1, 98, 1990])
 def test_the_numbers_of_a_long_list_are_whole(open_turn: OPEN, first: int) -> None:
     items = "\n".join(f"{number}. apples" for number in range(first, first + 12))

@@ -1,6 +1,7 @@
 """Pruning: what only old runs needed goes; what serves, served, anchors or teaches the next night stays."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from chatbot.manifest import Manifest, write_manifest
 from data import runs, versions
 from data.comparisons import Snapshot, write_snapshot
-from data.database import Database
+from data.database import Database, connect
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
@@ -311,6 +312,28 @@ def test_what_another_removes_meanwhile_is_gone_all_the_same(
 
     monkeypatch.setattr(shutil, "rmtree", too_late)
     assert prune(db, home, keep=1).runs == [old.id]
+
+
+def test_what_another_removes_while_it_is_counted_counts_no_more(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, walk = a_run(db, home, 1, "failed"), os.walk
+    a_run(db, home, 2, "failed")
+
+    def too_late(path: Path) -> list[tuple[str, list[str], list[str]]]:
+        return [(folder, names, [*files, "gone"]) for folder, names, files in walk(path)]
+
+    monkeypatch.setattr(os, "walk", too_late)
+    assert prune(db, home, keep=1).runs == [old.id]
+
+
+def test_a_dry_run_waits_for_nobody_s_write(db: Database, home: Home) -> None:
+    other = connect(home.database)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        assert prune(db, home, keep=1, dry_run=True).bytes == 0
+    finally:
+        other.close()
 
 
 def test_keeping_none_is_refused(db: Database, home: Home) -> None:

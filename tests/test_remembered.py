@@ -16,11 +16,13 @@ def test_what_was_remembered_is_recalled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_memory_is_empty_and_can_be_filled_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_memory_is_empty_and_can_be_filled_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "a.json"
     assert recall(file) == {}
     file.write_text(damage, encoding="latin-1")
-    assert recall(file) == {}
+    assert recall(file) == {} and "what it held is found out again" in caplog.text
     remember(file, {"a": 1})
     assert recall(file) == {"a": 1} and list(tmp_path.iterdir()) == [file]
 

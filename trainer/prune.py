@@ -11,9 +11,10 @@ learned from: their snapshot stays as an empty file, so nobody's words do.
     trainer prune
 """
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) 
     needed, warm = _needed(db, every), _warm(home, every)
     ended = [run for run in runs.list_all(db, limit=-1) if run.state != "running"]
     pruned, failures = Pruned(), list[str]()
-    for aside in _forsaken(db, home):
+    for aside in _forsaken(db, home, dry_run):
         with _noting(failures):
             size = _size(aside)
             if not dry_run:
@@ -80,10 +81,10 @@ def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) 
     return pruned
 
 
-def _forsaken(db: Database, home: Home) -> list[Path]:
+def _forsaken(db: Database, home: Home, dry_run: bool) -> list[Path]:
     """What a prune has set aside that was killed before it was gone. None that one at work is filling: that
-    happens in a write."""
-    with db.write():
+    happens in a write. To count them, nobody's write is waited for."""
+    with nullcontext() if dry_run else db.write():
         return sorted(home.runs.glob(f"{_ASIDE}*"))
 
 
@@ -138,9 +139,17 @@ def _warm(home: Home, every: list[Version]) -> set[Path]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
-    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+    """Bytes of a file, or of all files below a folder, which another prune may be removing."""
+    size = 0
+    for file in _files_below(path) if path.is_dir() and not path.is_symlink() else (str(path),):
+        with suppress(FileNotFoundError):
+            size += os.lstat(file).st_size
+    return size
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """All of them; a folder that is gone has none."""
+    return (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
 
 
 def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:

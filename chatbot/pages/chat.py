@@ -35,7 +35,8 @@ MOST_EVENTS = 400
 Result = TypeVar("Result")
 
 _THREADS = ThreadPoolExecutor(6, "pages")
-"""Of the pages alone: what takes long here holds up no program at /v1 and no orderly end of the server."""
+"""Of the pages alone: what takes long here holds up no program at /v1. Nor the server's end, which does not
+wait for threads (os._exit in __main__.py)."""
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
+from itertools import groupby
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
@@ -29,7 +30,7 @@ LONGEST_MARKDOWN, MOST_LINES = 20_000, 2_000
 MOST_BRACKETS = 4_000
 """Of `[`, each of which may open a link: 0.03 ms apiece where none does."""
 MOST_CELLS = 10_000
-"""Lines times the columns of the widest, as a row of a table is filled up: 0.02 ms apiece."""
+"""Lines of a paragraph times the columns of the widest, as rows of a table are filled up: 0.02 ms apiece."""
 _DEEPEST = 20
 """Quotes, lists and their entries within each other, or brackets."""
 LONGEST_HIGHLIGHTED = 2_000
@@ -75,13 +76,21 @@ def _takes_long(text: str) -> bool:
     if len(text) > LONGEST_MARKDOWN or text.count("[") > MOST_BRACKETS:
         return True
     lines = text.splitlines()
-    widest = max((line.count("|") for line in lines), default=0)
-    return len(lines) > MOST_LINES or len(lines) * widest > MOST_CELLS
+    return len(lines) > MOST_LINES or _cells(lines) > MOST_CELLS
+
+
+def _cells(lines: list[str]) -> int:
+    """How many there may be in all tables: none goes on after a blank line."""
+    total = 0
+    for is_blank, together in groupby(lines, lambda line: not line.strip()):
+        columns = [line.count("|") for line in together]
+        total += 0 if is_blank else len(columns) * max(columns)
+    return total
 
 
 def _as_written(text: str) -> str:
-    """One paragraph without any markup but its lines."""
-    return f"<p>{'<br>'.join(escape(text).split(chr(10)))}</p>\n"
+    """One paragraph with its own lines and blanks, by the page's style."""
+    return f'<p class="plain">{escape(text)}</p>\n'
 
 
 def settled_blocks(text: str) -> list[str]:
