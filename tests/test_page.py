@@ -169,6 +169,12 @@ def test_a_key_that_is_of_one_reply_asks_for_the_reply_first(arrive: ARRIVAL, ke
     page.keyboard.press(key)
     expect(hint).to_be_visible()
     expect(page.locator(".order")).to_contain_text("Which do you like best?")
+    page.keyboard.press("x")
+    expect(hint).to_have_count(0)
+    page.keyboard.press("x")
+    page.locator(".settings summary").click()
+    page.get_by_role("switch", name="Keyboard shortcuts").press(key)  # which is not of the board there
+    expect(hint).to_have_count(0)
     page.keyboard.press("c")
     expect(hint).to_have_count(0)
     page.keyboard.press(key)

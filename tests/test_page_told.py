@@ -11,6 +11,7 @@ from data.database import Database
 from data.records import Sampling
 from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
 from tests.stories import a_turn, somebody
+from tests.test_page_lost import late
 
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "12")
@@ -80,6 +81,21 @@ def test_a_name_is_kept_where_one_clicks_elsewhere_and_not_after_escape(
     page.locator(".composer textarea").click()
     wait_for(page, lambda: the_title(db, visitor) == "Kept")
     expect(page.locator(".chats .chat-title")).to_have_text("Kept", timeout=PATIENCE)
+
+
+def test_a_name_that_is_being_typed_stays_while_the_list_is_drawn_anew(
+    page: Page, visitor: Visitor, db: Database
+) -> None:
+    with late(page):
+        type_name(page, "First")
+        page.keyboard.press("Enter")
+        type_name(page, "Half")
+    expect(page.locator(".top-bar .title")).to_have_text("First", timeout=PATIENCE)
+    expect(page.get_by_role("textbox", name="Rename")).to_be_focused()
+    page.keyboard.type(" and whole")
+    assert the_title(db, visitor) == "First"
+    page.keyboard.press("Enter")
+    expect(page.locator(".top-bar .title")).to_have_text("Half and whole", timeout=PATIENCE)
 
 
 def test_marks_that_are_cleared_leave_the_saved_ranking_and_the_foot_says_so(page: Page) -> None:

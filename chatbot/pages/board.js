@@ -95,6 +95,7 @@ const nextId = () => {
 const reasonsOf = (kindNow) => (kindNow === 'all_bad' ? FAULTS : REASONS);
 // Why all were bad is no reason why one is best.
 const change = (action) => {
+  isUnaimed = false;
   const before = reasonsOf(kind());
   action();
   if (reasonsOf(kind()) !== before) mine.reasons.clear();
@@ -146,7 +147,10 @@ const does = {
     ask('save_ranking', unsaved());
     mine.among = Object.keys(placesOfKind());
   },
-  skip: () => ask('save_ranking', ranking('skip', {})),
+  skip: () => {
+    isUnaimed = false;
+    ask('save_ranking', ranking('skip', {}));
+  },
   undo: () => {
     ask('withdraw');
     mine = { ...blank(), chosen: mine.chosen }; foot.comment.value = '';

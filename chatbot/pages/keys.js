@@ -18,10 +18,12 @@ const pressed = (event) => {
   const selected = many && mine.selected && find(mine.selected) ? mine.selected : '';
   const letter = many && replies().find((reply) => reply.letter === key);
   const isRank = /^[0-9]$/.test(key) && Number(key) <= replies().length;
-  const isBest = key === 'ENTER' && !/^(BUTTON|A|SUMMARY)$/.test(document.activeElement.tagName);
+  const at = document.activeElement;
+  const isFree = at === document.body || root.contains(at); // elsewhere Enter and digits are of what stands there
+  const isBest = key === 'ENTER' && isFree && !/^(BUTTON|A|SUMMARY)$/.test(at.tagName);
   if (key.length === 1 && !night.hasShortcuts()) return;
   if (letter) does.select(letter.id, true);
-  else if (many && (isRank || isBest) && !selected) does.askWhich();
+  else if (many && (isRank || isBest) && !selected && isFree && night.hasShortcuts()) does.askWhich();
   else if (isRank && selected) does.place(selected, Number(key));
   else if (isBest && selected) does.best(selected);
   else if (key === 'X' && many && !foot.bad.disabled) does.allBad();

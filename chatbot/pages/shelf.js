@@ -39,6 +39,7 @@ const renameChat = (chat, row) => {
   input.addEventListener('keydown', (event) => {
     if (night.isComposing(event)) return;
     if (event.key === 'Enter' && input.value.trim()) {
+      event.preventDefault(); // it would open the menu, which has the focus then
       close(true);
     } else if (event.key === 'Escape') {
       event.stopPropagation(); // elsewhere on the page Escape stops the replies
@@ -149,11 +150,22 @@ const download = (file) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 };
 const LINKS = { operate: 'rank', account: 'person' };
-// Who goes through the list by keyboard stays where they are when it is drawn anew.
+// Who goes through the list by keyboard stays where they are when it is drawn anew. A name that is being typed
+// stays in the page: taken out, its box would lose the focus, which keeps what was typed so far.
 const showChats = () => {
   const at = document.activeElement;
   const id = at?.closest('.chats li')?.dataset.chat;
-  chats.replaceChildren(...value.chats.map((chat) => h('li', { 'data-chat': chat.id }, chatRow(chat))));
+  const typing = at?.matches('.chats li > input') ? at.parentElement : null;
+  const rows = value.chats.map((chat) => (typing && chat.id === id ? typing
+    : h('li', { 'data-chat': chat.id }, chatRow(chat))));
+  const index = rows.indexOf(typing);
+  if (index >= 0) {
+    for (const row of [...chats.children]) if (row !== typing) row.remove();
+    typing.before(...rows.slice(0, index));
+    typing.after(...rows.slice(index + 1));
+    return;
+  }
+  chats.replaceChildren(...rows);
   if (!id) return;
   const row = chats.querySelector(`[data-chat="${id}"]`);
   const same = row?.querySelector(at.matches('.chat-title') ? '.chat-title' : 'summary');
