@@ -6,6 +6,7 @@ engine, which shares one interpreter with them, would wait for all of that.
 
 import asyncio
 from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable
 
 
 class Bell:
@@ -21,6 +22,14 @@ class Bell:
         """
         loop = asyncio.get_running_loop()
         return self._awaited.get(loop) or self._awaited.setdefault(loop, loop.create_future())
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so()`, which is asked now and after every ring."""
+        while True:
+            ring = self.next_ring()
+            if is_so():
+                return
+            await asyncio.wait([ring])
 
     def ring(self) -> None:
         """Whoever waits may look. Costs next to nothing where nobody does."""

@@ -85,8 +85,7 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
             frames = _events(asked, generation, readings, completion, turns.engine.bell)
             return EventStream(frames, generation)
         async with _while_listened_to(request.receive, generation):
-            while (ring := turns.engine.bell.next_ring()) and not generation.is_done:
-                await asyncio.wait([ring])
+            await turns.engine.bell.until(lambda: generation.is_done)
         if failed := failure(generation):
             return error_answer(*failed)
         async with door.threads:  # decoding nine long replies token by token takes a third of a second
@@ -178,7 +177,9 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
         raise _no_model(asked.model)
     prompt = _whole_prompt(turns.engine.base, asked)
     sampling = _sampling(turns.engine, prompt, asked)
-    work = Asked(prompt, sampling, asked.seeds, person.id, "api", asked.stop, DEADLINE)
+    work = Asked(
+        prompt, sampling, asked.seeds, person=person.id, kind="api", stop=asked.stop, deadline=DEADLINE
+    )
     return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
 
 

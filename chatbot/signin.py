@@ -24,15 +24,18 @@ Field = Annotated[str, Form(max_length=4096)]
 def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> APIRouter:
     """/login, /set-password and /logout: the routes for people who are not signed in."""
     router = APIRouter()
+    _add_password_links(router, db, config, throttle)
+
+    def form(next: str, said: str, name: str = "") -> str:
+        has_operator = accounts.has_operator(db)
+        return pages.sign_in_page(name=name, next_path=own_path(next), said=said, has_operator=has_operator)
 
     @router.get("/login")
     def show_login(link: str = "", next: str = "/") -> Response:
-        has_operator = accounts.has_operator(db)
-        if link and not has_operator:
+        if link and not accounts.has_operator(db):
             return html_answer(pages.first_operator_page(link))
-        said = "This link was used or has expired - sign in, or restart the server." if link else ""
-        page = pages.sign_in_page(next_path=own_path(next), said=said, has_operator=has_operator)
-        return html_answer(page)
+        used = "This link was used or has expired - sign in, or restart the server." if link else ""
+        return html_answer(form(next, used))
 
     @router.post("/login")
     def login(
@@ -46,15 +49,25 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
                 token = accounts.sign_in(db, throttle, name, password, address_of(request))
         except Problem as problem:
             said = str(problem)
-            again = (
-                pages.first_operator_page(link, name=name, said=said)
-                if link
-                else pages.sign_in_page(
-                    name=name, next_path=own_path(next), said=said, has_operator=accounts.has_operator(db)
-                )
-            )
+            again = pages.first_operator_page(link, name=name, said=said) if link else form(next, said, name)
             return html_answer(again, problem)
         return _signed_in(request, config, db, token, own_path(next))
+
+    @router.get("/logout")
+    @router.post("/logout")
+    def logout(request: Request) -> Response:
+        # A link on another site must not sign people out.
+        if request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
+            return RedirectResponse("/", 303)
+        if token := request.cookies.get(accounts.COOKIE):
+            people.close_session(db, accounts.digest(token))
+        return signed_out()
+
+    return router
+
+
+def _add_password_links(router: APIRouter, db: Database, config: ServeConfig, throttle: Throttle) -> None:
+    """/set-password, where a one-time link leads."""
 
     @router.get("/set-password")
     def show_set_password(link: str = "") -> Response:
@@ -76,18 +89,6 @@ def sign_in_routes(db: Database, config: ServeConfig, throttle: Throttle) -> API
                 pages.set_password_page(link, name, said=said) if name else pages.message_page(said), problem
             )
         return _signed_in(request, config, db, accounts.open_session(db, person), "/")
-
-    @router.get("/logout")
-    @router.post("/logout")
-    def logout(request: Request) -> Response:
-        # A link on another site must not sign people out.
-        if request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
-            return RedirectResponse("/", 303)
-        if token := request.cookies.get(accounts.COOKIE):
-            people.close_session(db, accounts.digest(token))
-        return signed_out()
-
-    return router
 
 
 def account_routes(db: Database, config: ServeConfig, throttle: Throttle) -> APIRouter:

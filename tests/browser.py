@@ -7,19 +7,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from chatbot import accounts
 from data import people
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Person, PersonRole
+from tests.stories import a_turn, somebody
 
 FLAGS = [
     "--headless",
@@ -131,6 +132,21 @@ class Visitor:
         """Until every reply on the board is finished."""
         self.page.locator(".card").first.wait_for()
         self.page.locator(".card[aria-busy='true']").first.wait_for(state="detached", timeout=20_000)
+
+
+@contextmanager
+def before_three(
+    browser: Browser,
+    site: "tuple[Server, Database]",
+    name: str,
+    texts: Sequence[str] = ("one", "two", "three"),
+) -> Iterator["Visitor"]:
+    """Somebody new before the three replies to their one message."""
+    chat = a_turn(site[1], somebody(site[1], name), texts)[0].conversation_id
+    visitor = visit(browser, *site, name, path=f"/?c={chat}")
+    expect(visitor.page.locator(".card")).to_have_count(3, timeout=PATIENCE)
+    yield visitor
+    visitor.context.close()
 
 
 def visit(

@@ -77,6 +77,22 @@ def test_nothing_that_is_written_while_others_look_is_missed() -> None:
     assert asyncio.run(readers()) == [last] * 5
 
 
+def test_who_waits_for_something_goes_on_when_it_is_so_and_not_before() -> None:
+    bell, count = Bell(), [0]
+
+    async def wait() -> int:
+        waiting = asyncio.create_task(bell.until(lambda: count[0] >= 3))
+        while not waiting.done():
+            await asyncio.sleep(0)
+            assert count[0] < 4
+            count[0] += 1
+            bell.ring()
+            await asyncio.sleep(0.01)
+        return count[0]
+
+    assert asyncio.run(asyncio.wait_for(wait(), 10)) == 3
+
+
 def test_a_loop_that_was_closed_keeps_nobody_from_hearing() -> None:
     bell = Bell()
 

@@ -1,6 +1,10 @@
 """How a run ends early: its row says why, the error goes on, and neither waits for nothing nor gives up."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Timer
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -22,6 +26,23 @@ def hold(other: Connection, seconds: float = 3.0) -> None:
     """This connection writes, and keeps all others from it for so long."""
     other.execute("BEGIN IMMEDIATE")
     Timer(seconds, other.execute, ("ROLLBACK",)).start()
+
+
+@contextmanager
+def held_after_canaries(module: ModuleType, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, another process holds the database just when `module` has a version ready to be written."""
+    really, other = module.canaries, connect(home.database)
+
+    def held(*rest: Any, **more: Any) -> Any:
+        found = really(*rest, **more)
+        hold(other)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.database.BUSY_SECONDS", 0.2)
+        patch.setattr(module, "canaries", held)
+        yield
+    other.close()
 
 
 @pytest.mark.parametrize(

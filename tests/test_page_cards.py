@@ -82,3 +82,4 @@ def test_the_comparison_comes_into_view_when_it_is_opened(open_turn: OPEN, motio
     page.get_by_role("button", name="Compare").scroll_into_view_if_needed()
     page.get_by_role("button", name="Compare").click()
     wait_for(page, lambda: is_in_view(page, page.locator(".compare")))
+    assert is_in_view(page, page.locator(".compare")), "and stays there"

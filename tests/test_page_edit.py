@@ -7,8 +7,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from data import conversations, rankings
 from data.database import Database
-from tests.browser import EVENTS, PATIENCE, Server, Visitor, visit, wait_for
-from tests.stories import a_turn, somebody
+from tests.browser import EVENTS, PATIENCE, Server, Visitor, before_three, wait_for
 
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "12")
@@ -18,13 +17,8 @@ SITE = ("--max-new-tokens", "12")
 def visitor(
     browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
 ) -> Iterator[Visitor]:
-    """Somebody new before the three replies to their one message."""
-    name = request.node.name[-40:]
-    chat = a_turn(site[1], somebody(site[1], name))[0].conversation_id
-    visitor = visit(browser, *site, name, path=f"/?c={chat}")
-    expect(visitor.page.locator(".card")).to_have_count(3, timeout=PATIENCE)
-    yield visitor
-    visitor.context.close()
+    with before_three(browser, site, request.node.name[-40:]) as visitor:
+        yield visitor
 
 
 @pytest.fixture

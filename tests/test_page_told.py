@@ -9,8 +9,7 @@ from chatbot import accounts
 from data import conversations
 from data.database import Database
 from data.records import Sampling
-from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
-from tests.stories import a_turn, somebody
+from tests.browser import PATIENCE, Server, Visitor, before_three, is_in_view, wait_for
 from tests.test_page_lost import late
 
 pytestmark = pytest.mark.browser
@@ -22,13 +21,8 @@ LONG = "\n\n".join(f"Paragraph {number} of a long reply." for number in range(12
 def visitor(
     browser: Browser, site: tuple[Server, Database], request: pytest.FixtureRequest
 ) -> Iterator[Visitor]:
-    """Somebody new before the three long replies to their one message."""
-    name = request.node.name[-40:]
-    chat = a_turn(site[1], somebody(site[1], name), [LONG, LONG, LONG])[0].conversation_id
-    visitor = visit(browser, *site, name, path=f"/?c={chat}")
-    expect(visitor.page.locator(".card")).to_have_count(3, timeout=PATIENCE)
-    yield visitor
-    visitor.context.close()
+    with before_three(browser, site, request.node.name[-40:], [LONG, LONG, LONG]) as visitor:
+        yield visitor
 
 
 @pytest.fixture

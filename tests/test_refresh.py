@@ -29,7 +29,7 @@ from tests.adapter_files import make_version
 from tests.learners import CPU, turned_round
 from tests.nights import a_night, a_run, known_conversations, tiny_night
 from tests.stories import a_turn, rank, somebody
-from tests.test_outcome import hold
+from tests.test_outcome import held_after_canaries, hold
 from tests.test_sft import a_stage, import_politeness
 from tests.tiny import make_tiny_model
 from trainer import refresh as refresh_module
@@ -631,18 +631,9 @@ def test_a_night_whose_database_others_hold_waits_to_say_so(
 def test_a_version_is_not_lost_to_whoever_holds_the_database_when_it_is_done(
     paused: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, other = refresh_module.canaries, connect(home.database)
-
-    def held(*rest: Any, **more: Any) -> Any:
-        found = really(*rest, **more)
-        hold(other)
-        return found
-
-    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
-    monkeypatch.setattr(refresh_module, "canaries", held)
-    run = the_rest(paused, home, tiny_base, **SHORT)
+    with held_after_canaries(refresh_module, home, monkeypatch):
+        run = the_rest(paused, home, tiny_base, **SHORT)
     assert run.version == "v000001" and run.state in ("published", "refused")
-    other.close()
 
 
 def test_a_kill_before_the_last_row_leaves_no_version(

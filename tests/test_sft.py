@@ -23,7 +23,7 @@ from tests.adapter_files import make_version
 from tests.learners import CPU, END, a_learner, delta_norm, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
-from tests.test_outcome import hold
+from tests.test_outcome import held_after_canaries, hold
 from tests.test_team import free_port
 from trainer import publish, sft
 from trainer.config import RefreshConfig
@@ -325,18 +325,9 @@ def test_what_was_learned_is_not_lost_to_whoever_holds_the_database_at_the_end(
     db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_politeness(db)
-    really, other = sft.canaries, connect(home.database)
-
-    def held(*rest: Any, **more: Any) -> Any:
-        found = really(*rest, **more)
-        hold(other)
-        return found
-
-    monkeypatch.setattr("data.database.BUSY_SECONDS", 0.2)
-    monkeypatch.setattr(sft, "canaries", held)
-    assert a_stage(db, home, tiny_base).state == "published"
+    with held_after_canaries(sft, home, monkeypatch):
+        assert a_stage(db, home, tiny_base).state == "published"
     assert versions.serving(db).reference == "v000001"
-    other.close()
 
 
 def test_a_reference_that_was_chosen_meanwhile_stays(
