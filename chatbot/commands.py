@@ -11,7 +11,9 @@ import time
 from dataclasses import asdict
 
 from chatbot import accounts
+from chatbot.config import ServeConfig
 from chatbot.flags import show, table
+from chatbot.remembered import recall
 from data import api_keys, people
 from data.api_keys import ApiKey
 from data.database import Database, open_database
@@ -158,8 +160,9 @@ def _tell(
     arguments: argparse.Namespace, db: Database, person: Person, sentence: str, *, needs_link: bool
 ) -> None:
     """Say what was done, with a link where a password is to be set."""
+    address = arguments.url or recall(open_home(begins=False).address).get("url") or ServeConfig().url
     link = (
-        f"{arguments.url.rstrip('/')}/set-password?link={accounts.make_password_link(db, person)}"
+        f"{address.rstrip('/')}/set-password?link={accounts.make_password_link(db, person)}"
         if needs_link
         else None
     )

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import uvicorn
 from fastapi import FastAPI
-from filelock import FileLock, Timeout
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
 from chatbot.metrics import Metrics
+from chatbot.remembered import remember
 from chatbot.web import Site, mount_pages, open_site
 from data import conversations
 from data.database import open_database
-from data.errors import Busy, Problem
+from data.errors import Problem
+from data.files import lock_at
 from data.home import Home, open_home
 
 if TYPE_CHECKING:
@@ -77,13 +78,10 @@ def alone(home: Home) -> Iterator[None]:
 
     Raises Busy where there is one already. The lock goes with the process, however it ends.
     """
-    try:
-        lock = FileLock(home.root / "serving.lock").acquire(timeout=0)
-    except Timeout:
-        raise Busy(
-            f"Another server uses {str(home.root)!r} - stop it, or set NIGHTSCHOOL_HOME to another directory."
-        ) from None
-    with lock:
+    another = (
+        f"Another server uses {str(home.root)!r} - stop it, or set NIGHTSCHOOL_HOME to another directory."
+    )
+    with lock_at(home.root / "serving.lock", 0, another):
         yield
 
 
@@ -228,9 +226,10 @@ def _give_up() -> None:
 
 
 def announce(site: Site) -> None:
-    """Say where we are, and how the first operator comes in."""
-    config = site.config
-    print(f"Night School is at {config.public_url or config.url}", flush=True)
+    """Say where we are, for later links too, and how the first operator comes in."""
+    address = site.config.public_url.rstrip("/") or site.config.url
+    remember(site.home.address, {"url": address})
+    print(f"Night School is at {address}", flush=True)
     if token := accounts.make_operator_link(site.db):
         print("Make the operator's account with this link (once, within 24 hours):")
-        print(f"  {config.public_url.rstrip('/') or config.url}/login?link={token}", flush=True)
+        print(f"  {address}/login?link={token}", flush=True)

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
+from chatbot.openai_errors import RETRY_SECONDS
 from chatbot.pages import account as pages
 from chatbot.throttle import Throttle, TooManyAttempts
 from data import people
@@ -146,6 +147,8 @@ def html_answer(text: str, problem: Problem | None = None) -> Response:
         status = 401
     elif problem:
         status = 400 if isinstance(problem, NotFound | Refused) else 503
+    if status == 503:
+        headers["retry-after"] = str(RETRY_SECONDS)
     return HTMLResponse(text, status, headers)
 
 

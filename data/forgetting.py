@@ -220,6 +220,9 @@ def _empty(folder: Path) -> None:
                 shutil.rmtree(path)
             elif path.name != LOG:
                 path.unlink()
+    except FileNotFoundError:  # a prune takes from the same folder; what is left still goes
+        if folder.exists():
+            _empty(folder)
     except OSError as error:
         raise Problem(
             f"{str(folder)!r} cannot be emptied ({error.strerror}), so nobody is forgotten yet - make it "

@@ -22,6 +22,11 @@ class Home:
         return self.root / "nightschool.db"
 
     @property
+    def address(self) -> Path:
+        """Where the server was found last."""
+        return self.root / "address.json"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 

@@ -291,8 +291,8 @@ def test_a_model_that_is_not_there_ends_the_server_with_a_sentence(home: Home, t
     assert "No directory" in output and "Traceback" not in output
 
 
-def test_serving_starts_the_trainer_and_sigterm_leaves_nothing_behind(
-    home: Home, tiny_directory: Path, request: pytest.FixtureRequest
+def test_serving_starts_the_trainer_links_lead_to_it_and_sigterm_leaves_nothing_behind(
+    home: Home, tiny_directory: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve(home, tiny_directory, "--port", "0")
     request.addfinalizer(server.kill)
@@ -303,6 +303,8 @@ def test_serving_starts_the_trainer_and_sigterm_leaves_nothing_behind(
     assert server.stdout.readline() == "Ready: version base answers.\n"
     with urllib.request.urlopen(f"{url}/readyz") as answer:
         assert json.load(answer)["ready"]
+    assert main(["person", "add", "Ada"]) == 0
+    assert f"{url}/set-password?link=" in capsys.readouterr().out
     children = children_of(server)
     assert any("watch" in child.cmdline() for child in children)
     began = time.monotonic()

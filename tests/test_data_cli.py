@@ -1,6 +1,7 @@
 """python -m data: each command's answer, its JSON, its sentences for mistakes; and forgetting a person."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from data.errors import Busy, Problem
 from data.forgetting import forget
 from data.home import Home
 from data.records import Person, Run
+from data.runfolder import LOG
 from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
@@ -400,6 +402,21 @@ def test_where_a_folder_cannot_be_emptied_nothing_is_forgotten_yet(
             forget(db, home, person)
     assert people.by_name(db, CANARY) == person
     assert forget(db, home, person).rankings == 1
+
+
+def test_a_prune_in_the_same_folder_keeps_nobody_from_being_forgotten(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = a_person_who_taught(db, home)
+    remove = shutil.rmtree
+
+    def too_late(path: Path) -> None:
+        remove(path)
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("data.forgetting.shutil.rmtree", too_late)
+    assert forget(db, home, person).rankings == 1
+    assert not [path for path in home.runs.glob("*/*") if path.name != LOG]
 
 
 def test_rankings_that_compare_a_forgotten_persons_words_go_too(db: Database, home: Home) -> None:

@@ -92,6 +92,17 @@ def test_a_name_that_is_being_typed_stays_while_the_list_is_drawn_anew(
     expect(page.locator(".top-bar .title")).to_have_text("Half and whole", timeout=PATIENCE)
 
 
+def test_beside_the_box_stands_how_much_too_long_a_message_is(page: Page) -> None:
+    box, told = page.locator(".composer textarea"), page.locator(".composer .length")
+    box.fill("x" * 30_000)
+    expect(told).to_have_text("30,000 / 32,000")
+    box.fill("x" * 33_500)
+    expect(told).to_have_text("1,500 characters too many")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    box.fill("")
+    expect(told).to_be_empty()
+
+
 def test_marks_that_are_cleared_leave_the_saved_ranking_and_the_foot_says_so(page: Page) -> None:
     for key in ("Escape", *"A1B2"):  # out of the box for a message, then two marks
         page.keyboard.press(key)

@@ -20,6 +20,7 @@ const form = h('form', { class: 'composer', onsubmit: (event) => { event.prevent
   area, h('div', { class: 'composer-row' }, status, h('span', { class: 'push' }), stopButton, sendButton));
 element.replaceChildren(unsent, form);
 
+const grouped = (count) => count.toLocaleString();
 const draft = (id) => night.kept(`draft_${id}`);
 const keepDraft = (id, text) => night.keep(`draft_${id}`, text);
 const write = (text) => { area.value = text; keepDraft(place, text); };
@@ -33,7 +34,8 @@ const update = () => {
   const isUnsent = isRepeat() && !waiting;
   unsent.textContent = isUnsent ? `${t(sent.isRefused ? 'not_sent' : 'no_answer')} ${sent.reason || ''}` : '';
   unsent.hidden = !isUnsent;
-  status.textContent = over > 0 ? t('too_long', { over }) : (near ? `${over + LONGEST} / ${LONGEST}` : '');
+  const of = near ? `${grouped(over + LONGEST)} / ${grouped(LONGEST)}` : '';
+  status.textContent = over > 0 ? t('too_long', { over: grouped(over) }) : of;
   status.classList.toggle('is-over', over > 0);
   sendButton.disabled = isBusy() || isComing() || over > 0 || !area.value.trim();
   stopButton.hidden = !isBusy();
