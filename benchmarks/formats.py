@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from chatbot.flags import ENVIRONMENT
+from data.cli import ENVIRONMENT
 
 if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
     os.environ.update({**ENVIRONMENT, **os.environ})

@@ -31,7 +31,7 @@ from chatbot.pages.operate_now import refresh_html, serving_html
 from chatbot.pages.operate_versions import listing_html
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
-from data import conversations, people, rankings, runs
+from data import conversations, messages, people, rankings, runs
 from data.database import Database, new_id, open_database
 from data.home import open_home
 from data.records import Person, Placement
@@ -112,9 +112,9 @@ def measure(db: Database, desk: Desk, engine: Engine) -> dict[str, float]:
     visit = Visit(person, "en", "UTC")
     actions = Actions(db, Turns(db, engine), ServeConfig())
     chats = [chat.id for chat in conversations.list_for(db, person.id)]
-    turn = conversations.latest_turn(db, chats[0])
+    turn = messages.latest_turn(db, chats[0])
     assert turn is not None
-    replies = [reply.id for reply in conversations.replies(db, turn.id)]
+    replies = [reply.id for reply in messages.replies(db, turn.id)]
     number = count(1)
 
     def vote() -> None:

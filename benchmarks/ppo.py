@@ -26,9 +26,9 @@ from pathlib import Path
 from peers import Result, figure, measured, options, origins, peak_memory_gib, ratio, sides_of, table
 
 from chatbot.basemodel import Base, load_base
-from chatbot.flags import ENVIRONMENT
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
+from data.cli import ENVIRONMENT
 from data.home import open_home
 from data.prompts import practice_prompts
 from data.records import Sampling

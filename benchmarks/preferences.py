@@ -32,7 +32,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chatbot.flags import ENVIRONMENT, add_flags, from_flags, table
+from chatbot.flags import add_flags, from_flags
+from data.cli import ENVIRONMENT, table
 
 if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
     os.environ.update({**ENVIRONMENT, **os.environ})

@@ -37,15 +37,15 @@ from peers import Result, figure, measured, options, origins, peak_memory_gib, r
 from preferences import bag_of_words
 
 from chatbot.basemodel import Base, load_base
-from chatbot.flags import ENVIRONMENT
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
+from data.cli import ENVIRONMENT
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
 from data.home import open_home
 from trainer.config import RefreshConfig
+from trainer.intervals import bootstrap_by_group, by_group, paired_bootstrap
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import score_replies, tokenise, train_reward
-from trainer.statistics import bootstrap_by_group, by_group, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
 PREFERENCES = ROOT.parent / "shared" / "data" / "preferences"

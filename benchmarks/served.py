@@ -26,13 +26,13 @@ from chatbot.accounts import make_key
 from chatbot.basemodel import load_base
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
-from chatbot.flags import ENVIRONMENT
 from chatbot.generation import Generation
 from chatbot.metrics import Metrics
 from chatbot.runner import LlamaRunner
 from chatbot.turns import Turns
 from chatbot.web import Site, mount_api, open_site
 from data import people
+from data.cli import ENVIRONMENT
 from data.database import open_database
 from data.home import Home, open_home
 

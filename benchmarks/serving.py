@@ -31,8 +31,8 @@ from workload import ALONE, ALONE_TOKENS, MIXED, REPLIES, Request, Round, alone,
 
 from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
-from chatbot.flags import ENVIRONMENT
 from chatbot.models import pick_device
+from data.cli import ENVIRONMENT
 from data.home import open_home
 from data.records import Sampling
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chatbot.flags import ENVIRONMENT
+from data.cli import ENVIRONMENT
 
 if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
     os.environ.update({**ENVIRONMENT, **os.environ})

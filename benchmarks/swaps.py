@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatbot.flags import ENVIRONMENT
+from data.cli import ENVIRONMENT
 
 if __name__ == "__main__":  # as our commands do, before PyTorch's libraries are loaded and read it
     os.environ.update({**ENVIRONMENT, **os.environ})

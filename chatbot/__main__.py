@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from chatbot import commands
 from chatbot.config import ServeConfig
-from chatbot.flags import add_flags, from_flags, run_cli
+from chatbot.flags import add_flags, from_flags
+from data.cli import run_cli
 from data.database import open_database
 from data.home import open_home
 from data.records import PersonRole

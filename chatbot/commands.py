@@ -12,10 +12,10 @@ from dataclasses import asdict
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
-from chatbot.flags import show, table
 from chatbot.remembered import recall
 from data import api_keys, people
 from data.api_keys import ApiKey
+from data.cli import show, table
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.home import open_home

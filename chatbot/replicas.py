@@ -1,8 +1,9 @@
 """Several vLLM servers that serve one base model in the same versions.
 
-A server is up when it has shown, by what it computes, that it holds what is here: the same base (probe.py),
-and every version with the log-probabilities of its manifest. Only those are asked. One that stops answering
-is taken out at once and looked after; when it is back, it gets the versions it missed before it serves.
+A server is up when it has shown, by what it computes, that it holds what is here: the same base
+(base_canary.py), and every version with the log-probabilities of its manifest. Only those are asked. One that
+stops answering is taken out at once and looked after; when it is back, it gets the versions it missed before
+it serves.
 
 To the servers the base is an adapter too, one that changes nothing (null_adapter.py).
 
@@ -18,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from chatbot.base_canary import base_canaries, text_ids
 from chatbot.basemodel import Base
 from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
 from chatbot.edition import Edition
 from chatbot.null_adapter import null_adapter
-from chatbot.probe import base_canaries, probe_of
 from chatbot.replica import Replica
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Problem, Refused, Unavailable
@@ -58,7 +59,7 @@ class Replicas:
 
         dtype: bfloat16 where nobody knows, whatever is computed in here: no server says it, and most are
         started with that. Its bound of canary.py still tells noise of a twentieth of the weights' spread
-        (PROBE of probe.py).
+        (TEXT of base_canary.py).
         prefix: what the names of the versions begin with that come and go here (see `_clear`).
         """
         self.all = [Replica(Server(url)) for url in urls]
@@ -235,7 +236,7 @@ class Replicas:
         """
         if self._editions[BASE_VERSION].canary and not self._four_bit:
             return
-        logprob = await replica.server.mean_logprob(self.tag_of(BASE_VERSION), *probe_of(self._base))
+        logprob = await replica.server.mean_logprob(self.tag_of(BASE_VERSION), *text_ids(self._base))
         if self._base_logprob is None:
             self._base_logprob = logprob
         if not abs(logprob - self._base_logprob) <= 2 * CANARY_TOLERANCE[self._dtype]:  # each may be off

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from chatbot.chatformat import Messages
 from chatbot.generation import DEADLINE, LONG_DEADLINE, Asked, Generation, ReplyStream, room_for_prompt
 from chatbot.interface import AnyEngine
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from data.errors import NotFound, Problem, Refused
-from data.messages import prompt_of
 from data.records import FinishReason, Message, Person, Sampling
 from data.text import clean
 
@@ -152,18 +151,18 @@ class Turns:
         turn = self._stored(person, text, conversation_id, parent_id, request_key, may_train)
         with self._alone_with(turn.id):
             live = self.live(turn.id)
-            if live is None and conversations.replies(self._db, turn.id):
+            if live is None and messages.replies(self._db, turn.id):
                 raise Refused("This message was answered already - reload the page to see its replies.")
             return live or self._begin(person, turn, asked)
 
     def regenerate(self, person: Person, turn_id: str, replies: int = 4) -> LiveTurn:
         """Ask again for replies to a turn already asked; the earlier ones stay. Raises Refused while it is
         still being answered."""
-        turn = conversations.message(self._db, turn_id)
+        turn = messages.get(self._db, turn_id)
         conversations.get(self._db, turn.conversation_id, person.id)
         if turn.role != "user":
             raise Refused("Only a person's message can be answered - choose one of yours.")
-        asked = self._asked(person, prompt_of(self._db, turn_id), replies)
+        asked = self._asked(person, messages.prompt_of(self._db, turn_id), replies)
         with self._alone_with(turn_id):
             live = self.live(turn_id)
             if live and not live.is_done:
@@ -177,7 +176,7 @@ class Turns:
 
     def stop(self, person: Person, turn_id: str, message_id: str | None = None) -> None:
         """End a turn's replies, or one of them, where they stand. Harmless where it has ended."""
-        turn = conversations.message(self._db, turn_id)
+        turn = messages.get(self._db, turn_id)
         conversations.get(self._db, turn.conversation_id, person.id)
         live = self.live(turn_id)
         if live:
@@ -194,11 +193,11 @@ class Turns:
 
     def _said(self, person: Person, text: str, parent_id: str | None, key: str | None) -> Messages:
         """The message after all that it answers; as it is stored already, where the key was used."""
-        if key and (earlier := conversations.by_request_key(self._db, person.id, key)):
-            return prompt_of(self._db, earlier.id)
-        if parent_id is not None and not conversations.message(self._db, parent_id).is_finished:
+        if key and (earlier := messages.by_request_key(self._db, person.id, key)):
+            return messages.prompt_of(self._db, earlier.id)
+        if parent_id is not None and not messages.get(self._db, parent_id).is_finished:
             raise Refused("This reply is still being written - wait for it, or stop it.")
-        answered = prompt_of(self._db, parent_id) if parent_id is not None else ()
+        answered = messages.prompt_of(self._db, parent_id) if parent_id is not None else ()
         return [*answered, {"role": "user", "content": clean(text)}]
 
     def _asked(self, person: Person, said: Messages, replies: int, sampling: Sampling | None = None) -> Asked:
@@ -237,7 +236,7 @@ class Turns:
     ) -> Message:
         """The turn, in the conversation given or a new one; the one stored before where the key was used."""
         with self._db.write():
-            if key and (earlier := conversations.by_request_key(self._db, person.id, key)):
+            if key and (earlier := messages.by_request_key(self._db, person.id, key)):
                 return earlier
             if conversation_id is None:
                 conversation_id = conversations.create(self._db, person.id, may_train=may_train).id

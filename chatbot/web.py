@@ -126,7 +126,7 @@ def mount(app: FastAPI, path: str, role: PersonRole, blocks: "Blocks") -> None:
     """Put one Gradio page at `path`, for people of at least this role. Longer paths come first."""
     import gradio
 
-    from chatbot.pages import look
+    from chatbot.pages import theme
 
     site: Site = app.state.site
     gradio.mount_gradio_app(
@@ -143,8 +143,8 @@ def mount(app: FastAPI, path: str, role: PersonRole, blocks: "Blocks") -> None:
         ssr_mode=False,
         enable_monitoring=False,
         mcp_server=False,
-        theme=look.theme(),
-        head=look.head(),
+        theme=theme.theme(),
+        head=theme.head(),
     )
 
 

@@ -5,7 +5,6 @@ Each takes --json. It works beside a running server, but for `restore`, which ne
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,8 +13,9 @@ from typing import Any
 
 from data import exchange, people, rankings, runs, versions
 from data.backups import backup_files
+from data.cli import run_cli
 from data.database import Database, open_database
-from data.errors import NotFound, Problem, Refused, out_of_memory
+from data.errors import NotFound, Refused
 from data.files import file_to_be
 from data.forgetting import Forgotten, forget
 from data.formats import FORMATS
@@ -27,25 +27,16 @@ Answer = tuple[dict[str, Any], str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code."""
+    return run_cli(run, arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Does what the arguments say. Raises Problem."""
     options = parser().parse_args(arguments)
-    try:
-        home = open_home(begins=options.run in (import_, restore_))
-        found, text = options.run(home, options)
-        out = sys.stderr if getattr(options, "file", None) == "-" else sys.stdout
-        print(json.dumps(found, ensure_ascii=False) if options.json else text, file=out)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        problem = error if isinstance(error, Problem) else out_of_memory(error)
-        if problem is None:
-            raise
-        print(json.dumps({"error": str(problem)}) if options.json else problem, file=sys.stderr)
-        return problem.exit_code
-    return 0
+    home = open_home(begins=options.run in (import_, restore_))
+    found, text = options.run(home, options)
+    out = sys.stderr if getattr(options, "file", None) == "-" else sys.stdout
+    print(json.dumps(found, ensure_ascii=False) if options.json else text, file=out)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,17 +12,9 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
+from data import messages
 from data.database import Database, Row, as_sentences, connect, new_id
 from data.errors import NotFound, Problem, Refused
-from data.messages import branches as branches
-from data.messages import by_request_key as by_request_key
-from data.messages import insert, untie
-from data.messages import latest_turn as latest_turn
-from data.messages import latest_turn_from as latest_turn_from
-from data.messages import message as message
-from data.messages import messages as messages
-from data.messages import path_to as path_to
-from data.messages import replies as replies
 from data.records import Conversation, FinishReason, Message, Sampling
 from data.text import clean, to_json
 
@@ -95,7 +87,7 @@ def delete(db: Database, id: str) -> None:
     """
     with db.write() as conn:
         get(db, id)
-        untie(conn, [id])
+        messages.untie(conn, [id])
         conn.execute("DELETE FROM conversations WHERE id = ?", (id,))
     with suppress(Problem), as_sentences(db.path), closing(connect(db.path, LOG_SECONDS)) as conn:
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -123,12 +115,12 @@ def add_user_message(
 ) -> Message:
     """Stores a turn under `parent_id` (None: at the root). The author's same key gives the same row again."""
     with db.write() as conn:
-        if request_key is not None and (earlier := by_request_key(db, author_id, request_key)):
+        if request_key is not None and (earlier := messages.by_request_key(db, author_id, request_key)):
             return earlier
         conversation = get(db, conversation_id)
-        if parent_id is not None and message(db, parent_id).conversation_id != conversation_id:
+        if parent_id is not None and messages.get(db, parent_id).conversation_id != conversation_id:
             raise Refused("The message to answer is in another conversation - reload the page.")
-        id = insert(
+        id = messages.insert(
             conn,
             conversation_id=conversation_id,
             parent_id=parent_id,
@@ -140,7 +132,7 @@ def add_user_message(
         )
         if conversation.title == NEW_TITLE and (title := _title(content, TITLE_LENGTH)):
             conn.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
-        return message(db, id)
+        return messages.get(db, id)
 
 
 def add_system_message(db: Database, conversation_id: str, content: str) -> Message:
@@ -149,10 +141,10 @@ def add_system_message(db: Database, conversation_id: str, content: str) -> Mess
         get(db, conversation_id)
         if db.one("SELECT 1 FROM messages WHERE conversation_id = ?", (conversation_id,)):
             raise Refused("This conversation has begun - set the system message in a new one.")
-        id = insert(
+        id = messages.insert(
             conn, conversation_id=conversation_id, role="system", content=content, finish_reason="stop"
         )
-        return message(db, id)
+        return messages.get(db, id)
 
 
 def start_replies(
@@ -164,7 +156,7 @@ def start_replies(
     with db.write() as conn:
         turn = _turn(db, turn_id)
         ids = [
-            insert(
+            messages.insert(
                 conn,
                 conversation_id=turn.conversation_id,
                 parent_id=turn_id,
@@ -175,7 +167,7 @@ def start_replies(
             )
             for name, seed in zip(versions, seeds, strict=True)
         ]
-        return [message(db, id) for id in ids]
+        return [messages.get(db, id) for id in ids]
 
 
 def finish_reply(
@@ -192,7 +184,7 @@ def finish_reply(
             " AND (finish_reason IS NULL OR (finish_reason = 'interrupted' AND tokens IS NULL))",
             (clean(content), tokens, finish_reason, message_id),
         )
-        return message(db, message_id)
+        return messages.get(db, message_id)
 
 
 def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Message:
@@ -204,17 +196,17 @@ def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Messa
     if not text.strip():
         raise Refused("The edited reply is empty - write what the assistant should have said.")
     with db.write() as conn:
-        reply = message(db, reply_id)
+        reply = messages.get(db, reply_id)
         if reply.role != "assistant" or not reply.is_finished or reply.parent_id is None:
             raise Refused("Only a finished reply can be edited - wait until it is written.")
-        others = replies(db, reply.parent_id)
+        others = messages.replies(db, reply.parent_id)
         theirs = [one for one in others if one.replaces_id == reply_id and one.author_id == author_id]
         same = [one for one in others if one.content.strip() == text.strip()]
         if theirs and theirs[-1] in same:
             return theirs[-1]
         if any(one.author_id is None or one.id == reply_id for one in same):
             raise Refused("This is word for word what a reply says - change it, or rank that reply best.")
-        id = insert(
+        id = messages.insert(
             conn,
             conversation_id=reply.conversation_id,
             parent_id=reply.parent_id,
@@ -224,14 +216,14 @@ def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Messa
             replaces_id=reply_id,
             finish_reason="stop",
         )
-        return message(db, id)
+        return messages.get(db, id)
 
 
 def add_written_reply(db: Database, turn_id: str, content: str, author_id: str | None) -> Message:
     """A finished reply that no version of ours wrote: imported, or (with an author) a demonstration."""
     with db.write() as conn:
         turn = _turn(db, turn_id)
-        id = insert(
+        id = messages.insert(
             conn,
             conversation_id=turn.conversation_id,
             parent_id=turn_id,
@@ -240,7 +232,7 @@ def add_written_reply(db: Database, turn_id: str, content: str, author_id: str |
             author_id=author_id,
             finish_reason="stop",
         )
-        return message(db, id)
+        return messages.get(db, id)
 
 
 def add_history(db: Database, conversation: Conversation, said: Sequence[dict[str, str]]) -> str | None:
@@ -258,7 +250,7 @@ def add_history(db: Database, conversation: Conversation, said: Sequence[dict[st
 
 
 def _turn(db: Database, turn_id: str) -> Message:
-    turn = message(db, turn_id)
+    turn = messages.get(db, turn_id)
     if turn.role != "user":
         raise Refused("Only a user's message can be answered - choose one.")
     return turn
@@ -287,7 +279,7 @@ def export(db: Database, conversation_id: str) -> dict[str, Any]:
         places = "SELECT message_id, place, shown FROM placements WHERE ranking_id = ? ORDER BY shown"
         return {
             **asdict(conversation),
-            "messages": [asdict(entry) for entry in messages(db, conversation_id)],
+            "messages": [asdict(entry) for entry in messages.list_for(db, conversation_id)],
             "rankings": [
                 dict(row)
                 | {

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from data import conversations, demonstrations, people, rankings
+from data import conversations, demonstrations, messages, people, rankings
 from data.comparisons import RankedTurn
 from data.database import Database
 from data.errors import Refused, no_file
@@ -156,7 +156,7 @@ def _store(db: Database, person: Person, entry: Judged) -> bool:
     """Writes a judged prompt as a conversation with its ranking; False if it is there, whatever was said."""
     judgement = (entry.prompt, entry.replies, entry.places, entry.kind)
     key = "import-" + hashlib.sha256(json.dumps(judgement).encode()).hexdigest()
-    if conversations.by_request_key(db, person.id, key):
+    if messages.by_request_key(db, person.id, key):
         return False
     chat = conversations.create(db, person.id)
     parent = conversations.add_history(db, chat, entry.prompt[:-1])

@@ -1,6 +1,6 @@
 """Messages: the nodes of a conversation's tree, read singly, as a path, or as alternatives.
 
-What may be written where is decided in conversations.py, which offers all of this under its own name too.
+What may be written where is decided in conversations.py.
 """
 
 import json
@@ -56,7 +56,7 @@ def untie(conn: Connection, conversation_ids: Sequence[str]) -> None:
     )
 
 
-def message(db: Database, id: str) -> Message:
+def get(db: Database, id: str) -> Message:
     """One message, else NotFound."""
     row = db.one(f"SELECT {_MESSAGE} FROM messages m WHERE m.id = ?", (clean(id),))
     if row is None:
@@ -64,7 +64,7 @@ def message(db: Database, id: str) -> Message:
     return message_of(row)
 
 
-def messages(db: Database, conversation_id: str) -> list[Message]:
+def list_for(db: Database, conversation_id: str) -> list[Message]:
     """The whole tree, oldest first."""
     rows = db.query(
         f"SELECT {_MESSAGE} FROM messages m WHERE m.conversation_id = ? ORDER BY m.id", (conversation_id,)
@@ -117,7 +117,7 @@ def latest_turn_from(db: Database, turn_id: str) -> Message:
         " ORDER BY m.id DESC LIMIT 1",
         (clean(turn_id),),
     )
-    return message_of(row) if row else message(db, turn_id)
+    return message_of(row) if row else get(db, turn_id)
 
 
 def branches(db: Database, conversation_id: str) -> dict[str, list[str]]:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from data import messages
 from data.database import Connection, Database, Row, new_id
 from data.errors import Refused
-from data.messages import message, replies
 from data.records import Placement, Ranking, RankingKind, Source
 from data.text import clean, to_json
 
@@ -98,9 +98,9 @@ def _checked(
     db: Database, turn_id: str, kind: RankingKind, placements: Sequence[Placement]
 ) -> tuple[Placement, ...]:
     """The places compacted and in shown order, or Refused with what is wrong."""
-    if message(db, turn_id).role != "user":
+    if messages.get(db, turn_id).role != "user":
         raise Refused("Rankings belong to a user's message - name the turn, not a reply.")
-    finished = {reply.id: reply.is_finished for reply in replies(db, turn_id)}
+    finished = {reply.id: reply.is_finished for reply in messages.replies(db, turn_id)}
     for entry in placements:
         if entry.message_id not in finished:
             raise Refused("A ranked reply does not belong to this turn - reload the page and rank again.")

@@ -136,10 +136,10 @@ def adapter(tiny_base: "Base", tmp_path: Path) -> Path:
 @pytest.fixture
 def servers(tiny_base: "Base", monkeypatch: pytest.MonkeyPatch) -> Iterator[list["FakeVllm"]]:
     """Two servers of the tiny model behind vLLM's routes, looked after often and asked little."""
-    from chatbot import probe, replicas
+    from chatbot import base_canary, replicas
     from tests.fake_vllm import two_servers
 
-    monkeypatch.setattr(probe, "PROBE_TOKENS", 4)
+    monkeypatch.setattr(base_canary, "TOKENS", 4)
     monkeypatch.setattr(replicas, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(replicas, "REFUSED_SECONDS", 0.02)
     with two_servers(tiny_base) as made:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from chatbot.config import ServeConfig
 from chatbot.following import Answering
-from chatbot.pages import look
+from chatbot.pages import theme
 from chatbot.pages.operate import build_operate
 from data import runs, versions
 from data.database import Database
@@ -179,8 +179,8 @@ def served(page: gr.Blocks, person: Person) -> Iterator[str]:
             auth_dependency=lambda request: person.id,
             ssr_mode=False,
             footer_links=[],
-            theme=look.theme(),
-            head=look.head(),
+            theme=theme.theme(),
+            head=theme.head(),
         )
 
     asyncio.run(mount())

@@ -15,8 +15,8 @@ from benchmarks import peers
 from benchmarks.curves import as_svg
 from benchmarks.peers import commit, measured, origins, sides_of
 from chatbot.engine import Engine
-from chatbot.flags import ENVIRONMENT
 from chatbot.runner import LlamaRunner
+from data.cli import ENVIRONMENT
 from data.records import Sampling
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 from chatbot.pages import board as boards
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from data.errors import Refused
 from data.records import Message, Person, Sampling
@@ -32,7 +32,7 @@ def ada(db: Database) -> Person:
 
 @pytest.fixture
 def turn(db: Database, ada: Person) -> Message:
-    return conversations.message(db, str(a_turn(db, ada, ["one", "two", "**three**", "four"])[0].parent_id))
+    return messages.get(db, str(a_turn(db, ada, ["one", "two", "**three**", "four"])[0].parent_id))
 
 
 def view(db: Database, person: Person, turn: Message) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def sent(db: Database, person: Person, turn: Message, ranks: dict[str, int], **m
 
 def test_cards_are_lettered_in_the_shuffled_order(db: Database, ada: Person, turn: Message) -> None:
     shown = view(db, ada, turn)["replies"]
-    ids = [reply.id for reply in conversations.replies(db, turn.id)]
+    ids = [reply.id for reply in messages.replies(db, turn.id)]
     assert [reply["letter"] for reply in shown] == ["A", "B", "C", "D"]
     assert [reply["id"] for reply in shown] == rankings.shown_order(turn.id, ada.id, ids)
 

@@ -19,7 +19,7 @@ from chatbot.pages.chat import build_chat, follow
 from chatbot.pages.payload import Payload
 from chatbot.pages.sidebar import version_view
 from chatbot.turns import Turns
-from data import conversations, people, rankings
+from data import conversations, messages, people, rankings
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.records import FinishReason, Person, RankingKind, Sampling
@@ -62,10 +62,10 @@ def test_a_message_begins_a_conversation_with_replies(actions: Actions, ada: Per
 
 def test_the_next_message_hangs_under_the_best_reply(actions: Actions, ada: Person) -> None:
     turn_id = sent(actions, ada)
-    replies = conversations.replies(actions.db, turn_id)
+    replies = messages.replies(actions.db, turn_id)
     rank(actions.db, ada, replies, [2, 1, 3])
     second = sent(actions, ada, conversation_id=replies[0].conversation_id, turn_id=turn_id)
-    assert conversations.message(actions.db, second).parent_id == replies[1].id
+    assert messages.get(actions.db, second).parent_id == replies[1].id
     history = actions.show(ada, replies[0].conversation_id, 0)[0]
     assert [turn["text"] for turn in history["turns"]] == ["Hello.", "Hello."]
     assert history["turns"][0]["reply"]["text"] == replies[1].content
@@ -100,7 +100,7 @@ def test_a_message_sent_again_from_its_own_turn_is_answered_once(actions: Action
     turn = conversations.add_user_message(actions.db, chat.id, None, "Hello.", ada.id, request_key="k")
     here = {"conversation_id": chat.id, "turn_id": turn.id, "key": "k"}
     assert sent(actions, ada, **here) == turn.id == actions.send(ada, Payload({"text": "Hello.", **here}))[1]
-    assert len(conversations.replies(actions.db, turn.id)) == 3
+    assert len(messages.replies(actions.db, turn.id)) == 3
 
 
 def test_a_message_answered_long_ago_is_shown_without_a_warning(actions: Actions, ada: Person) -> None:
@@ -166,7 +166,7 @@ def test_another_persons_conversation_is_refused(actions: Actions, ada: Person, 
     )
     with pytest.raises(Refused, match="another person"):
         getattr(actions, action)(somebody(actions.db, "eve"), payload)
-    assert len(conversations.messages(actions.db, chat_id)) == 4
+    assert len(messages.list_for(actions.db, chat_id)) == 4
     assert rankings.counts(actions.db)["rankings"] == 0
 
 
@@ -187,7 +187,7 @@ def test_undo_withdraws_the_ranking(actions: Actions, ada: Person) -> None:
 def test_a_branch_is_a_sibling_of_the_message(actions: Actions, ada: Person) -> None:
     turn_id = sent(actions, ada)
     page, branch = actions.branch(ada, Payload({"turn_id": turn_id, "text": "Other words.", "replies": 1}))
-    assert conversations.message(actions.db, branch).parent_id is None and branch != turn_id
+    assert messages.get(actions.db, branch).parent_id is None and branch != turn_id
     assert [turn["text"] for turn in page[0]["turns"]] == ["Other words."]
 
 
@@ -208,7 +208,7 @@ def test_what_is_done_at_an_earlier_turn_hides_none_of_the_later(
 
 def test_the_way_back_to_another_branch_leads_to_its_latest_turn(actions: Actions, ada: Person) -> None:
     first = sent(actions, ada, text="First words.")
-    chat_id = conversations.message(actions.db, first).conversation_id
+    chat_id = messages.get(actions.db, first).conversation_id
     sent(actions, ada, conversation_id=chat_id, turn_id=first, text="Go on.")
     page, other = actions.branch(ada, Payload({"turn_id": first, "text": "Other words.", "replies": 1}))
     [turn] = page[0]["turns"]
@@ -331,7 +331,7 @@ def test_regenerate_asks_for_no_more_than_the_board_can_show(actions: Actions, a
     before = [reply["id"] for reply in actions.board(ada, turn_id, 0)["replies"]]
     rank(actions.db, ada, replies, [2, 1, 3, 3, 4])
     shown = asked_again(actions, ada, turn_id, replies=5)
-    assert len(shown) == len(conversations.replies(actions.db, turn_id)) == 9
+    assert len(shown) == len(messages.replies(actions.db, turn_id)) == 9
     assert set(before) <= set(shown)
     assert len(actions.board(ada, turn_id, 0)["saved"]["places"]) == 5
     with pytest.raises(Refused, match="nine replies, as many as can be compared - rank them"):
@@ -362,7 +362,7 @@ def test_replies_that_wrote_nothing_are_not_shown_and_take_no_room(actions: Acti
 
 def test_going_back_shows_an_earlier_turn(actions: Actions, ada: Person) -> None:
     first = sent(actions, ada)
-    chat_id = conversations.message(actions.db, first).conversation_id
+    chat_id = messages.get(actions.db, first).conversation_id
     sent(actions, ada, conversation_id=chat_id, turn_id=first)
     history, board, _, _ = actions.revisit(ada, Payload({"turn_id": first}))[0]
     assert board["turn_id"] == first and not history["is_latest"] and len(history["turns"]) == 1
@@ -532,7 +532,7 @@ def test_a_turn_is_followed_to_its_end_past_a_busy_database(
             raise seen
         return seen
 
-    page = actions.show(ada, conversations.message(actions.db, turn_id).conversation_id, 1)
+    page = actions.show(ada, messages.get(actions.db, turn_id).conversation_id, 1)
     monkeypatch.setattr(Actions, "show", lambda *arguments, **more: page)
     monkeypatch.setattr(Actions, "board", board)
     *_, last = followed(actions, ada.id, text="Hello.", key="k", look=1)

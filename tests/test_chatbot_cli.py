@@ -20,11 +20,10 @@ from chatbot.__main__ import main
 from chatbot.accounts import make_key, owner_of_key
 from chatbot.server import alone
 from chatbot.throttle import Throttle
-from data import people, rankings
+from data import messages, people, rankings
 from data.database import Database, open_database
 from data.errors import Refused
 from data.home import Home
-from data.messages import replies
 
 
 def test_a_person_is_made_with_a_link_that_sets_the_password(
@@ -219,7 +218,9 @@ def test_a_turn_in_the_terminal_is_ranked_like_one_on_the_page(
     assert person and row
     ranking = rankings.current(db, row["id"], person.id)
     assert ranking and [entry.place for entry in ranking.placements] == [2, 1, 2]
-    shown = rankings.shown_order(row["id"], person.id, [reply.id for reply in replies(db, row["id"])])
+    shown = rankings.shown_order(
+        row["id"], person.id, [reply.id for reply in messages.replies(db, row["id"])]
+    )
     assert [entry.message_id for entry in ranking.placements] == shown
     db.close()
 

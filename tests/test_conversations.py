@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Sampling
@@ -18,7 +18,7 @@ def ask(db: Database, text: str, **options: str) -> str:
 
 
 def test_a_new_chat_is_titled_by_its_first_message(db: Database) -> None:
-    first = conversations.message(db, ask(db, "  What is\n\n a ranking?  "))
+    first = messages.get(db, ask(db, "  What is\n\n a ranking?  "))
     chat = conversations.get(db, first.conversation_id)
     assert chat.title == "What is a ranking?"
     conversations.add_user_message(db, chat.id, first.id, "And a tie?", chat.person_id)
@@ -26,7 +26,7 @@ def test_a_new_chat_is_titled_by_its_first_message(db: Database) -> None:
 
 
 def test_a_long_first_message_gives_a_short_title(db: Database) -> None:
-    chat = conversations.get(db, conversations.message(db, ask(db, "x" * 1_000_000)).conversation_id)
+    chat = conversations.get(db, messages.get(db, ask(db, "x" * 1_000_000)).conversation_id)
     assert chat.title == "x" * 59 + "…"
 
 
@@ -46,7 +46,7 @@ def files_that_hold(db: Database, words: bytes) -> list[str]:
 
 
 def test_what_a_deleted_chat_said_is_in_none_of_the_files(db: Database) -> None:
-    chats = [conversations.message(db, ask(db, f"Canary {at}. " * 500)).conversation_id for at in range(3)]
+    chats = [messages.get(db, ask(db, f"Canary {at}. " * 500)).conversation_id for at in range(3)]
     assert files_that_hold(db, b"Canary 0.") == ["nightschool.db-wal"]
     conversations.delete(db, chats[0])
     assert files_that_hold(db, b"Canary 0.") == [] != files_that_hold(db, b"Canary 1.")
@@ -93,10 +93,10 @@ def test_the_same_request_twice_is_one_message(db: Database) -> None:
     first = ask(db, "hello", request_key="k")
     assert ask(db, "hello", request_key="k") == first
     assert ask(db, "hello", request_key="other") != first
-    found = conversations.by_request_key(db, somebody(db).id, "k")
+    found = messages.by_request_key(db, somebody(db).id, "k")
     assert found is not None
     assert found.id == first
-    assert conversations.by_request_key(db, somebody(db, "eve").id, "k") is None
+    assert messages.by_request_key(db, somebody(db, "eve").id, "k") is None
 
 
 def test_replies_begin_unfinished_and_carry_what_made_them(db: Database) -> None:
@@ -107,7 +107,7 @@ def test_replies_begin_unfinished_and_carry_what_made_them(db: Database) -> None
     assert (first.seed, second.seed) == (3, 2**63 - 1)
     assert first.sampling == sampling
     assert not first.is_finished
-    assert conversations.replies(db, turn) == [first, second]
+    assert messages.replies(db, turn) == [first, second]
 
 
 def test_a_reply_is_finished_once(db: Database) -> None:
@@ -128,7 +128,7 @@ def test_what_a_stopped_server_left_is_marked_interrupted(db: Database) -> None:
     replies = conversations.start_replies(db, ask(db, "hello"), "base", Sampling(), [1, 2])
     conversations.finish_reply(db, replies[0].id, "hi", 2, "stop")
     assert conversations.interrupt_unfinished(db) == 1
-    reasons = [conversations.message(db, reply.id).finish_reason for reply in replies]
+    reasons = [messages.get(db, reply.id).finish_reason for reply in replies]
     assert reasons == ["stop", "interrupted"]
 
 
@@ -150,8 +150,8 @@ def test_an_edit_is_a_finished_sibling_by_its_author(db: Database) -> None:
     edit = conversations.add_edit(db, replies[1].id, "better", somebody(db, "eve").id)
     assert (edit.parent_id, edit.replaces_id) == (replies[1].parent_id, replies[1].id)
     assert (edit.author_id, edit.finish_reason, edit.version) == (somebody(db, "eve").id, "stop", None)
-    assert conversations.replies(db, str(edit.parent_id))[-1] == edit
-    assert conversations.message(db, replies[1].id).content == "two"
+    assert messages.replies(db, str(edit.parent_id))[-1] == edit
+    assert messages.get(db, replies[1].id).content == "two"
 
 
 def test_an_edit_that_says_nothing_new_is_refused(db: Database) -> None:
@@ -185,14 +185,14 @@ def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> N
     turn = conversations.add_user_message(db, chat.id, system.id, "Hello", ada.id)
     first, second = conversations.start_replies(db, turn.id, "base", Sampling(), [1, 2])
     leaf = conversations.add_user_message(db, chat.id, second.id, "Go on", ada.id)
-    assert [entry.id for entry in conversations.path_to(db, leaf.id)] == [
+    assert [entry.id for entry in messages.path_to(db, leaf.id)] == [
         system.id,
         turn.id,
         second.id,
         leaf.id,
     ]
-    assert conversations.latest_turn(db, chat.id) == leaf
-    assert conversations.messages(db, chat.id) == [system, turn, first, second, leaf]
+    assert messages.latest_turn(db, chat.id) == leaf
+    assert messages.list_for(db, chat.id) == [system, turn, first, second, leaf]
 
 
 def test_a_history_is_one_branch_whose_replies_nobody_here_wrote(db: Database) -> None:
@@ -202,7 +202,7 @@ def test_a_history_is_one_branch_whose_replies_nobody_here_wrote(db: Database) -
     said = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", "Go on")]
     end = conversations.add_history(db, chat, [{"role": role, "content": text} for role, text in said])
     assert end is not None
-    path = conversations.path_to(db, end)
+    path = messages.path_to(db, end)
     assert [(entry.role, entry.content) for entry in path] == said
     assert [entry.author_id for entry in path] == [None, ada.id, None, ada.id]
     assert all(entry.is_finished and entry.version is None for entry in path)
@@ -220,7 +220,7 @@ def test_a_turn_cannot_hang_in_another_conversation_nor_a_reply_under_a_reply(db
 
 
 def test_an_empty_conversation_has_no_latest_turn(db: Database) -> None:
-    assert conversations.latest_turn(db, conversations.create(db, somebody(db).id).id) is None
+    assert messages.latest_turn(db, conversations.create(db, somebody(db).id).id) is None
 
 
 def test_a_late_reply_to_an_early_turn_is_not_where_the_conversation_was_left(db: Database) -> None:
@@ -228,7 +228,7 @@ def test_a_late_reply_to_an_early_turn_is_not_where_the_conversation_was_left(db
     replies = a_turn(db, ada)
     later = conversations.add_user_message(db, replies[0].conversation_id, replies[0].id, "Go on.", ada.id)
     conversations.add_edit(db, replies[1].id, "Better.", ada.id)
-    assert conversations.latest_turn(db, later.conversation_id) == later
+    assert messages.latest_turn(db, later.conversation_id) == later
 
 
 def test_branches_are_the_turns_that_follow_the_same_turn(db: Database) -> None:
@@ -241,9 +241,9 @@ def test_branches_are_the_turns_that_follow_the_same_turn(db: Database) -> None:
     ]
     other = conversations.add_user_message(db, chat_id, None, "Other words.", ada.id)
     roots = [turn_id, other.id]
-    assert conversations.branches(db, chat_id) == dict.fromkeys(roots, roots) | dict.fromkeys(under, under)
-    assert conversations.latest_turn_from(db, turn_id).id == under[-1]
-    assert conversations.latest_turn_from(db, other.id) == other
+    assert messages.branches(db, chat_id) == dict.fromkeys(roots, roots) | dict.fromkeys(under, under)
+    assert messages.latest_turn_from(db, turn_id).id == under[-1]
+    assert messages.latest_turn_from(db, other.id) == other
 
 
 def test_deleting_a_conversation_removes_its_messages_and_rankings(db: Database) -> None:
@@ -265,7 +265,7 @@ def test_a_long_conversation_has_a_long_path(db: Database) -> None:
     with db.write():
         for number in range(2000):
             leaf = conversations.add_user_message(db, chat.id, leaf, f"{number}", ada.id).id
-    assert len(conversations.path_to(db, str(leaf))) == 2000
+    assert len(messages.path_to(db, str(leaf))) == 2000
     conversations.delete(db, chat.id)  # SQLite's cascades go no deeper than 1,000
     assert db.query("SELECT count(*) FROM messages")[0][0] == 0
 

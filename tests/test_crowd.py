@@ -19,7 +19,7 @@ from chatbot.engine import Engine
 from chatbot.pages.board import shown_replies
 from chatbot.runner import LlamaRunner
 from chatbot.turns import Turns
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from data.home import Home
 from data.records import Message, Person
@@ -152,5 +152,5 @@ def test_a_vote_and_a_page_are_answered_while_a_crowd_waits(
     assert ranking is not None and ranking.kind == "best"
     for name in NAMES:
         [chat] = conversations.list_for(db, somebody(db, name).id)
-        [_, reply] = conversations.messages(db, chat.id)
+        [_, reply] = messages.list_for(db, chat.id)
         assert reply.is_finished

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data import conversations, people, rankings, runs, versions
+from data import conversations, messages, people, rankings, runs, versions
 from data.__main__ import main
 from data.comparisons import write_snapshot
 from data.database import Database, open_database
@@ -29,7 +29,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     """What the command prints with --json."""
     assert main([*arguments, "--json"]) == code
     out, err = capsys.readouterr()
-    return json.loads(err if code else out)
+    return json.loads(err if "-" in arguments else out)
 
 
 def test_stats_count_what_there_is(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +428,7 @@ def test_rankings_that_compare_a_forgotten_persons_words_go_too(db: Database, ho
     kept = rank(db, eve, a_turn(db, eve), [1, 2, 3])
     forget(db, home, person)
     assert [turn.ranking_id for turn in take_snapshot(db).turns] == [kept.id]
-    assert [entry.content for entry in conversations.path_to(db, going_on.id)][1:] == ["(deleted)", "Go on"]
+    assert [entry.content for entry in messages.path_to(db, going_on.id)][1:] == ["(deleted)", "Go on"]
     assert rankings.count(db) == 1
 
 

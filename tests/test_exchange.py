@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data import asked, conversations, people, rankings
+from data import asked, conversations, messages, people, rankings
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.exchange import export_rows, import_rows, read_rows
@@ -159,7 +159,7 @@ def test_a_row_that_was_imported_before_rows_said_why_is_not_imported_again(db: 
     assert import_rows(db, [row | {"reasons": ["clear"], "comment": "Yes."}], "tiers").added == 0
     person = people.by_name(db, "imported")
     key = "import-8af83de1acdb6633b0888d12b5b4e9ced6f3296c0b1fa2e477138b808e87088b"
-    assert person and conversations.by_request_key(db, person.id, key)
+    assert person and messages.by_request_key(db, person.id, key)
 
 
 def test_normalised_says_of_the_best_only_what_it_beats(filled: Database, other: Database) -> None:

@@ -27,8 +27,8 @@ from trainer.gate import (
     replay,
     report_lines,
 )
+from trainer.intervals import bootstrap_by_group
 from trainer.reward import score_replies
-from trainer.statistics import bootstrap_by_group
 
 LIKE = {"length": 60.0, "eos_rate": 0.5, "empty_rate": 0.0, "duplicate_rate": 0.02, "distinct_2": 0.8}
 GOOD_JUDGE = {"accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}

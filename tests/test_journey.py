@@ -13,7 +13,7 @@ from chatbot.following import Follower
 from chatbot.pages.board import save_ranking, shown_replies
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
-from data import conversations, people, rankings, runs, schedules, versions
+from data import messages, people, rankings, runs, schedules, versions
 from data.comparisons import read_snapshot
 from data.database import Database
 from data.home import Home
@@ -39,7 +39,7 @@ def test_a_ranking_travels_from_the_click_to_the_version_that_answers_the_next_t
 
     # 2) The board sends B > A = C > D; 3) the database keeps what was shown and what was said.
     places = {shown[1].id: 1, shown[0].id: 2, shown[2].id: 2, shown[3].id: 3}
-    turn = conversations.message(ranked, live.turn_id)
+    turn = messages.get(ranked, live.turn_id)
     click = {"kind": "full", "shown": [r.id for r in shown], "places": places, "key": "1", "dwell_ms": 1200}
     said = save_ranking(ranked, person, turn, Payload(click))
     assert rankings.order_text(said.placements) == "B > A = C > D"
@@ -74,11 +74,11 @@ def test_a_ranking_travels_from_the_click_to_the_version_that_answers_the_next_t
     assert following.wait(30)
     assert flying.wait(60)
     assert (flying.version, following.version) == ("base", "v000001")
-    assert {r.version for r in conversations.replies(ranked, flying.turn_id)} == {"base"}
+    assert {r.version for r in messages.replies(ranked, flying.turn_id)} == {"base"}
 
     # 8) Tomorrow's replies carry the version that made them.
-    assert {r.version for r in conversations.replies(ranked, following.turn_id)} == {"v000001"}
-    assert all(r.finish_reason in ("stop", "length") for r in conversations.replies(ranked, flying.turn_id))
+    assert {r.version for r in messages.replies(ranked, following.turn_id)} == {"v000001"}
+    assert all(r.finish_reason in ("stop", "length") for r in messages.replies(ranked, flying.turn_id))
     latest = runs.latest(ranked)
     assert latest is not None
     assert latest.version == versions.serving(ranked).current == "v000001"

@@ -59,7 +59,7 @@ TESTED_ELSEWHERE = {
     "chatbot/pages/actions.py": "test_chat.py",
     "chatbot/pages/composer.py": "test_chat.py",
     "chatbot/pages/history.py": "test_chat.py",
-    "chatbot/pages/look.py": "test_page.py",
+    "chatbot/pages/theme.py": "test_page.py",
     "chatbot/pages/payload.py": "test_board.py",
     "chatbot/pages/sidebar.py": "test_chat.py",
     "chatbot/replica.py": "test_writing.py",
@@ -68,7 +68,7 @@ TESTED_ELSEWHERE = {
     "chatbot/terminal.py": "test_chatbot_cli.py",
     "data/backups.py": "test_database.py",
     "data/cron.py": "test_schedule.py",
-    "data/errors.py": "test_flags.py",
+    "data/errors.py": "test_cli.py",
     "data/forgetting.py": "test_data_cli.py",
     "data/formats.py": "test_exchange.py",
     "data/messages.py": "test_conversations.py",
@@ -78,7 +78,7 @@ TESTED_ELSEWHERE = {
     "trainer/commands.py": "test_trainer_cli.py",
     "trainer/improving.py": "test_refresh.py",
     "trainer/members.py": "test_ensemble.py",
-    "trainer/stages.py": "test_trainer_cli.py",
+    "trainer/slow_commands.py": "test_trainer_cli.py",
 }
 """Modules without a test file of their own name, and the file that tests them."""
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from chatbot.pages.operate_charts import HEIGHT, WIDTH, Chart, Point, Range, Series, chart, ranges, ticks
-from chatbot.pages.operate_figures import interval, number, part, sentences, signed
+from chatbot.pages.operate_report import interval, number, part, sentences, signed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.pages.board import shown_replies
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from data.records import Message, Ranking, Sampling
 from tests.browser import Server, Visitor, visit, wait_for
@@ -48,7 +48,7 @@ def db(site: tuple[Server, Database]) -> Database:
 def the_turn(db: Database, visitor: Visitor) -> Message:
     """The latest turn of the visitor's latest conversation."""
     chat = conversations.list_for(db, visitor.person.id)[0]
-    return [message for message in conversations.messages(db, chat.id) if message.role == "user"][-1]
+    return [message for message in messages.list_for(db, chat.id) if message.role == "user"][-1]
 
 
 def the_ranking(db: Database, visitor: Visitor) -> Ranking:
@@ -78,7 +78,7 @@ def test_a_ranking_by_keyboard_is_saved_as_shown_and_continued(arrive: ARRIVAL, 
     save(page)
     ranking = the_ranking(db, visitor)
     assert rankings.order_text(ranking.placements) == "B > A = C > D"
-    texts = [conversations.message(db, place.message_id).content for place in ranking.placements]
+    texts = [messages.get(db, place.message_id).content for place in ranking.placements]
     letters = [re.sub(r"\W+", "", text)[:8] for text in texts]
     assert letters == [re.sub(r"\W+", "", text)[:8] for text in shown]
 
@@ -617,7 +617,7 @@ def test_a_chat_can_be_kept_from_training(arrive: ARRIVAL, db: Database) -> None
 def test_a_phone_shows_one_column_and_a_closed_sidebar(arrive: ARRIVAL) -> None:
     visitor = arrive(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page = visitor.page
-    expect(page.locator(".shelf")).not_to_be_visible()
+    expect(page.locator(".sidebar")).not_to_be_visible()
     visitor.say("Hello.")
     visitor.wait_until_written()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -626,7 +626,7 @@ def test_a_phone_shows_one_column_and_a_closed_sidebar(arrive: ARRIVAL) -> None:
     foot, composer = page.locator(".board-foot").bounding_box(), page.locator("#composer").bounding_box()
     assert foot and composer and foot["y"] + foot["height"] <= composer["y"] + 12
     page.get_by_role("button", name="Menu").click()
-    expect(page.locator(".shelf")).to_be_visible()
+    expect(page.locator(".sidebar")).to_be_visible()
 
 
 def test_the_way_between_branches_is_wide_enough_for_a_thumb(arrive: ARRIVAL, db: Database) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from data import conversations, rankings
+from data import conversations, messages, rankings
 from data.database import Database
 from tests.browser import EVENTS, PATIENCE, Server, Visitor, before_three, wait_for
 
@@ -62,14 +62,14 @@ def branch_button(page: Page) -> Locator:
 def said(site: tuple[Server, Database], visitor: Visitor) -> list[str]:
     """The visitor's messages, in all branches of their one chat."""
     [chat] = conversations.list_for(site[1], visitor.person.id)
-    return [one.content for one in conversations.messages(site[1], chat.id) if one.role == "user"]
+    return [one.content for one in messages.list_for(site[1], chat.id) if one.role == "user"]
 
 
 def test_what_was_marked_and_not_saved_goes_with_a_reworded_message(
     page: Page, site: tuple[Server, Database], visitor: Visitor
 ) -> None:
     [chat] = conversations.list_for(site[1], visitor.person.id)
-    [turn] = [one for one in conversations.messages(site[1], chat.id) if one.role == "user"]
+    [turn] = [one for one in messages.list_for(site[1], chat.id) if one.role == "user"]
     page.get_by_role("button", name="Best").nth(1).click()
     reword_message(page).fill("Another question")
     branch_button(page).click()

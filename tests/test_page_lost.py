@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from chatbot import accounts
-from data import conversations, people, rankings
+from data import conversations, messages, people, rankings
 from data.database import Database, open_database
 from data.home import open_home
 from data.records import Conversation, Person
@@ -68,8 +68,7 @@ def can_send(page: Page) -> None:
 def the_chat(db: Database, visitor: Visitor) -> Conversation:
     """The one chat that the visitor has begun; its one message is the visitor's, and was answered once."""
     [chat] = [one for one in conversations.list_for(db, visitor.person.id) if one.title != "About apples"]
-    messages = conversations.messages(db, chat.id)
-    assert [message.role for message in messages] == ["user", *["assistant"] * 4]
+    assert [message.role for message in messages.list_for(db, chat.id)] == ["user", *["assistant"] * 4]
     return chat
 
 
@@ -83,6 +82,24 @@ def test_what_is_typed_while_a_message_is_on_its_way_stays(visitor: Visitor) -> 
     expect(page.locator(".said .bubble")).to_have_text(["Hello."])
     page.reload()
     expect(box(page)).to_have_value("And then?")
+
+
+TYPES_AS_THE_REPLIES_COME = """() => document.addEventListener('night:answered', () => {
+  window.addEventListener('night:turn', () => {
+    const box = document.querySelector('.composer textarea');
+    box.value = 'And then?';
+    box.dispatchEvent(new Event('input'));
+  }, { capture: true, once: true });
+}, { once: true })"""
+
+
+def test_the_box_keeps_the_keys_of_who_types_on_before_the_replies_come(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(TYPES_AS_THE_REPLIES_COME)
+    visitor.say("Hello.")
+    visitor.wait_until_written()
+    expect(box(page)).to_have_value("And then?")
+    expect(box(page)).to_be_focused()
 
 
 def test_a_late_answer_leaves_another_chats_draft_alone(visitor: Visitor, db: Database) -> None:
@@ -264,7 +281,7 @@ def test_marks_that_are_not_saved_outlast_a_reload_and_another_chat(visitor: Vis
     page.keyboard.press("Control+Enter")
     expect(page.locator(".saved")).to_have_text("Saved")
     [chat] = conversations.list_for(db, visitor.person.id)
-    turn = conversations.messages(db, chat.id)[0]
+    turn = messages.list_for(db, chat.id)[0]
     ranking = rankings.current(db, turn.id, visitor.person.id)
     assert ranking is not None and rankings.order_text(ranking.placements) == "B > C"
     assert (ranking.reasons, ranking.comment) == (("followed",), "It counts well.")
@@ -319,7 +336,7 @@ def test_marks_made_over_a_saved_ranking_outlast_a_reload_and_undo_takes_all(vis
 def test_marks_end_with_a_change_elsewhere(visitor: Visitor, db: Database, elsewhere: str) -> None:
     page = marked(visitor)
     [chat] = conversations.list_for(db, visitor.person.id)
-    turn, *replies = conversations.messages(db, chat.id)
+    turn, *replies = messages.list_for(db, chat.id)
     rank(db, visitor.person, replies, [1, 1, 1])
     if elsewhere == "saved":
         page.reload()

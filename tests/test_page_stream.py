@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from data import conversations
+from data import conversations, messages
 from data.database import Database
 from tests.attacks import ATTACKS
 from tests.browser import Server, Visitor, running_site, visit, wait_for
@@ -41,8 +41,8 @@ def talk_at_length(visitor: Visitor) -> None:
 def how_replies_ended(db: Database, visitor: Visitor) -> list[str | None]:
     """To the latest message; None is still being written."""
     chat = conversations.list_for(db, visitor.person.id)[0]
-    turns = [message for message in conversations.messages(db, chat.id) if message.role == "user"]
-    return [reply.finish_reason for reply in conversations.replies(db, turns[-1].id)]
+    turns = [message for message in messages.list_for(db, chat.id) if message.role == "user"]
+    return [reply.finish_reason for reply in messages.replies(db, turns[-1].id)]
 
 
 def test_stopping_one_and_all_and_coming_back_in_mid_stream(

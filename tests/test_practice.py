@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chatbot.basemodel import Base
-from data import asked, conversations, people
+from data import asked, conversations, messages, people
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
@@ -277,7 +277,7 @@ def test_a_turn_that_was_taken_back_judges_no_longer(db: Database, home: Home, t
     ask(db, KEPT, "Was ist eine Frist?", "Was kostet das?")
     judged = choose_gate_prompts(db, tiny_base, config, [])
     assert still_allowed(db, judged) == judged
-    turn = conversations.message(db, str(judged[0].turn_id))
+    turn = messages.get(db, str(judged[0].turn_id))
     conversations.delete(db, turn.conversation_id)
     assert still_allowed(db, judged) == judged[1:]
 

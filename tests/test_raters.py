@@ -7,7 +7,7 @@ import pytest
 
 from chatbot.engine import Engine
 from chatbot.turns import Turns
-from data import conversations, people, rankings
+from data import messages, people, rankings
 from data.database import Database
 from data.errors import Refused
 from data.prompts import practice_prompts
@@ -85,7 +85,7 @@ def test_a_prompt_with_a_history_is_played_into_its_conversation(db: Database, t
     person = people.add(db, "Simulated rater 1", kind="simulated")
     live = _send(db, turns, person, Prompt(history, None, "practice"), 2)
     assert live.wait(30)
-    path = conversations.path_to(db, live.turn_id)
+    path = messages.path_to(db, live.turn_id)
     assert [(message.role, message.content) for message in path] == [
         (m["role"], m["content"]) for m in history
     ]

@@ -16,14 +16,13 @@ from chatbot.basemodel import Base, load_base
 from chatbot.manifest import read_manifest
 from chatbot.models import merged_model
 from chatbot.policy import Policy
-from data import conversations, runs, versions
+from data import conversations, messages, runs, versions
 from data.comparisons import Snapshot, read_snapshot
 from data.database import Database, connect, open_database
 from data.errors import Locked, NotFound, Refused
 from data.files import write_json
 from data.forgetting import forget
 from data.home import Home, open_home
-from data.messages import message
 from data.records import Run, Sampling, Version
 from tests.adapter_files import make_version
 from tests.learners import CPU, turned_round
@@ -481,7 +480,7 @@ def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercis
     _choose_once(night, Snapshot((), ""))
     assert {ranked_too, imitated, kept} <= lessons_of(db, run)
     for gone in (ranked_too, imitated):
-        conversations.delete(db, message(db, gone).conversation_id)
+        conversations.delete(db, messages.get(db, gone).conversation_id)
     (night.folder / night.config.algorithm).mkdir()
     night.progress._found = 0.9  # as where an earlier process had come so far
     _choose_once(night, Snapshot((), ""))

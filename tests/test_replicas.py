@@ -184,7 +184,7 @@ def test_without_room_for_the_base_the_servers_are_compared_with_each_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("chatbot.probe.free_bytes", lambda device: 2**10)
+    monkeypatch.setattr("chatbot.base_canary.free_bytes", lambda device: 2**10)
     with engine_on(tiny_base, servers, home.adapters) as engine:
         assert "whether the first engine holds the same base is not checked" in caplog.text
         why = "computes something else than the other engines"

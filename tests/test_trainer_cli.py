@@ -14,8 +14,8 @@ import pytest
 
 from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
-from chatbot.flags import run_cli
 from data import rankings, runs, schedules, versions
+from data.cli import run_cli
 from data.database import Database
 from data.home import Home
 from data.records import Sampling

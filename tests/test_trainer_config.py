@@ -9,7 +9,7 @@ import torch
 from data.errors import Refused
 from trainer.config import RefreshConfig, fewest_to_pass, quick
 from trainer.gate import check_wins
-from trainer.statistics import bootstrap_by_group
+from trainer.intervals import bootstrap_by_group
 
 
 def test_the_defaults_are_those_of_the_chat_where_both_sample() -> None:

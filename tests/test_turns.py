@@ -13,7 +13,7 @@ from chatbot.generation import Asked, Generation
 from chatbot.pages.board import board_view
 from chatbot.runner import LlamaRunner
 from chatbot.turns import LiveTurn, Turns
-from data import conversations, people, rankings
+from data import conversations, messages, people, rankings
 from data.database import Database
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Message, Person, Sampling
@@ -57,7 +57,7 @@ def done(live: LiveTurn) -> LiveTurn:
 
 def stored(db: Database, live: LiveTurn) -> list[Message]:
     """The turn's rows, in shown order."""
-    return [conversations.message(db, reply.message_id) for reply in live.replies]
+    return [messages.get(db, reply.message_id) for reply in live.replies]
 
 
 def test_a_length_that_leaves_no_room_for_a_prompt_is_told_at_the_start(db: Database, engine: Engine) -> None:
@@ -69,7 +69,7 @@ def test_a_turn_is_stored_with_all_that_made_it(turns: Turns, db: Database, ada:
     live = done(turns.send(ada, "Hello.", replies=3))
     [chat] = conversations.list_for(db, ada.id)
     assert (chat.id, chat.title) == (live.conversation_id, "Hello.")
-    turn, rows = conversations.message(db, live.turn_id), stored(db, live)
+    turn, rows = messages.get(db, live.turn_id), stored(db, live)
     assert (turn.content, turn.author_id, turn.role) == ("Hello.", ada.id, "user")
     for row, reply in zip(rows, live.replies, strict=True):
         assert (row.version, row.sampling, row.author_id) == ("base", turns.sampling, None)
@@ -84,7 +84,7 @@ def test_the_message_is_stored_before_anything_is_written(
     monkeypatch.setattr(turns.engine._scheduler, "max_waiting", 0)
     with pytest.raises(Busy):
         turns.send(ada, "Is anybody there?", request_key="k")
-    assert conversations.by_request_key(db, ada.id, "k").content == "Is anybody there?"  # type: ignore[union-attr]
+    assert messages.by_request_key(db, ada.id, "k").content == "Is anybody there?"  # type: ignore[union-attr]
 
 
 def test_a_turn_that_was_busy_is_answered_when_sent_again(
@@ -94,7 +94,7 @@ def test_a_turn_that_was_busy_is_answered_when_sent_again(
         full.setattr(turns.engine._scheduler, "max_waiting", 0)
         turns.send(ada, "Hello.", request_key="k")
     live = done(turns.send(ada, "Hello.", replies=2, request_key="k"))
-    assert len(conversations.replies(db, live.turn_id)) == 2
+    assert len(messages.replies(db, live.turn_id)) == 2
     assert len(conversations.list_for(db, ada.id)) == 1
 
 
@@ -123,13 +123,13 @@ def test_the_model_sees_what_was_said_before(turns: Turns, db: Database, ada: Pe
     )
     said = turns.engine.base.format.decode(done(live)._generation.prompt)
     assert said.count("<|im_start|>") == 4
-    stored = conversations.message(db, parent.message_id).content
+    stored = messages.get(db, parent.message_id).content
     assert "One." in said and f"assistant\n{stored}" in said and "Two." in said
 
 
 def test_replies_stand_in_the_order_shown_to_their_person(turns: Turns, db: Database, ada: Person) -> None:
     live = done(turns.send(ada, "Hello.", replies=5))
-    made = [row.id for row in conversations.replies(db, live.turn_id)]
+    made = [row.id for row in messages.replies(db, live.turn_id)]
     shown = [reply.message_id for reply in live.replies]
     assert shown == rankings.shown_order(live.turn_id, ada.id, made)
 
@@ -151,7 +151,7 @@ def test_a_message_that_can_never_be_answered_is_refused_before_it_is_stored(
         with pytest.raises(Refused, match=r"does not fit in .* tokens - shorten it"):
             turns.send(ada, too_long, request_key="k", **where)
     assert [chat.id for chat in conversations.list_for(db, ada.id)] == [first.conversation_id]
-    assert len(conversations.messages(db, first.conversation_id)) == 2
+    assert len(messages.list_for(db, first.conversation_id)) == 2
 
 
 def test_a_key_that_comes_again_is_answered_as_it_was_stored(
@@ -185,7 +185,7 @@ def test_another_persons_conversation_is_refused(turns: Turns, db: Database, ada
     for attempt in attempts:
         with pytest.raises(Refused, match="another"):
             attempt()
-    assert len(conversations.messages(db, live.conversation_id)) == 2
+    assert len(messages.list_for(db, live.conversation_id)) == 2
     assert conversations.list_for(db, eve.id) == []
 
 
@@ -204,14 +204,14 @@ def test_a_reply_that_is_being_written_cannot_be_answered(turns: Turns, db: Data
 
 def test_a_lone_surrogate_is_answered_like_any_text(turns: Turns, db: Database, ada: Person) -> None:
     live = done(turns.send(ada, "a\ud800b", replies=1))
-    assert conversations.message(db, live.turn_id).content == "a\ufffdb"
+    assert messages.get(db, live.turn_id).content == "a\ufffdb"
 
 
 def test_the_same_key_is_one_turn(turns: Turns, db: Database, ada: Person) -> None:
     first, second = (turns.send(ada, "Hello.", replies=2, request_key="k") for _ in range(2))
     assert first is second
     assert len(conversations.list_for(db, ada.id)) == 1
-    assert len(conversations.replies(db, first.turn_id)) == 2
+    assert len(messages.replies(db, first.turn_id)) == 2
 
 
 def test_many_clicks_at_once_are_one_turn(turns: Turns, db: Database, ada: Person) -> None:
@@ -229,7 +229,7 @@ def test_many_clicks_at_once_are_one_turn(turns: Turns, db: Database, ada: Perso
         thread.join()
     [chat] = conversations.list_for(db, ada.id)
     assert len(set(map(id, lives))) == 1 and len(lives) == 6
-    assert len(conversations.messages(db, chat.id)) == 3
+    assert len(messages.list_for(db, chat.id)) == 3
 
 
 def test_a_turn_that_takes_long_to_begin_holds_up_no_other(
@@ -263,7 +263,7 @@ def test_a_key_whose_turn_was_answered_long_ago_begins_nothing(
     until(lambda: turns.live(live.turn_id) is None)
     with pytest.raises(Refused, match="answered already - reload the page"):
         turns.send(ada, "Hello.", replies=2, request_key="k")
-    assert len(conversations.messages(db, live.conversation_id)) == 3
+    assert len(messages.list_for(db, live.conversation_id)) == 3
 
 
 def test_a_key_is_its_authors_own(turns: Turns, db: Database, ada: Person) -> None:
@@ -275,7 +275,7 @@ def test_a_key_is_its_authors_own(turns: Turns, db: Database, ada: Person) -> No
 def test_regenerating_adds_siblings(turns: Turns, db: Database, ada: Person) -> None:
     first = done(turns.send(ada, "Hello.", replies=2))
     second = done(turns.regenerate(ada, first.turn_id, replies=3))
-    everything = [row.id for row in conversations.replies(db, first.turn_id)]
+    everything = [row.id for row in messages.replies(db, first.turn_id)]
     assert len(everything) == 5 and turns.live(first.turn_id) is second
     assert {reply.message_id for reply in second.replies} == set(everything[2:])
 
@@ -285,7 +285,7 @@ def test_a_turn_that_is_being_answered_is_not_regenerated(turns: Turns, db: Data
     live = turns.send(ada, "Hello.", replies=1, sampling=LONG)
     with pytest.raises(Refused, match="still being answered - stop it first"):
         turns.regenerate(ada, live.turn_id)
-    assert len(conversations.replies(db, live.turn_id)) == 1
+    assert len(messages.replies(db, live.turn_id)) == 1
 
 
 def test_only_a_persons_message_is_regenerated(turns: Turns, ada: Person) -> None:
@@ -300,8 +300,8 @@ def test_a_stopped_reply_keeps_what_was_written(turns: Turns, db: Database, ada:
     one, other = live.replies
     until(lambda: one.tokens > 3)
     turns.stop(ada, live.turn_id, one.message_id)
-    until(lambda: conversations.message(db, one.message_id).is_finished)
-    row = conversations.message(db, one.message_id)
+    until(lambda: messages.get(db, one.message_id).is_finished)
+    row = messages.get(db, one.message_id)
     assert (row.finish_reason, row.content, row.tokens) == ("cancelled", one.text, one.tokens)
     assert row.content and other.finish_reason is None
     turns.stop(ada, live.turn_id)
@@ -414,7 +414,7 @@ def test_what_is_written_while_the_database_is_locked_is_stored_afterwards(
         assert [row.is_finished for row in stored(db, live)] == [False] * 3 and not live.is_done
         assert [reply.finish_reason for reply in others] == [None] * 2
     other.close()
-    until(lambda: conversations.message(db, one.message_id).is_finished)
+    until(lambda: messages.get(db, one.message_id).is_finished)
     live.stop()
     done(live)
     for row, reply in zip(stored(db, live), live.replies, strict=True):

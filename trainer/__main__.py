@@ -13,10 +13,11 @@ from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
-from chatbot.flags import add_flags, run_cli
+from chatbot.flags import add_flags
+from data.cli import run_cli
 from data.database import Database, open_database
 from data.home import Home, open_home
-from trainer import commands, stages
+from trainer import commands, slow_commands
 from trainer.config import RefreshConfig
 from trainer.progress import ShutDown
 from trainer.prune import KEEP
@@ -40,10 +41,10 @@ def run(argv: Sequence[str]) -> int | None:
     """Parses, opens home and database, runs one command."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    is_of_files = arguments.command is stages.reward and bool(arguments.data)
-    home = open_home(begins=is_of_files or arguments.command in (stages.simulate, commands.watch))
+    is_of_files = arguments.command is slow_commands.reward and bool(arguments.data)
+    home = open_home(begins=is_of_files or arguments.command in (slow_commands.simulate, commands.watch))
     if is_of_files:
-        stages.reward_from_files(home, arguments)
+        slow_commands.reward_from_files(home, arguments)
         return 0
     with closing(open_database(home)) as db:
         command: Command = arguments.command
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     pause.add_argument("--pause", dest="is_paused", action="store_true", default=None, help="Pause it.")
     pause.add_argument("--resume", dest="is_paused", action="store_false", help="End the pause.")
 
-    sub = add("simulate", stages.simulate)
+    sub = add("simulate", slow_commands.simulate)
     _add_taste(sub)
     sub.add_argument("--turns", type=int, default=100, metavar="N", help="How many turns (default: 100).")
     sub.add_argument("--replies", type=int, default=4, metavar="K", help="Replies a turn (default: 4).")
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="What they say (default: ours).")
     sub.add_argument("--people", type=int, default=5, metavar="N", help="How many people (default: 5).")
 
-    sub = add("measure", stages.measure)
+    sub = add("measure", slow_commands.measure)
     _add_taste(sub)
     sub.add_argument(
         "--versions", default="base", help="Names, comma-separated; the others are compared with the first."
@@ -120,14 +121,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_learning(add: Callable[[str, Command], argparse.ArgumentParser]) -> None:
     """A night, and each of its stages alone."""
-    sub = add("refresh", stages.refresh)
+    sub = add("refresh", slow_commands.refresh)
     sub.add_argument(
         "--run", metavar="ID", help="Carry out this claimed run with its own settings (for watch)."
     )
     sub.add_argument("--resume", metavar="ID", help="Go on with an interrupted run, with its own settings.")
     _add_settings(sub)
-    _add_settings(add("sft", stages.sft))
-    sub = add("reward", stages.reward)
+    _add_settings(add("sft", slow_commands.sft))
+    sub = add("reward", slow_commands.reward)
     sub.add_argument(
         "--data",
         type=Path,
@@ -139,11 +140,11 @@ def _add_learning(add: Callable[[str, Command], argparse.ArgumentParser]) -> Non
         "--evaluate", type=Path, nargs="+", metavar="FILE", help="Comparisons to examine it on (with --data)."
     )
     _add_settings(sub)
-    sub = add("score", stages.score)
+    sub = add("score", slow_commands.score)
     sub.add_argument("--version", required=True, help="The version whose reward models score.")
     sub.add_argument("--data", type=Path, required=True, metavar="FILE", help="Rows of prompt and replies.")
     sub.add_argument("--model", help="The base model: a directory or a hub id (default: the embedded one).")
-    for name, command in (("ppo", stages.ppo), ("gate", stages.gate)):
+    for name, command in (("ppo", slow_commands.ppo), ("gate", slow_commands.gate)):
         add(name, command).add_argument("id", metavar="RUN", help="The run's id, as `trainer runs` lists it.")
 
 

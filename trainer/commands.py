@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from chatbot.config import check_model_name
-from chatbot.flags import from_flags, show, table
+from chatbot.flags import from_flags
 from data import runs, schedules, versions
+from data.cli import show, table
 from data.cron import next_times, validate
 from data.database import Database
 from data.errors import no_file

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from chatbot.config import MOST_THREADS, server_urls
 from data.errors import Refused
-from trainer.statistics import wilson_interval
+from trainer.intervals import wilson_interval
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (

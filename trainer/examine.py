@@ -31,8 +31,8 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn, agreement
 from data.prompts import Paraphrase
 from trainer.forward import Reply
+from trainer.intervals import bootstrap_by_group, by_group
 from trainer.reward import score_replies, tokenise
-from trainer.statistics import bootstrap_by_group, by_group
 
 Pair = tuple[int, int, float]
 BINS = 10

@@ -24,16 +24,16 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
-from chatbot.flags import table
 from chatbot.policy import Policy
+from data.cli import table
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, sample_replies
 from trainer.guards import is_length_unasked
+from trainer.intervals import bootstrap_by_group, by_group
 from trainer.probes import check_probes
 from trainer.reward import score_replies
 from trainer.rollout import distinct_2
-from trainer.statistics import bootstrap_by_group, by_group
 
 _SAMPLES_SHOWN = 10
 _SHORT = 5

@@ -20,19 +20,19 @@ import torch
 
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
-from chatbot.flags import table
 from chatbot.following import load_verified
 from chatbot.generation import MAX_REPLIES, Generation
 from chatbot.models import merged_model
 from data import versions
+from data.cli import table
 from data.database import Database
 from data.errors import Busy, Refused
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Sampling
 from trainer.canary import exact_format
 from trainer.forward import logprobs_of
+from trainer.intervals import bootstrap_by_group
 from trainer.raters import ROWS_IN_FLIGHT, Progress
-from trainer.statistics import bootstrap_by_group
 from trainer.tastes import Taste
 
 BOOTSTRAPS = 2000

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import resource
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from chatbot.basemodel import Base
 from chatbot.models import pick_device
 from data import versions
+from data.cli import finite
 from data.comparisons import Snapshot
 from data.database import Database
 from data.errors import Refused
@@ -156,15 +156,6 @@ def write_report(
     report: dict[str, Any] = finite(facts)
     (night.folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False))
     return report
-
-
-def finite(value: Any) -> Any:
-    """The same, with None for each number that is infinite or none: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {key: finite(found) for key, found in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(found) for found in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _practised(base: Base, result: PolicyResult) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from chatbot.pages.board import View
 from chatbot.pages.composer import composer_view
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
-from data import conversations, people, rankings
+from data import conversations, messages, people, rankings
 from data.database import Database, new_id
 from data.errors import NotFound, Problem, Refused
 from data.records import Message, Person
@@ -53,7 +53,7 @@ class Actions:
 
     def own_turn(self, person: Person, turn_id: str) -> Message:
         """A turn of this person's own conversation."""
-        turn = conversations.message(self.db, turn_id)
+        turn = messages.get(self.db, turn_id)
         conversations.get(self.db, turn.conversation_id, person.id)
         if turn.role != "user":
             raise Refused("Only a person's message is a turn - reload the page.")
@@ -71,7 +71,7 @@ class Actions:
         if not conversation_id:
             return histories.empty_history(look, count), boards.empty_board(look), composer, side
         conversation = conversations.get(self.db, conversation_id, person.id)
-        turn_id = turn_id or histories.latest_turn(self.db, conversation_id)
+        turn_id = turn_id or histories.latest_turn_id(self.db, conversation_id)
         history = histories.history_view(self.db, person, conversation, turn_id, look, count)
         board = self.board(person, turn_id, look) if turn_id else boards.empty_board(look)
         return history, board, composer, side
@@ -123,7 +123,7 @@ class Actions:
     def switch_branch(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """Another branch of the conversation, given by its first turn, where it was left."""
         turn = self.own_turn(person, sent.text("turn_id"))
-        turn = conversations.latest_turn_from(self.db, turn.id)
+        turn = messages.latest_turn_from(self.db, turn.id)
         return self.show(person, turn.conversation_id, sent.look, turn.id), turn.id
 
     def send(self, person: Person, sent: Payload) -> tuple[Page, str]:
@@ -246,7 +246,7 @@ class Actions:
         left, turn = ("", "") if gone == here else (here, sent.text("turn_id"))
         if turn and self.own_turn(person, turn).conversation_id != left:
             turn = ""
-        for message in conversations.messages(self.db, gone):
+        for message in messages.list_for(self.db, gone):
             if message.role == "user" and self.turns.live(message.id):
                 self.turns.stop(person, message.id)
         conversations.delete(self.db, gone)
@@ -257,7 +257,7 @@ class Actions:
 
     def _stored(self, person: Person, key: str) -> Message | None:
         """The turn that this person's message of this key has become."""
-        return conversations.by_request_key(self.db, person.id, key) if key else None
+        return messages.by_request_key(self.db, person.id, key) if key else None
 
     def _begin(
         self, person: Person, sent: Payload, text: str, conversation_id: str, parent_id: str | None
@@ -278,10 +278,10 @@ class Actions:
             stored = self._stored(person, key)
             if stored is None:
                 raise
-            if not conversations.replies(self.db, stored.id):
+            if not messages.replies(self.db, stored.id):
                 gr.Warning(escape(str(problem)))
             return stored
-        return conversations.message(self.db, live.turn_id)
+        return messages.get(self.db, live.turn_id)
 
     def _count(self, sent: Payload, key: str) -> int:
         """How many replies a message gets: those asked for; where that is one, now and then two to compare.

@@ -15,7 +15,7 @@ import gradio as gr
 from chatbot.pages import markdown
 from chatbot.pages.payload import MISUNDERSTOOD, Payload
 from chatbot.turns import LiveTurn, Turns
-from data import conversations, rankings
+from data import messages, rankings
 from data.database import Database
 from data.errors import Refused
 from data.records import Message, Person, Placement, Ranking, RankingKind
@@ -68,7 +68,7 @@ def shown_replies(db: Database, turn_id: str, person_id: str) -> list[Message]:
 
     Without those that ended before a word was written. At most nine; of more, the latest requests.
     """
-    written = [reply for reply in conversations.replies(db, turn_id) if reply.author_id is None]
+    written = [reply for reply in messages.replies(db, turn_id) if reply.author_id is None]
     batches: list[list[Message]] = []
     for reply in written:
         is_new = not batches or reply.created_at - batches[-1][-1].created_at > BATCH_GAP_SECONDS
@@ -92,7 +92,7 @@ def latest_edits(db: Database, turn_id: str, person_id: str) -> dict[str, Messag
     """This person's last rewording of each reply, by the id of the reply it replaces."""
     return {
         reply.replaces_id: reply
-        for reply in conversations.replies(db, turn_id)
+        for reply in messages.replies(db, turn_id)
         if reply.replaces_id and reply.author_id == person_id
     }
 
@@ -102,7 +102,7 @@ def board_view(
 ) -> View:
     """What the board shows of a turn now, whether it is being written or long ended."""
     live = turns.live(turn_id)
-    turn = conversations.message(db, turn_id)
+    turn = messages.get(db, turn_id)
     shown = shown_replies(db, turn_id, person.id)
     edits = latest_edits(db, turn_id, person.id)
     ranking = rankings.current(db, turn_id, person.id)
@@ -128,7 +128,7 @@ def board_view(
 
 def _was_cut_off(db: Database, turn_id: str) -> bool:
     """Whether the server was stopped while replies to the turn were being written."""
-    return any(reply.finish_reason == "interrupted" for reply in conversations.replies(db, turn_id))
+    return any(reply.finish_reason == "interrupted" for reply in messages.replies(db, turn_id))
 
 
 def _reply_view(

@@ -73,7 +73,7 @@ const answered = (isSent, reason = '') => {
   }
   if (sent.place === place) {
     write(without(area.value));
-    isAnswered = !area.value;
+    isAnswered = true;
   } else {
     keepDraft(sent.place, without(draft(sent.place)));
   }
@@ -120,8 +120,9 @@ document.addEventListener('night:open', (event) => {
 });
 document.addEventListener('night:turn', () => {
   update();
-  // Several replies are coming: the keys now belong to the board, and a phone's keyboard makes room for it.
-  if (isAnswered && night.shared.turn?.count > 1) area.blur();
+  // Several replies are coming: the keys now belong to the board, and a phone's keyboard makes room for it;
+  // but not while the next message is being typed.
+  if (isAnswered && night.shared.turn?.count > 1 && !area.value) area.blur();
   isAnswered = false;
 });
 document.addEventListener('night:write', (event) => {

@@ -3,7 +3,7 @@ const { t, h, put, iconButton } = night;
 const fire = night.patient(trigger, watch, props);
 let value = null;
 const title = h('h1', { class: 'title', dir: 'auto' });
-const menu = iconButton('panel', t('menu'), () => document.dispatchEvent(new CustomEvent('night:shelf')));
+const menu = iconButton('panel', t('menu'), () => document.dispatchEvent(new CustomEvent('night:sidebar')));
 const fresh = iconButton('plus', t('new_chat'), () => document.dispatchEvent(new CustomEvent('night:new')));
 const bar = h('header', { class: 'top-bar' }, menu, title, fresh);
 const hello = h('section', { class: 'hello' }, night.mark(), h('h2', {}, t('hello')), h('p', {}, t('hello_more')),

@@ -10,7 +10,7 @@ import gradio as gr
 
 from chatbot.pages import markdown
 from chatbot.pages.board import View, placed, script, shown_replies, vote_view
-from data import conversations, rankings
+from data import messages, rankings
 from data.database import Database
 from data.records import Conversation, Message, Person
 
@@ -41,9 +41,9 @@ def empty_history(look: int, default_replies: int) -> View:
     }
 
 
-def latest_turn(db: Database, conversation_id: str) -> str:
+def latest_turn_id(db: Database, conversation_id: str) -> str:
     """The turn a conversation was left at; empty where nothing was said yet."""
-    turn = conversations.latest_turn(db, conversation_id)
+    turn = messages.latest_turn(db, conversation_id)
     return turn.id if turn else ""
 
 
@@ -54,8 +54,8 @@ def history_view(
 
     Each turn names its `branches`: the turns that stand in its place, itself among them.
     """
-    branches = conversations.branches(db, conversation.id)
-    path = [m for m in conversations.path_to(db, turn_id) if m.role != "system"] if turn_id else []
+    branches = messages.branches(db, conversation.id)
+    path = [m for m in messages.path_to(db, turn_id) if m.role != "system"] if turn_id else []
     turns: list[View] = []
     for message in path:
         if message.role == "user":
@@ -68,7 +68,7 @@ def history_view(
         "conversation_id": conversation.id,
         "title": conversation.title,
         "turns": turns,
-        "is_latest": turn_id == latest_turn(db, conversation.id),
+        "is_latest": turn_id == latest_turn_id(db, conversation.id),
         "default_replies": default_replies,
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from chatbot.pages.operate_figures import percent
+from chatbot.pages.operate_report import percent
 
 WIDTH, HEIGHT = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 40

@@ -13,7 +13,7 @@ import gradio as gr
 from chatbot.config import ServeConfig
 from chatbot.following import Answering
 from chatbot.kept import Kept
-from chatbot.pages.operate_figures import part, sentences
+from chatbot.pages.operate_report import part, sentences
 from chatbot.pages.operate_words import known, say
 from chatbot.pages.words import language_of
 from data import people, rankings, schedules, snapshots

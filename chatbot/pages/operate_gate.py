@@ -9,7 +9,7 @@ from typing import Any
 
 from chatbot.pages.operate_charts import Range, ranges
 from chatbot.pages.operate_desk import Visit, card, figures
-from chatbot.pages.operate_figures import MISSING, interval, number, part, rows, sentences, signed
+from chatbot.pages.operate_report import MISSING, interval, number, part, rows, sentences, signed
 
 _SIDES = ("candidate", "current")
 _SHOWN = 3

@@ -41,10 +41,10 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
 
     def show(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
-        return [gr.update(label=visit.say("overview")), *_looks(desk, visit)]
+        return [gr.update(label=visit.say("overview")), *_shown_now(desk, visit)]
 
     def look(request: gr.Request) -> list[Any]:
-        return _looks(desk, desk.open(request))
+        return _shown_now(desk, desk.open(request))
 
     def ask(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
@@ -54,12 +54,12 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
             return visit.say("request_taken")
 
         attempt(action)
-        return _looks(desk, visit)
+        return _shown_now(desk, visit)
 
     def stop(request: gr.Request) -> list[Any]:
         visit = desk.open(request)
         attempt(lambda: _cancel(desk.db, visit))
-        return _looks(desk, visit)
+        return _shown_now(desk, visit)
 
     page.load(show, None, [tab, *outputs], show_progress="hidden")
     gr.Timer(LOOKS_EVERY).tick(look, None, outputs, show_progress="hidden", concurrency_limit=None)
@@ -67,7 +67,7 @@ def build_now(desk: Desk, page: gr.Blocks, tab: gr.Tab) -> None:
     cancel.click(stop, None, outputs, show_progress="hidden")
 
 
-def _looks(desk: Desk, visit: Visit) -> list[Any]:
+def _shown_now(desk: Desk, visit: Visit) -> list[Any]:
     """What the overview shows at this moment: three panels and the state of the two buttons."""
     run = runs.latest(desk.db)
     is_running = run is not None and run.is_alive(time.time())

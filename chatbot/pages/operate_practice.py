@@ -11,7 +11,7 @@ from typing import Any
 
 from chatbot.pages.operate_charts import Chart, Point, Series, chart
 from chatbot.pages.operate_desk import Visit, card
-from chatbot.pages.operate_figures import number, part, rows, signed
+from chatbot.pages.operate_report import number, part, rows, signed
 from data.records import Metric, Run
 
 Steps = Mapping[int, Mapping[str, float]]

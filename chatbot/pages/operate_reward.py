@@ -9,7 +9,7 @@ from typing import Any
 
 from chatbot.pages.operate_charts import Chart, Point, Range, Series, chart, ranges
 from chatbot.pages.operate_desk import Visit, card, figures
-from chatbot.pages.operate_figures import MISSING, interval, number, part, percent, rows, signed
+from chatbot.pages.operate_report import MISSING, interval, number, part, percent, rows, signed
 from data import people
 from data.database import Database
 from data.errors import NotFound

@@ -11,10 +11,10 @@ from html import escape
 from typing import Any
 
 from chatbot.pages.operate_desk import Visit, card
-from chatbot.pages.operate_figures import number, part, sentences
 from chatbot.pages.operate_gate import gate_html
 from chatbot.pages.operate_now import bar_html
 from chatbot.pages.operate_practice import practice_html, replies_html, steps_by_stage
+from chatbot.pages.operate_report import number, part, sentences
 from chatbot.pages.operate_reward import measured_so_far, reward_html
 from chatbot.pages.operate_words import duration, moment
 from data import runs, versions

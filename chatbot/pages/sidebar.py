@@ -24,9 +24,9 @@ class Sidebar(gr.HTML):
         super().__init__(
             value=value,
             html_template="<div></div>",
-            js_on_load=script("shelf.js"),
+            js_on_load=script("sidebar.js"),
             apply_default_css=False,
-            elem_id="shelf",
+            elem_id="sidebar",
             **arguments,
         )
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot import probe
+from chatbot import base_canary
+from chatbot.base_canary import base_canaries
 from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from chatbot.models import load_model
-from chatbot.probe import base_canaries
 from chatbot.remote import RemoteEngine
 from data.errors import Problem
 from data.home import Home
@@ -26,7 +26,7 @@ def test_it_is_what_the_engine_here_computes(tiny_base: Base, engine: Engine, tm
 
 def test_it_is_computed_once(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = base_canaries(tiny_base, tmp_path)
-    monkeypatch.setattr(probe, "load_model", lambda base, **format: pytest.fail("read again"))
+    monkeypatch.setattr(base_canary, "load_model", lambda base, **format: pytest.fail("read again"))
     assert base_canaries(tiny_base, tmp_path) == first == [json.loads((tmp_path / "canary.json").read_text())]
 
 
@@ -61,7 +61,7 @@ def test_it_is_computed_in_what_fits_and_otherwise_not_at_all(
     (exact,) = base_canaries(tiny_base, tmp_path)
     (tmp_path / "canary.json").unlink()
     free = 2 * weights
-    monkeypatch.setattr(probe, "free_bytes", lambda device: free)
+    monkeypatch.setattr(base_canary, "free_bytes", lambda device: free)
     assert base_canaries(tiny_base, tmp_path) == [] and not list(tmp_path.glob("canary*"))
     assert "do not fit into the 0.0 GiB of memory that are free" in caplog.text
     free = 3 * weights

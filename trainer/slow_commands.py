@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from chatbot.flags import show
 from data import runs, versions
+from data.cli import show
 from data.database import Database, new_id
 from data.errors import Busy, Refused, no_file
 from data.home import Home

@@ -1,8 +1,8 @@
-"""trainer/statistics.py: intervals know that outcomes of one conversation stand and fall together."""
+"""trainer/intervals.py: intervals know that outcomes of one conversation stand and fall together."""
 
 import pytest
 
-from trainer.statistics import bootstrap_by_group, paired_bootstrap, wilson_interval
+from trainer.intervals import bootstrap_by_group, paired_bootstrap, wilson_interval
 
 
 def test_the_interval_resamples_conversations_and_not_pairs() -> None:

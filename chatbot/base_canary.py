@@ -23,23 +23,23 @@ from data.errors import Refused
 
 log = logging.getLogger(__name__)
 
-PROBE = (
+TEXT = (
     "A school that opens at night has a short list of rules. Everybody may speak, nobody has to. What was "
     "said by day is read aloud once, and the youngest pupil writes down what should be said better tomorrow."
 )
 """In the embedded model bfloat16 moves its end by 0.005 nats a token; noise of a twentieth of the spread of
 each layer's weights does by 0.14."""
-PROBE_TOKENS = 32
+TOKENS = 32
 """Of its end."""
 _REMEMBERED = "canary.json"
 _LOADING = 1.25
 """Of the weights of a model, what must be free to load it."""
 
 
-def probe_of(base: Base) -> tuple[list[int], int]:
+def text_ids(base: Base) -> tuple[list[int], int]:
     """Token ids, and from which on their log-probability is asked for."""
-    ids = base.format.encode([{"role": "user", "content": PROBE}])
-    return ids, max(1, len(ids) - PROBE_TOKENS)
+    ids = base.format.encode([{"role": "user", "content": TEXT}])
+    return ids, max(1, len(ids) - TOKENS)
 
 
 def base_canaries(base: Base, directory: Path) -> list[Canary]:
@@ -54,7 +54,7 @@ def _remembered(base: Base, file: Path) -> Canary | None:
     """None where there is no such file, or where it is damaged or of another text."""
     match recall(file):
         case {"ids": ids, "reply_start": start, "logprob": float()} as canary:
-            return cast(Canary, canary) if (ids, start) == probe_of(base) else None
+            return cast(Canary, canary) if (ids, start) == text_ids(base) else None
     return None
 
 
@@ -80,7 +80,7 @@ def _compute(base: Base) -> Canary | None:
     except Refused as refusal:
         log.warning("Whether the first engine holds the same base is not checked: %s", refusal)
         return None
-    ids, start = probe_of(base)
+    ids, start = text_ids(base)
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, start - 1 : -1].float()
     logprobs = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
     canary: Canary = {"ids": ids, "reply_start": start, "logprob": float(logprobs.mean())}

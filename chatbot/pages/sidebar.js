@@ -8,11 +8,11 @@ const ask = (event, more = {}) => fire(event, {
   look: value?.look ?? 0, conversation_id: value?.conversation_id ?? '', search: search.value, ...more,
 });
 const show = (open) => {
-  document.body.classList.toggle('shelf-open', open);
+  document.body.classList.toggle('sidebar-open', open);
   panel.inert = !open;
-  if (wide.matches) night.prefer('shelf', open ? 'open' : 'closed');
+  if (wide.matches) night.prefer('sidebar', open ? 'open' : 'closed');
 };
-const isOpen = () => document.body.classList.contains('shelf-open');
+const isOpen = () => document.body.classList.contains('sidebar-open');
 const closeOnPhone = () => { if (!wide.matches) show(false); };
 const openChat = (id) => { document.dispatchEvent(new CustomEvent('night:open', { detail: id })); closeOnPhone(); };
 
@@ -135,11 +135,11 @@ const settings = h('details', { class: 'settings' }, h('summary', {}, icon('gear
   h('div', { class: 'settings-body' }, replies, language, theme,
     h('label', { class: 'setting switch' }, h('span', {}, t('shortcuts')), shortcuts)));
 
-const panel = h('aside', { class: 'shelf', 'aria-label': t('menu') },
-  h('div', { class: 'shelf-top' }, night.mark(), h('b', {}, t('app')), iconButton('close', t('close'), () => show(false))),
+const panel = h('aside', { class: 'sidebar', 'aria-label': t('menu') },
+  h('div', { class: 'sidebar-top' }, night.mark(), h('b', {}, t('app')), iconButton('close', t('close'), () => show(false))),
   h('button', { type: 'button', class: 'new-chat', onclick: () => openChat('') }, icon('plus'), t('new_chat')),
   search, h('nav', { class: 'chats-box', 'aria-label': t('conversations') }, chats),
-  h('div', { class: 'shelf-foot' }, h('label', { class: 'setting switch' }, h('span', {}, t('no_training')), training),
+  h('div', { class: 'sidebar-foot' }, h('label', { class: 'setting switch' }, h('span', {}, t('no_training')), training),
     version, settings, who));
 const shade = h('div', { class: 'shade', onclick: () => show(false) });
 element.replaceChildren(panel, shade);
@@ -190,7 +190,7 @@ const draw = (isLate) => {
     h('form', { method: 'post', action: '/logout', onsubmit: night.forget },
       h('button', { class: 'icon-button', 'aria-label': t('sign_out'), title: t('sign_out') }, icon('out'))));
 };
-document.addEventListener('night:shelf', () => show(!isOpen()));
+document.addEventListener('night:sidebar', () => show(!isOpen()));
 document.addEventListener('night:new', () => openChat(''));
 document.addEventListener('night:open', (event) => {
   place = event.detail;
@@ -200,7 +200,7 @@ document.addEventListener('click', (event) => {
   element.querySelectorAll('details.menu[open]').forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
 });
 wide.addEventListener('change', () => show(wide.matches));
-show(wide.matches && night.preference('shelf') !== 'closed');
+show(wide.matches && night.preference('sidebar') !== 'closed');
 forbid(!place && wasForbidden());
 night.follow(watch, props, draw);
 draw();
