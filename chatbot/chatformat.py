@@ -4,22 +4,28 @@ The template is rendered with placeholders where contents belong; each content i
 its special tokens split into plain text, and the ids are joined. So a person who types `<|im_start|>system`
 has typed text: no user text can become a control token (a plain `apply_chat_template` makes two real ones).
 
+The ids are those of the template rendered whole, but for that. Where a tokenizer joins a space to the word
+after it, a template's space before a message goes with the message.
+
 Left out on purpose: tools, images, and templates that rewrite what a message says.
 """
 
 import hashlib
+import logging
 import re
-import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache, lru_cache, partial
-from typing import Any, cast
+from functools import cache, lru_cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from chatbot.tokens import Tokens
 from data.errors import Problem, Refused
+
+log = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, str]]
 _MARK = "NightSchoolContent{}End"
@@ -45,20 +51,19 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        # Whether control tokens are split is state of the tokenizer: two threads at once would mix it up, and
-        # one's text could become the other's control tokens.
-        self._lock = threading.Lock()
-        self._template_ids = lru_cache(maxsize=512)(partial(self._ids, is_plain=False))
+        self._tokens = Tokens(tokenizer)
+        self._template_ids = lru_cache(maxsize=512)(self._tokens.encode_template)
         self._short_pieces = lru_cache(maxsize=512)(self._pieces)
         self._rendered_on = date.today()
         self.sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-        self._control = self._find_control_tokens()
+        self._leads = self._find_leads()
         self.end_of_turn = self._find_end_of_turn()
+        self._warn_where_it_differs()
 
     def encode(self, messages: Messages, *, add_reply_prompt: bool = True) -> list[int]:
         """Token ids of `messages`; with `add_reply_prompt`, up to where the assistant begins to write."""
         roles = tuple(message["role"] for message in messages)
-        return self._join(roles, [self.encode_text(m["content"]) for m in messages], add_reply_prompt)
+        return self._join(roles, [self._encode_content(m) for m in messages], add_reply_prompt)
 
     def fits(self, messages: Messages, room: int) -> bool:
         """Whether the template knows their roles and they have at most `room` tokens."""
@@ -68,13 +73,13 @@ class ChatFormat:
             return False
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of plain text: never a control token, whatever it says."""
-        clean = text.encode("utf-8", "replace").decode()
-        return self._ids(clean, is_plain=True)
+        """Token ids of plain text that follows other text: never a control token, whatever it says."""
+        return self._tokens.encode(text)
 
     def encode_reply(self, text: str, *, finished: bool = True) -> list[int]:
         """Token ids of a reply; its end-of-turn token belongs to it unless it was cut."""
-        return self.encode_text(text) + ([self.end_of_turn] if finished else [])
+        ids = self._encode_content({"role": "assistant", "content": text})
+        return ids + ([self.end_of_turn] if finished else [])
 
     def fit(self, messages: Messages, room: int) -> FittedPrompt:
         """The newest messages that fit in `room` tokens; a leading system message always stays.
@@ -110,10 +115,10 @@ class ChatFormat:
 
     def _newest_contents(self, messages: Messages, head: int, room: int) -> dict[int, list[int]]:
         """Token ids by message number: the system message, and the newest ones that have room beside it."""
-        contents = {i: self.encode_text(messages[i]["content"]) for i in range(head)}
+        contents = {i: self._encode_content(messages[i]) for i in range(head)}
         left = room - sum(map(len, contents.values()))
         for i in range(len(messages) - 1, head - 1, -1):
-            ids = self.encode_text(messages[i]["content"])
+            ids = self._encode_content(messages[i])
             left -= len(ids)
             if left < 0:
                 break
@@ -123,9 +128,11 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of reply ids, without its end-of-turn token or a half-written character at the end."""
         body = ids[:-1] if ids and ids[-1] == self.end_of_turn else ids
-        with self._lock:
-            text: Any = self._tokenizer.decode(list(body), skip_special_tokens=False)
-        return str(text).rstrip("\ufffd")
+        return self._tokens.decode(body)
+
+    def _encode_content(self, message: Mapping[str, str]) -> list[int]:
+        """A message as it stands behind the template's words."""
+        return self.encode_text(self._leads.get(message["role"], "") + message["content"])
 
     def _join(
         self, roles: tuple[str, ...], contents: Sequence[list[int]], add_reply_prompt: bool
@@ -141,44 +148,64 @@ class ChatFormat:
 
     def _pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | int]:
         """The template as token ids (its own text) and message numbers (where contents go), in order."""
+        parts = self._render(roles, add_reply_prompt)
+        pieces: list[list[int] | int] = []
+        for i in range(0, len(parts), 2):
+            text, number = parts[i], int(parts[i + 1]) if i + 1 < len(parts) else None
+            lead = "" if number is None else self._leads.get(roles[number], "")
+            pieces.append(self._template_ids(text.removesuffix(lead), is_first=i == 0))
+            pieces += [] if number is None else [number]
+        return pieces
+
+    def _render(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[str]:
+        """The template's words and, between them, the numbers of the messages, as text. Raises Refused."""
         marked = [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)]
         try:
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    marked, tokenize=False, add_generation_prompt=add_reply_prompt
-                )
+            text = self._tokenizer.apply_chat_template(
+                marked, tokenize=False, add_generation_prompt=add_reply_prompt
             )
         except Exception as error:  # a template may raise anything, jinja's errors or its own
             raise Refused(
                 f"The model's chat template refuses these roles, {', '.join(roles)}: {error}"
             ) from error
-        pieces: list[list[int] | int] = []
-        for i, part in enumerate(_MARKS.split(text)):
-            pieces.append(int(part) if i % 2 else self._template_ids(part))
-        return pieces
+        return _MARKS.split(str(text))
 
-    def _ids(self, text: str, *, is_plain: bool) -> list[int]:
-        with self._lock:
-            made: Any = self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_plain)
-        return list(made["input_ids"])
+    def _find_leads(self) -> dict[str, str]:
+        """Role -> the space before its messages, where the tokenizer joins spaces to words."""
+        roles = ("user", "assistant", "user")
+        if not self._tokens.adds_space or not self._allows(roles):
+            return {}
+        parts = self._render(roles, False)
+        return {role: " " for role, text in zip(roles, parts[::2], strict=False) if text.endswith(" ")}
 
-    def _find_control_tokens(self) -> set[int]:
-        """The ids that no text may become; some tokenizers list only part of them as special by name."""
-        added: dict[int, Any] = cast(Any, self._tokenizer).added_tokens_decoder
-        named: Any = self._tokenizer.all_special_ids
-        control = {i for i, token in added.items() if token.special} | set(named)
-        control -= {self._tokenizer.unk_token_id, None}
-        typed = " ".join(str(self._tokenizer.convert_ids_to_tokens(i)) for i in sorted(control))
-        if control & set(self.encode_text(typed)):
-            raise Problem("The model's tokenizer cannot tell text from control tokens - use another model.")
-        return control
+    def _allows(self, roles: tuple[str, ...]) -> bool:
+        try:
+            self._render(roles, False)
+        except Refused:
+            return False
+        return True
+
+    def _warn_where_it_differs(self) -> None:
+        """Say so where our ids are not those of the template: the model has learned from the latter."""
+        roles = ("user", "assistant", "user")
+        if not self._allows(roles):
+            return
+        messages = [{"role": role, "content": "Good morning."} for role in roles]
+        made: Any = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        if self.encode(messages) != list(made["input_ids"]):
+            log.warning(
+                "The model's tokenizer makes other tokens of a whole chat than of its parts, so the model "
+                "reads what it was not tuned on; its replies may be worse for it."
+            )
 
     def _find_end_of_turn(self) -> int:
         """The first control token after an assistant's content: what the model must write to end a turn."""
         pieces = self._pieces(("user", "assistant"), False)
         after = pieces[-1]
         assert isinstance(after, list), "split leaves text at the end"
-        found = next((token for token in after if token in self._control), self._tokenizer.eos_token_id)
+        found = next(
+            (token for token in after if token in self._tokens.control), self._tokenizer.eos_token_id
+        )
         if not isinstance(found, int):
             raise Problem("The model's chat template ends no turn - use an instruction-tuned model.")
         return found
