@@ -6,6 +6,7 @@ Times are seconds since the epoch (UTC). Ids are UUIDv7 text, made by the server
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,10 +23,15 @@ RunState = Literal[
     "running", "published", "refused", "nothing_to_learn", "failed", "cancelled", "interrupted"
 ]
 
+NIGHT_STAGES = ("snapshot", "reference", "reward", "judge", "ppo", "gate", "publish")
+"""What `Run.stage` may be in a night, in order."""
+FINE_TUNING_STAGES = ("demonstrations", "sft", "publish")
+"""The same of `trainer sft`."""
 BASE_VERSION = "base"
 """The version that is always there: the base model without an adapter."""
 SHORTEST_OPENING = 24
 """From this many bytes on a first message identifies its dialogue; many begin with "hi" or the like."""
+_SLOT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d \S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +198,11 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One night, or one refresh asked for by hand."""
+    """One night, or a refresh, reward models alone or a fine-tuning asked for by hand."""
 
     id: str
     key: str
-    """The scheduled slot (`2026-11-21T03:30 Europe/Berlin`) or `manual-<id>`; unique."""
+    """Unique: the scheduled slot (`2026-11-21T03:30 Europe/Berlin`), else kind and id (`manual-<id>`)."""
     state: RunState
     stage: str
     progress: float
@@ -215,6 +221,11 @@ class Run:
     cancel_requested: bool
     started_at: float
     finished_at: float | None
+
+    @property
+    def kind(self) -> str:
+        """`slot` for a scheduled one; `manual`, `reward` or `sft` for one asked for by hand."""
+        return "slot" if _SLOT.fullmatch(self.key) else self.key.partition("-")[0]
 
     def is_alive(self, now: float) -> bool:
         """Whether a process works on it; one that was killed lets its lease expire."""

@@ -8,8 +8,8 @@ run's key is unique, so however many processes see the wish, one of them claims 
 
 import json
 
-from data import people
-from data.database import Database, new_id
+from data import people, runs
+from data.database import Database
 from data.records import Person
 
 ASKED = "ask_refresh"
@@ -19,7 +19,7 @@ WITHDRAWN = "withdraw_refresh"
 def ask(db: Database, person: Person) -> str:
     """Ask for a refresh, on behalf of `person`; the key that its run will have."""
     with db.write():
-        key = pending(db) or f"manual-{new_id()}"
+        key = pending(db) or runs.new_key("manual")
         people.record(db, person.name, ASKED, {"key": key})
     return key
 

@@ -24,6 +24,11 @@ PATIENCE = 0.2
 LEASE_EXPIRED = "The process that ran it stopped without a word; its lease expired."
 
 
+def new_key(kind: str) -> str:
+    """A key for a run that somebody asks for by hand: `Run.kind` tells from it what for."""
+    return f"{kind}-{new_id()}"
+
+
 def claim(
     db: Database,
     key: str,

@@ -29,6 +29,15 @@ def test_a_claimed_run_runs_under_a_lease(db: Database) -> None:
     assert runs.latest(db) == run
 
 
+@pytest.mark.parametrize("kind", ["manual", "reward", "sft"])
+def test_a_run_says_what_kind_it_is(db: Database, kind: str) -> None:
+    assert claimed(db, runs.new_key(kind)).kind == kind
+
+
+def test_a_run_of_the_schedule_says_so(db: Database) -> None:
+    assert claimed(db, "2026-11-21T03:30 Europe/Berlin").kind == "slot"
+
+
 def test_a_slot_is_claimed_once(db: Database) -> None:
     run = claimed(db)
     runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")

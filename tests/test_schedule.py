@@ -11,7 +11,7 @@ import pytest
 from data.cron import next_times, validate
 from data.errors import Refused
 from data.records import Schedule
-from trainer.schedule import due, is_slot, slot_time
+from trainer.schedule import due, slot_time
 
 ZONES = [
     "UTC",
@@ -193,8 +193,3 @@ def test_a_schedule_that_names_no_time_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(Refused, match=sentence):
         validate(cron, zone)
-
-
-def test_a_key_says_whether_it_is_a_slot() -> None:
-    assert is_slot("2026-11-21T03:30 Europe/Berlin")
-    assert not is_slot("manual-0193-abc")

@@ -16,21 +16,13 @@ from tqdm import tqdm
 from data import runs
 from data.database import Database
 from data.errors import Locked, Problem, out_of_memory
-from data.records import Run, RunState
+from data.records import FINE_TUNING_STAGES, NIGHT_STAGES, Run, RunState
 
 log = logging.getLogger(__name__)
 
-STAGES = {
-    "snapshot": 0.01,
-    "reference": 0.03,
-    "reward": 0.29,
-    "judge": 0.1,
-    "ppo": 0.33,
-    "gate": 0.22,
-    "publish": 0.02,
-}
+STAGES = dict(zip(NIGHT_STAGES, (0.01, 0.03, 0.29, 0.1, 0.33, 0.22, 0.02), strict=True))
 """The stages of a night in order, and the share of its time that each takes (benchmarks/RESULTS.md)."""
-FINE_TUNING = {"demonstrations": 0.01, "sft": 0.94, "publish": 0.05}
+FINE_TUNING = dict(zip(FINE_TUNING_STAGES, (0.01, 0.94, 0.05), strict=True))
 """The same of `trainer sft`."""
 
 _HEARTBEAT_SECONDS = 15.0

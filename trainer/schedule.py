@@ -4,7 +4,6 @@ A slot is a wall-clock time in the operator's zone, `2026-11-21T03:30 Europe/Ber
 says, and how the wall clock becomes an instant, is in data/cron.py.
 """
 
-import re
 from datetime import datetime, timedelta
 
 from data.cron import instant, slots, wall_clock, zone_of
@@ -26,11 +25,6 @@ def due(schedule: Schedule, now: float, last_slot: str | None) -> str | None:
     # Of a day that has not come the clock was wrong then; the unique key still guards each slot.
     believed = [at for at in before if at <= now + timedelta(days=2).total_seconds()]
     return newest if slot_time(newest) > max(believed, default=0.0) else None
-
-
-def is_slot(key: str) -> bool:
-    """Whether a run's key is a slot's (those of refreshes asked for by hand are not)."""
-    return re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d \S+", key) is not None
 
 
 def slot_time(key: str) -> float:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data import runs, versions
 from data.cli import show
-from data.database import Database, new_id
+from data.database import Database
 from data.errors import Busy, Refused, no_file
 from data.home import Home
 from data.records import Run
@@ -57,9 +57,9 @@ def _check_candidate(home: Home, run: Run) -> None:
     """Raises Refused where a night rests before its gate; `_go_on` says what else is in the way."""
     from trainer.night import HISTORY
 
-    rests = run.state in ("interrupted", "failed", "cancelled") and not run.key.startswith("sft-")
+    rests = run.state in ("interrupted", "failed", "cancelled") and run.kind != "sft"
     if rests and not (home.runs / run.id / HISTORY).is_file():
-        command = "ppo" if run.key.startswith("reward-") else "refresh --resume"
+        command = "ppo" if run.kind == "reward" else "refresh --resume"
         raise Refused(f'Run {run.id!r} has no candidate yet - go on with "trainer {command} {run.id}".')
 
 
@@ -118,7 +118,7 @@ def sft(home: Home, db: Database, arguments: argparse.Namespace) -> int:
 
 
 def _claim(db: Database, config: RefreshConfig, kind: str) -> Run:
-    claimed = runs.claim(db, f"{kind}-{new_id()}", config=asdict(config))
+    claimed = runs.claim(db, runs.new_key(kind), config=asdict(config))
     if claimed is None:
         raise Busy('Another run is under way - wait for it, or look at "trainer runs".')
     return claimed
@@ -136,9 +136,9 @@ def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, u
 def _go_on(home: Home, db: Database, arguments: argparse.Namespace, run_id: str, until: "Stage") -> int:
     """Takes up an interrupted run where it was."""
     team, paused = _team(), runs.get(db, run_id)
-    if paused.key.startswith("sft-"):
+    if paused.kind == "sft":
         raise Refused(f'Run {run_id!r} is a fine-tuning, which always begins anew - run "trainer sft".')
-    if until == "ppo" and not paused.key.startswith("reward-"):
+    if until == "ppo" and paused.kind != "reward":
         raise Refused(f'Run {run_id!r} is not at this stage - begin with "trainer reward" or a new refresh.')
     base = _load_base(_settings(paused.config, f"Run {run_id!r}").model, home)
     run = team.broadcast(runs.resume(db, run_id) if team.is_chief else None)

@@ -31,7 +31,7 @@ from data.home import Home
 from data.records import Run, RunState, Schedule
 from data.runfolder import LOG, TAKEN_UP
 from trainer.progress import HELD_UP, SHUT_DOWN
-from trainer.schedule import due, is_slot, slot_time
+from trainer.schedule import due, slot_time
 from trainer.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ GRACE_SECONDS = 3.0
 
 def last_slot(db: Database) -> str | None:
     """The latest scheduled slot that any run has taken."""
-    taken = [run.key for run in runs.list_all(db, limit=200) if is_slot(run.key)]
+    taken = [run.key for run in runs.list_all(db, limit=200) if run.kind == "slot"]
     return max(taken, key=slot_time, default=None)
 
 
@@ -102,7 +102,7 @@ def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None
     if run is None or run.state != "interrupted" or run.cancel_requested:
         return None
     ended_at = run.finished_at or now
-    is_night = is_slot(run.key) or run.key.startswith("manual-")
+    is_night = run.kind in ("slot", "manual")
     may_go_on = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith((_KILLED, HELD_UP))
     if not (is_night and may_go_on) or now - ended_at > _DAY_SECONDS:
         return None

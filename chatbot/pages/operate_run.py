@@ -21,14 +21,8 @@ from data import runs, versions
 from data.database import Database
 from data.errors import NotFound
 from data.home import Home
-from data.records import BASE_VERSION, Run
+from data.records import BASE_VERSION, FINE_TUNING_STAGES, NIGHT_STAGES, Run
 from data.runfolder import EXAMINATIONS, REPORT
-
-_STAGES = (
-    ("snapshot", "reference", "reward", "judge", "ppo", "gate", "publish"),
-    ("demonstrations", "sft", "publish"),
-)
-"""In order: those of a night, and those of a fine-tuning."""
 
 
 def report_of(db: Database, home: Home, run: Run) -> dict[str, Any]:
@@ -68,8 +62,7 @@ def head_html(visit: Visit, run: Run) -> str:
 
 def name_html(visit: Visit, run: Run) -> str:
     """The slot it was for, or what somebody asked for."""
-    kind = run.key.split("-")[0]
-    word = escape(visit.known(f"asked_{kind}", run.key.replace("T", " ", 1)))
+    word = escape(visit.known(f"asked_{run.kind}", run.key.replace("T", " ", 1)))
     return f"<span class='ns-key' title='{escape(run.key)}'>{word}</span>"
 
 
@@ -85,7 +78,7 @@ def _why(reason: str) -> str:
 
 def _steps_html(visit: Visit, stage: str) -> str:
     """All stages in order, the present one marked; nothing for a stage this page does not know."""
-    for stages in _STAGES:
+    for stages in (NIGHT_STAGES, FINE_TUNING_STAGES):
         if stage in stages:
             at = stages.index(stage)
             kinds = ["is-done"] * at + ["is-now"] + ["is-ahead"] * (len(stages) - at - 1)
