@@ -16,11 +16,11 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
 from data.errors import Refused
 from data.home import Home, open_home
+from data.runfolder import JUDGE
 from tests.learners import CPU, fair_share, ranked, shares, some_replies
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.ensemble import (
-    JUDGE,
     bootstrap_turns,
     fit,
     fit_one,

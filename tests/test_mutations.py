@@ -84,7 +84,7 @@ CASES = {
     ),
     "who is examined as the judge": (
         "trainer/fitting.py",
-        'members_of(policy) if name == "reward" else [ensemble.JUDGE]',
+        'members_of(policy) if name == "reward" else [JUDGE]',
         "members_of(policy)",
         "test_fitting.py",
     ),

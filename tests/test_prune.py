@@ -16,6 +16,7 @@ from data.database import Database, connect
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
+from data.runfolder import JUDGE, LEARNED, SNAPSHOT, can_go_on, is_reward_model, reward_model
 from data.snapshots import take_snapshot
 from tests.operating import add_version, end_run, start_run
 from tests.stories import a_turn, rank, somebody
@@ -84,6 +85,17 @@ def start_of(db: Database, home: Home, sha256: str, members: int) -> Before | No
 
 def left(home: Home, run: Run) -> set[str]:
     return {path.name for path in (home.runs / run.id).iterdir()}
+
+
+def test_a_night_goes_on_from_as_many_models_as_lie_there(tmp_path: Path) -> None:
+    for name in (SNAPSHOT, LEARNED, JUDGE, reward_model(0)):
+        assert not can_go_on(tmp_path, members=1)
+        (tmp_path / name).touch()
+    assert can_go_on(tmp_path, members=1) and not can_go_on(tmp_path, members=2)
+
+
+def test_reward_models_are_known_by_their_names() -> None:
+    assert all(map(is_reward_model, MODELS)) and not any(map(is_reward_model, ("policy", ".reward-0")))
 
 
 def test_old_runs_keep_reports_and_logs_and_the_newest_keep_everything(db: Database, home: Home) -> None:

@@ -24,13 +24,12 @@ from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn, Snapshot, weigh
 from data.files import make_it_appear
+from data.runfolder import JUDGE, reward_model
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
 from trainer.members import members_of
 from trainer.team import SOLO, Team
-
-JUDGE = "judge"
 
 Tell = Callable[[str, int, float, dict[str, float]], None]
 """Hears the model's name, its step, the fraction of the whole ensemble, and the metrics of the step."""
@@ -161,7 +160,7 @@ def fit(
         sample = bootstrap_turns(turns, own) if i and reward.can_teach(turns) else turns
         fit_one(
             policy,
-            f"reward-{i}",
+            reward_model(i),
             sample,
             config,
             folder=folder,

@@ -26,7 +26,7 @@ from data.comparisons import RankedTurn, Snapshot, read_snapshot, weigh, write_s
 from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
-from data.runfolder import EXAMINATIONS, LEARNED, LOG, SNAPSHOT, TAKEN_UP
+from data.runfolder import EXAMINATIONS, JUDGE, LEARNED, LOG, SNAPSHOT, TAKEN_UP, can_go_on
 from data.snapshots import take_snapshot
 from trainer import ensemble
 from trainer.examine import examine
@@ -187,11 +187,11 @@ def fit_rewards(
     found = night.team.broadcast(_lessons(night, snapshot) if night.team.is_chief else None)
     assert found is not None, "the chief has read the database"
     lessons, before = found
-    for name, own, other in (("reward", "A", "B"), ("judge", "B", "A")):
+    for name, own, other in (("reward", "A", "B"), (JUDGE, "B", "A")):
         seed, lesson = _seed(night, own), lessons[own]
         message = _message(night, name, lesson)
         night.progress.enter(name, message)
-        fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=ensemble.JUDGE)
+        fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=JUDGE)
         fit(
             policy,
             turns=lesson.turns,
@@ -242,17 +242,16 @@ def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.Train
 def newest_accepted(night: Night) -> Before | None:
     """The reward models of the newest accepted version on this base, where all that a warm start needs is
     still there. Damaged ones are passed over: a night must not fail for what it can do without."""
-    wanted = [SNAPSHOT, LEARNED, ensemble.JUDGE, *(f"reward-{i}" for i in range(night.config.members))]
     for version in reversed(versions.list_all(night.db)):
         if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
             continue
         folder = night.home.runs / version.run_id
-        if all((folder / name).exists() for name in wanted):
+        if can_go_on(folder, night.config.members):
             try:
                 manifest = read_manifest(night.home.adapters / version.path)
                 check_unchanged(night.home, version, manifest.rewards)
                 learned = json.loads((folder / LEARNED).read_text())
-                rank = ensemble.rank_of(folder / ensemble.JUDGE)
+                rank = ensemble.rank_of(folder / JUDGE)
                 return Before(folder, read_snapshot(folder / SNAPSHOT), learned, rank)
             except (Problem, OSError, ValueError) as error:
                 log.warning("The reward models of %s are passed over: %s", version.name, error)
@@ -270,12 +269,12 @@ def _message(night: Night, name: str, lesson: ensemble.TrainingSet) -> str:
 
 def _who(night: Night, name: str) -> str:
     members = night.config.members
-    return "the judge" if name == "judge" else f"{members} reward model{'s' if members > 1 else ''}"
+    return "the judge" if name == JUDGE else f"{members} reward model{'s' if members > 1 else ''}"
 
 
 def _teller(night: Night, message: str) -> Callable[[str, int, float, dict[str, float]], None]:
     def tell(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
-        mark = name if name == "judge" else name.replace("-", "_")
+        mark = name.replace("-", "_")
         night.progress.log(step, {f"{mark}_{k}": v for k, v in metrics.items()})
         night.progress.tell(fraction * _TRAINING, message)
 
@@ -289,7 +288,7 @@ def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: 
     imports_first = sorted(held_out.turns, key=lambda turn: turn.source != "imported")
     return examine(
         policy,
-        members_of(policy) if name == "reward" else [ensemble.JUDGE],
+        members_of(policy) if name == "reward" else [JUDGE],
         here if len(here) >= _ENOUGH_HERE else imports_first,
         most=_EXAMINED,
         seed=seed,

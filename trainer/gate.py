@@ -7,9 +7,8 @@ In order, each with its figure in the report; any failure is a sentence, and wha
    this before there is a candidate, since without a judge there need be none);
 3. the replay: one reply each from candidate and current to prompts no selection saw, scored by the judge
    (never by PPO's own reward): the lower bound of the win rate must exceed one half less a margin;
-4. vetoes that no vote can buy off: empty, repeated and never-ending replies, lengths nobody asked for, and
-   what probes.py finds: refusals, loops, and knowledge of language and of the world that is gone. A reply is
-   empty where a person sees nothing of it.
+4. vetoes that no vote can buy off: replies that look empty, are repeated or never end, lengths nobody asked
+   for, and what probes.py finds: refusals, loops, and knowledge of language and of the world that is gone.
 
 A refusal is a normal, recorded outcome. Left out on purpose: people's votes on the candidate itself.
 """
@@ -27,6 +26,7 @@ from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from data.cli import table
 from data.records import Prompt, Sampling
+from data.runfolder import JUDGE
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, sample_replies
 from trainer.guards import is_length_unasked
@@ -89,7 +89,7 @@ def judge_candidate(
     `probes` what probes.probe found of both; left out, they veto nothing.
     """
     tell(0.0, "The judge scores both sides.")
-    scores = [score_replies(policy, "judge", side) for side in replies]
+    scores = [score_replies(policy, JUDGE, side) for side in replies]
     tell(1.0, "Weighing the result.")
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
     decode = policy.base.format.decode

@@ -3,17 +3,16 @@
 Knows neither rankings nor the database, so PPO can be tried where there is none.
 """
 
-import re
-
 from torch import Tensor
 
 from chatbot.policy import Policy
+from data.runfolder import JUDGE, is_reward_model
 
 
 def members_of(policy: Policy) -> list[str]:
     """The ensemble's members that `policy` has, in order."""
-    numbers = [int(found[1]) for name in policy.heads if (found := re.fullmatch(r"reward-(\d+)", name))]
-    return [f"reward-{i}" for i in sorted(numbers)]
+    members = [name for name in policy.heads if is_reward_model(name) and name != JUDGE]
+    return sorted(members, key=lambda name: (len(name), name))  # 2 before 10
 
 
 def pessimistic(scores: Tensor, pessimism: float) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,13 @@ from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, Version
-from data.runfolder import EXAMINATIONS, LEARNED, LOG, REPORT, SNAPSHOT, TAKEN_UP
+from data.runfolder import EXAMINATIONS, LEARNED, LOG, REPORT, SNAPSHOT, TAKEN_UP, can_go_on, is_reward_model
 
 KEEP = 14
 _STAYS = frozenset((LOG, TAKEN_UP, REPORT, EXAMINATIONS))
 """What stays of every run: what it said, what came of it, and the watcher's mark."""
 _ASIDE = ".pruned-"
 """What a folder is called in which things wait to be removed."""
-_WARM = (SNAPSHOT, LEARNED, "judge", "reward-0")
-"""Without these no night goes on from a run (fitting.py)."""
 
 
 @dataclass(slots=True)
@@ -117,9 +115,8 @@ def _leftovers(
     if folder.is_dir():
         is_needed = any(version.name in needed for version in made)
         for path in sorted(folder.iterdir()):
-            is_model = path.name == "judge" or path.name.startswith("reward-")
             is_lesson = path.name == LEARNED or (path.name == SNAPSHOT and not path.stat().st_size)
-            is_used = (is_needed and is_model) or (folder in warm and is_lesson)
+            is_used = (is_needed and is_reward_model(path.name)) or (folder in warm and is_lesson)
             if path.name not in _STAYS and not is_used:
                 yield path
     for version in made:
@@ -133,8 +130,9 @@ def _warm(home: Home, every: list[Version]) -> set[Path]:
     newest: dict[tuple[str, int], Path] = {}
     for version in every:
         folder = home.runs / str(version.run_id)
-        if version.status == "accepted" and all((folder / name).exists() for name in _WARM):
-            newest[version.base_sha256, len(list(folder.glob("reward-*")))] = folder
+        if version.status == "accepted" and can_go_on(folder, members=1):
+            models = sum(is_reward_model(path.name) for path in folder.iterdir())
+            newest[version.base_sha256, models] = folder
     return set(newest.values())
 
 

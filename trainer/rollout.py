@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chatbot.policy import Policy
 from data.records import Sampling
+from data.runfolder import JUDGE
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import (
@@ -174,7 +175,7 @@ def measure_replies(
         value=table("value"),
         entropy=table("entropy"),
         scores=torch.stack([column(name) for name in roles.members]),
-        judge_score=column("judge"),
+        judge_score=column(JUDGE),
         blank=torch.tensor([not policy.base.format.decode(r.reply).strip() for r in replies]),
     )
 
@@ -198,7 +199,7 @@ def _measure(
     }
     if roles.start is not None:
         by_token["start"] = reply_logprobs(policy, forward(roles.start), temperature)
-    return by_token, {name: reply_scores(policy, name, replies) for name in (*roles.members, "judge")}
+    return by_token, {name: reply_scores(policy, name, replies) for name in (*roles.members, JUDGE)}
 
 
 def rollout_metrics(rollout: Rollout, score: Tensor, disagreement: Tensor) -> dict[str, float]:

@@ -29,9 +29,9 @@ from data.errors import Refused
 from data.home import Home
 from data.prompts import paraphrases
 from data.records import Version
+from data.runfolder import JUDGE, reward_model
 from trainer import ensemble
 from trainer.config import RefreshConfig
-from trainer.ensemble import JUDGE
 from trainer.examine import examine, mean_scores
 from trainer.forward import Reply, fit_tokens_per_pass
 from trainer.members import members_of
@@ -117,7 +117,7 @@ def score_file(
     turns = read_rows([path], needs_ranking=False)
     device = pick_device()
     policy = Policy(base, device=device, dtype=pick_dtype(config.precision, device), four_bit=config.four_bit)
-    names = [f"reward-{i}" for i in range(len(folders))]
+    names = [reward_model(i) for i in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         policy.load(name, folder, with_head=True)
     replies = [reply for t in tokenise(turns, base.format, base.context) for reply in t.replies]
