@@ -284,9 +284,16 @@ def newest_metric(db: Database, stage: str, name: str) -> float | None:
     return row["value"] if row else None
 
 
-def learned_until(db: Database) -> float | None:
-    """The time of the newest ranking that a published or refused run has seen; later ones are new."""
-    row = db.one("SELECT max(snapshot_at) AS at FROM runs WHERE state IN ('published', 'refused')")
+def learned_until(db: Database, now: float | None = None) -> float | None:
+    """The time of the newest ranking that a published or refused run has seen; later ones are new.
+
+    What a run saw after `now` does not count: the clock was ahead then.
+    """
+    row = db.one(
+        "SELECT max(snapshot_at) AS at FROM runs"
+        " WHERE state IN ('published', 'refused') AND snapshot_at <= ?",
+        (time.time() if now is None else now,),
+    )
     return row["at"] if row else None
 
 

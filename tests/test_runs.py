@@ -237,6 +237,18 @@ def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Databas
     assert rankings.count(db, after=runs.learned_until(db)) == 2, "that one, and the one after it"
 
 
+def test_a_run_of_a_clock_that_was_ahead_makes_no_ranking_old(db: Database) -> None:
+    now = time.time()
+    for key, seen in (("before", now - 60), ("ahead", now + 30 * 86400)):
+        run = runs.claim(db, key, config={})
+        assert run is not None
+        with db.write() as conn:
+            conn.execute("UPDATE runs SET snapshot_at = ? WHERE id = ?", (seen, run.id))
+        runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    assert runs.learned_until(db) == now - 60
+    assert runs.learned_until(db, now + 31 * 86400) == now + 30 * 86400
+
+
 def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])

@@ -100,6 +100,18 @@ def test_rankings_that_were_learned_from_do_not_count_again(db: Database) -> Non
     assert claim(db, NIGHT + 2 * DAY) is not None
 
 
+def test_a_night_that_ran_while_the_clock_was_ahead_does_not_stop_the_next(db: Database) -> None:
+    wrong = NIGHT + 30 * DAY
+    rank_at(db, NIGHT - 60)
+    run = claim(db, wrong)
+    assert run is not None
+    finish(db, run)
+    with db.write() as conn:
+        conn.execute("UPDATE runs SET snapshot_at = ?", (wrong,))
+    rank_at(db, NIGHT + 60)
+    assert claim(db, NIGHT + DAY) is not None
+
+
 @pytest.mark.parametrize("down", [60.0, 3600.0, DAY, 3 * DAY])
 def test_downtime_is_caught_up_by_one_run(db: Database, down: float) -> None:
     rank_at(db, NIGHT - DAY - 60)

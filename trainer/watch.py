@@ -75,7 +75,7 @@ def claim_due(
     if key is None:
         return None
     at = slot_time(key)
-    fresh = max(0, rankings.count(db, after=runs.learned_until(db)) - rankings.count(db, after=at))
+    fresh = max(0, rankings.count(db, after=runs.learned_until(db, now)) - rankings.count(db, after=at))
     is_enough = fresh >= schedule.min_rankings
     if not is_enough and last is None and at < since:
         return None
