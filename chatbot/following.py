@@ -28,6 +28,7 @@ RETRY_SECONDS = 30.0
 after twice as long each time, as building it takes memory and time from the others. A new publication is
 tried at once, also one of the same version."""
 MOST_RETRY_SECONDS = 1800.0
+CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Follower:
         self._repeating.start()
 
     def close(self) -> None:
-        self._repeating.close()
+        """Look no more. A version that is being built is not waited for: nothing is lost with it."""
+        self._repeating.close(CLOSE_SECONDS)
 
     def follow_once(self) -> bool:
         """Look, and change over if needed; True when the engine serves what the database says."""

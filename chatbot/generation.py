@@ -19,8 +19,9 @@ from data.records import FinishReason, Sampling
 
 MAX_REPLIES = 9
 DEADLINE = 600.0
-"""Seconds that somebody waits: for all of an API's answer, as OpenAI's client does by default, or for the
-next token of a turn, however slow the machine (`Asked.deadline`)."""
+"""Seconds that somebody waits for the next token of a turn, however slow the machine (`Asked.deadline`)."""
+API_DEADLINE = 570.0
+"""The same for all of an API's answer: OpenAI's client gives up after 600 seconds, and asks again."""
 LONG_DEADLINE = 3600.0
 """The same where nobody waits, as for simulated raters, who stand behind hundreds of others."""
 _LEAST_ROOM_FOR_PROMPT = 64

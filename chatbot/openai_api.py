@@ -26,7 +26,7 @@ from chatbot import accounts
 from chatbot.basemodel import Base
 from chatbot.bell import Bell
 from chatbot.chatformat import FittedPrompt
-from chatbot.generation import DEADLINE, Asked, Generation
+from chatbot.generation import API_DEADLINE, Asked, Generation
 from chatbot.interface import AnyEngine
 from chatbot.openai_errors import Invalid, error_answer, error_object, problem_answer
 from chatbot.openai_reply import FINISHED, Completion, ReplyReader
@@ -136,7 +136,7 @@ def failure(generation: Generation) -> tuple[int, str] | None:
     if "failed" in reasons:
         return 500, "The model failed at this prompt - try again, or tell the operator."
     if "cancelled" in reasons and not any(reply.tokens for reply in generation.replies):
-        return 503, f"Nothing was written within {DEADLINE:.0f} seconds - try again later."
+        return 503, f"Nothing was written within {API_DEADLINE:.0f} seconds - try again later."
     return None
 
 
@@ -178,7 +178,7 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
     prompt = _whole_prompt(turns.engine.base, asked)
     sampling = _sampling(turns.engine, prompt, asked)
     work = Asked(
-        prompt, sampling, asked.seeds, person=person.id, kind="api", stop=asked.stop, deadline=DEADLINE
+        prompt, sampling, asked.seeds, person=person.id, kind="api", stop=asked.stop, deadline=API_DEADLINE
     )
     return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
 

@@ -29,6 +29,8 @@ MAX_SEED = 2**62
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate by itself, which JSON can name and no reply can have."""
 
+LEAST_TOP_P = 1e-6
+"""What a `top_p` of 0 stands for: the likeliest token alone."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 READ = {
     "logprobs",
@@ -117,7 +119,7 @@ def read_request(body: bytes) -> ChatRequest:
         replies=_whole(asked, "n", 1, MAX_REPLIES) or 1,
         sampling=Sampling(
             temperature=_number(asked, "temperature", 0, 5, default.temperature),
-            top_p=_number(asked, "top_p", 0, 1, default.top_p, is_above=True),
+            top_p=_number(asked, "top_p", 0, 1, default.top_p) or LEAST_TOP_P,
             max_new_tokens=limit or USUAL_TOKENS,
         ),
         has_limit=limit is not None,
@@ -190,17 +192,13 @@ def _whole(asked: dict[str, Any], name: str, least: int, most: int) -> int | Non
     return value
 
 
-def _number(
-    asked: dict[str, Any], name: str, least: float, most: float, default: float, *, is_above: bool = False
-) -> float:
-    """`is_above`: whether `least` itself is too little."""
+def _number(asked: dict[str, Any], name: str, least: float, most: float, default: float) -> float:
     value = asked.get(name)
     if value is None:
         return default
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most or (is_above and value == least):
-        fitting = f"above {least}, up to {most}" if is_above else f"from {least} to {most}"
-        raise Invalid(f"{name!r} is {_shown(value)} - use a number {fitting}.", name)
+    if not is_number or not least <= value <= most:
+        raise Invalid(f"{name!r} is {_shown(value)} - use a number from {least} to {most}.", name)
     return float(value)
 
 

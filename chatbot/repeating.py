@@ -38,11 +38,12 @@ class Repeating:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """End after the call under way. Without a start, or twice, it is harmless."""
+    def close(self, patience: float | None = None) -> None:
+        """End after the call under way, which is waited for, at most so many seconds. Without a start, or
+        twice, it is harmless."""
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(patience)
 
     def _loop(self) -> None:
         if not self._is_urgent:

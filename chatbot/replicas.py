@@ -206,11 +206,18 @@ class Replicas:
                 f"{replica.server.url} takes {context:,} tokens where {self.context:,} are promised - "
                 f"start it with --max-model-len {self.context}, or start Night School again."
             )
+        # Not as a change: a server that is stuck must not keep the others from theirs.
+        held = list(self._editions.values())
+        await self._clear(replica)
+        for edition in held:
+            await self._equip(replica, edition)
+        await self._confirm_base(replica)
         async with self._changes:
-            await self._clear(replica)
-            for edition in self._editions.values():
-                await self._equip(replica, edition)
-            await self._confirm_base(replica)
+            if held != (now := list(self._editions.values())):  # others changed meanwhile
+                await self._clear(replica)
+                for edition in now:
+                    if edition not in held:
+                        await self._equip(replica, edition)
             replica.is_up = True
         if replica.problem:
             log.warning("%s is up.", replica.server.url)

@@ -75,7 +75,7 @@ class Scheduler:
         kept = self.max_waiting // 4 if request.kind == "api" else 0
         if self.waiting >= self.max_waiting - kept:
             raise Busy(f"{self.waiting} requests are waiting already - try again in a moment.")
-        theirs = sum(other.person == request.person for other in self._waiting)
+        theirs = sum((other.person, other.kind) == (request.person, request.kind) for other in self._waiting)
         if request.person is not None and theirs >= max(1, self.max_waiting // 2):
             raise Busy(f"{theirs} of your requests are waiting already - wait for their answers.")
         self._waiting.append(request)

@@ -228,7 +228,8 @@ def _give_up() -> None:
 def announce(site: Site) -> None:
     """Say where we are, for later links too, and how the first operator comes in."""
     address = site.config.public_url.rstrip("/") or site.config.url
-    remember(site.home.address, {"url": address})
+    with contextlib.suppress(Problem):  # a full disk: who is asked for a link names the address with --url
+        remember(site.home.address, {"url": address})
     print(f"Night School is at {address}", flush=True)
     if token := accounts.make_operator_link(site.db):
         print("Make the operator's account with this link (once, within 24 hours):")

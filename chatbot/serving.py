@@ -126,15 +126,24 @@ class Trainer:
             with self._lock:
                 if self._ending.is_set():
                     return
-                # A group of its own: Ctrl-C in the terminal reaches the server, which ends it in order.
-                self._child = subprocess.Popen(
-                    self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
-                )
-            code = self._child.wait()
+                self._child, problem = self._started()
+            if self._child:
+                problem = f"ended with code {self._child.wait()}"
             if self._ending.is_set():
                 return
-            log.error("The trainer ended with code %d; it is started again.", code)
+            log.error("The trainer %s; it is started again.", problem)
             self._ending.wait(TRAINER_PAUSE_SECONDS)
+
+    def _started(self) -> tuple[subprocess.Popen[bytes] | None, str]:
+        """The new child; where it cannot be started, why, as the end of a sentence."""
+        try:
+            # A group of its own: Ctrl-C in the terminal reaches the server, which ends it in order.
+            child = subprocess.Popen(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:  # too many processes, no memory, a Python that is being replaced
+            return None, f"could not be started ({error.strerror})"
+        return child, ""
 
 
 def trainer_command(config: ServeConfig) -> list[str]:

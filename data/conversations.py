@@ -13,9 +13,10 @@ from dataclasses import asdict
 from typing import Any
 
 from data import messages
-from data.database import Database, Row, as_sentences, connect, new_id
+from data.database import Database, Row, connect, new_id
 from data.errors import NotFound, Problem, Refused
 from data.records import Conversation, FinishReason, Message, Sampling
+from data.sqlite_errors import as_sentences
 from data.text import clean, to_json
 
 NEW_TITLE = "New chat"

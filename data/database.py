@@ -22,6 +22,7 @@ from data.errors import Locked, Problem, Refused
 from data.files import file_to_be, lock_at, private_file
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
+from data.sqlite_errors import Damaged, as_sentences
 
 if TYPE_CHECKING:
     import sqlite3
@@ -36,26 +37,12 @@ PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
 Connection = sqlite3.Connection
 Row = sqlite3.Row
 
-_LOCKED = "Another process is writing to the database - try again in a moment."
 _QUEUED = "Others are still writing to the database - try again in a moment."
 _MIGRATING = "Another process migrates or restores the database - try again in a minute."
 _TOO_OLD = (
     "pysqlite3 was built here with SQLite {}, which can corrupt the database - "
     "build it with SQLite 3.51.3 or newer, or use a machine for which it has a wheel (README.md)."
 )
-_RESTORE = 'stop the server and run "python -m data restore"'
-_SENTENCES = {
-    "disk is full": "The disk is full, nothing was stored - free some space and try again.",
-    "readonly": "The database cannot be written, nothing was stored - check the permissions of {path}.",
-    "unable to open": "The database cannot be opened - check that this account may write {path}.",
-    "disk i/o": "The disk failed while the database was used - check the disk that holds {path}.",
-    "malformed": f"The database {{path}} is damaged - {_RESTORE}.",
-    "not a database": f"The file {{path}} is no database - {_RESTORE}.",
-}
-
-
-class Damaged(Problem):
-    """What SQLite found is no whole database: a restore mends it."""
 
 
 def new_id() -> str:
@@ -216,21 +203,6 @@ def _savepoint(conn: Connection) -> Iterator[None]:
             conn.execute("RELEASE inner_write")
         raise
     conn.execute("RELEASE inner_write")
-
-
-@contextmanager
-def as_sentences(path: Path) -> Iterator[None]:
-    """SQLite's errors that a person can mend, as sentences; all others pass."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
-            raise Locked(_LOCKED) from error
-        for words, sentence in _SENTENCES.items():
-            if words in str(error).lower():
-                kind = Damaged if _RESTORE in sentence or words == "disk i/o" else Problem
-                raise kind(sentence.format(path=repr(str(path)))) from error
-        raise
 
 
 def damage_of(path: Path, check: str = "integrity_check") -> str | None:

@@ -5,6 +5,7 @@ What holds people's words is readable by its owner only: other accounts of the m
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from data.errors import Busy, Problem, Refused
 
 _OWNER_ONLY = 0o600
+_LEAST_ROOM = 2**16
 
 
 def private_file(path: Path) -> Path:
@@ -86,6 +88,11 @@ def lock_at(path: Path, seconds: float, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_disk_full(folder: Path) -> bool:
+    """Whether there is no room for as much as the smallest files of a program."""
+    return shutil.disk_usage(folder).free < _LEAST_ROOM
 
 
 def write_json(path: Path, value: Any) -> None:

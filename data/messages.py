@@ -109,11 +109,14 @@ def latest_turn(db: Database, conversation_id: str) -> Message | None:
 
 
 def latest_turn_from(db: Database, turn_id: str) -> Message:
-    """The same of one branch: the newest turn that this one leads to, itself where it leads to none."""
+    """The same of one branch: the newest turn that this one leads to, itself where it leads to none.
+
+    With CROSS JOIN SQLite reads the branch; it would look through everybody's messages, the newest first.
+    """
     row = db.one(
         "WITH RECURSIVE branch (id) AS (SELECT id FROM messages WHERE id = ? UNION ALL"
         " SELECT child.id FROM messages child JOIN branch ON child.parent_id = branch.id)"
-        f" SELECT {_MESSAGE} FROM branch JOIN messages m ON m.id = branch.id WHERE m.role = 'user'"
+        f" SELECT {_MESSAGE} FROM branch CROSS JOIN messages m ON m.id = branch.id WHERE m.role = 'user'"
         " ORDER BY m.id DESC LIMIT 1",
         (clean(turn_id),),
     )

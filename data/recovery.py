@@ -13,11 +13,12 @@ from pathlib import Path
 
 from data import people
 from data.backups import REPLACED, backup_path, newest_at, rotate
-from data.database import Damaged, Database, as_sentences, connect, damage_of, lock_of
+from data.database import Database, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
 from data.files import force_to_disk, private_file, replace_durably
 from data.home import Home
 from data.schema import is_ours
+from data.sqlite_errors import Damaged, as_sentences
 
 log = logging.getLogger(__name__)
 

@@ -82,6 +82,11 @@ class FakeVllm:
         """In the place of every piece of a reply, and of how likely one is."""
         self.is_ill = False
         """Answer, and say that the engine is not well."""
+        self.may_work = threading.Event()
+        """Cleared, it says that it is well, and does nothing that it is asked for."""
+        self.may_work.set()
+        self.waiting = 0
+        """How much of that there is."""
         self.writing = 0
         self._connections: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -199,6 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         owner = self._awake()
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        owner.waiting += 1
+        owner.may_work.wait(120)
+        owner.waiting -= 1
         if self.path == "/v1/completions":
             self._complete(owner, body)
         elif not owner.can_load:

@@ -402,7 +402,7 @@ def test_what_the_deadline_cuts_ends_like_what_a_limit_cuts(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_steps(monkeypatch)
-    monkeypatch.setattr("chatbot.openai_api.DEADLINE", 0.5)
+    monkeypatch.setattr("chatbot.openai_api.API_DEADLINE", 0.5)
     (choice,) = api.ask(**LONG).json()["choices"]
     assert choice["finish_reason"] == "length" and choice["message"]["content"]
 

@@ -46,6 +46,10 @@ def test_what_is_said_is_done() -> None:
     assert asked.has_limit and asked.streams and asked.counts_tokens and asked.has_logprobs
 
 
+def test_a_share_of_nothing_is_the_likeliest_token_alone() -> None:
+    assert 0 < read(top_p=0).sampling.top_p <= 1e-6
+
+
 def test_the_newer_name_of_the_limit_counts_where_both_are_given() -> None:
     assert read(max_completion_tokens=5).sampling.max_new_tokens == 5
     assert read(max_tokens=9, max_completion_tokens=5).sampling.max_new_tokens == 5
@@ -97,7 +101,7 @@ def test_a_misspelt_parameter_does_not_pass_in_silence() -> None:
         {"temperature": "hot"},
         {"temperature": True},
         {"temperature": 10**400},
-        {"top_p": 0},
+        {"top_p": -0.1},
         {"top_p": 1.1},
         {"max_tokens": 0},
         {"max_tokens": 1e9},

@@ -31,6 +31,23 @@ def test_it_works_until_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     assert len(rounds) == seen
 
 
+def test_a_round_that_takes_long_is_waited_for_no_longer_than_one_may() -> None:
+    may_end, has_begun = threading.Event(), threading.Event()
+
+    def work() -> None:
+        has_begun.set()
+        may_end.wait(PATIENCE)
+
+    repeating = Repeating(work, 0.001, "patient")
+    repeating.start()
+    assert has_begun.wait(PATIENCE)
+    repeating.close(0.01)
+    assert any(thread.name == "patient" for thread in threading.enumerate())
+    may_end.set()
+    repeating.close()
+    assert not any(thread.name == "patient" for thread in threading.enumerate())
+
+
 def test_a_round_that_fails_is_told_and_the_next_one_comes(caplog: pytest.LogCaptureFixture) -> None:
     again = threading.Event()
     rounds: list[int] = []

@@ -13,6 +13,7 @@ from chatbot.adapters import hash_files
 from chatbot.basemodel import Base, load_base
 from chatbot.following import Follower, load_verified
 from chatbot.remote import RemoteEngine
+from chatbot.vllm import Gone
 from data import versions
 from data.database import Database
 from data.errors import Problem, Refused
@@ -208,6 +209,27 @@ def test_a_version_loads_where_it_can_while_a_server_is_down(
     servers[0].die()  # not noticed yet, or just so
     remote.load("v000001", adapter)
     assert remote.known_versions == ["base", "v000001"]
+    assert len(servers[1].versions) == 1
+
+
+def test_a_server_that_is_out_and_stuck_keeps_no_version_from_the_others(
+    remote: RemoteEngine, servers: list[FakeVllm], home: Home, tiny_base: Base
+) -> None:
+    older, newer = (write_adapter(home.adapters / name, tiny_base.config) for name in ("v000001", "v000002"))
+    remote.load("v000001", older)
+    servers[0].may_work.clear()
+    remote._loop.call_soon_threadsafe(
+        remote._replicas.take_out, remote._replicas.all[0], Gone("It wrote nothing.")
+    )
+    until(lambda: servers[0].waiting > 0)
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            beside.submit(remote.load, "v000002", newer).result(20)
+            beside.submit(remote.unload, "v000001").result(20)
+        finally:
+            servers[0].may_work.set()
+    until(lambda: len(remote._replicas.up) == 2)
+    assert servers[0].versions == servers[1].versions
     assert len(servers[1].versions) == 1
 
 

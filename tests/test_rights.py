@@ -1,6 +1,7 @@
 """Files of the home that this account may not open: sentences say so, and root makes none for others."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ import pytest
 from pysqlite3 import dbapi2 as sqlite3
 
 from data import people
-from data.database import Damaged, as_sentences, damage_of, lock_of, open_database
+from data.database import damage_of, lock_of, open_database
 from data.errors import Problem
 from data.home import Home, open_home
 from data.recovery import is_in_use, make_backup, restore
+from data.sqlite_errors import Damaged, as_sentences
 
 OWNER = 10001
 OF_ANOTHER = "The database cannot be opened - check that this account may write '.*'"
@@ -74,6 +76,14 @@ def test_folders_that_root_makes_are_for_the_owner_of_the_home(theirs: Home) -> 
 def test_a_database_that_the_disk_no_longer_reads_is_one_to_restore(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="The disk failed while"), as_sentences(tmp_path):
         raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_disk_that_is_full_has_damaged_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: size._replace(free=4096))
+    with pytest.raises(Problem, match="The disk is full") as raised, as_sentences(tmp_path / "x.db"):
+        raise sqlite3.OperationalError("disk I/O error")
+    assert not isinstance(raised.value, Damaged)
 
 
 @only_root

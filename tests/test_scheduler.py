@@ -153,6 +153,16 @@ def test_a_persons_programs_do_not_keep_their_own_chat_waiting(ask: Ask) -> None
     assert let_in(scheduler) == [chat]
 
 
+def test_a_persons_programs_that_fill_their_half_of_the_queue_leave_their_chat_its_own(ask: Ask) -> None:
+    scheduler = Scheduler(max_waiting=32, max_rows=16)
+    with pytest.raises(Busy, match="16 of your requests"):
+        for _ in range(32):
+            scheduler.add(ask("ada", "api"))
+    chat = ask("ada")
+    scheduler.add(chat)
+    assert chat in let_in(scheduler)
+
+
 def test_what_has_no_person_may_take_all_that_its_kind_may(ask: Ask) -> None:
     scheduler = Scheduler(max_waiting=32, max_rows=16)
     rollouts = [ask(kind="rollout") for _ in range(13)]

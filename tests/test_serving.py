@@ -16,7 +16,7 @@ from chatbot.engine import Engine
 from chatbot.flags import add_flags, from_flags
 from chatbot.metrics import Metrics
 from chatbot.remote import RemoteEngine
-from chatbot.serving import LoadedServer, engine_for, trainer_command
+from chatbot.serving import LoadedServer, Trainer, engine_for, trainer_command
 from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
@@ -55,6 +55,19 @@ def test_nights_practise_replies_as_long_as_those_that_people_rank(
 @pytest.mark.parametrize("threads, half", [(0, 0), (1, 1), (4, 2), (5, 2)])
 def test_the_trainer_has_the_half_of_the_threads_that_the_engine_leaves(threads: int, half: int) -> None:
     assert watching(trainer_command(ServeConfig(threads=threads))).threads == half
+
+
+def test_a_trainer_that_cannot_be_started_is_tried_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("chatbot.serving.TRAINER_PAUSE_SECONDS", 0.01)
+    trainer = Trainer(home, ServeConfig())
+    trainer._command = [str(home.root / "no-python")]
+    trainer.start()
+    until(lambda: "could not be started (No such file or directory); it is started again" in caplog.text)
+    trainer._command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    until(lambda: trainer._child is not None and trainer._child.poll() is None)
+    trainer.close()
 
 
 def test_replies_over_vllm_are_as_long_as_on_a_gpu_here(
