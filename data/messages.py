@@ -25,9 +25,10 @@ DEMONSTRATED = """messages e
     JOIN conversations c ON c.id = e.conversation_id AND c.may_train
     JOIN people p ON p.id = e.author_id AND NOT p.is_disabled
     WHERE e.role = 'assistant' AND trim(e.content) != '' AND NOT EXISTS (SELECT 1 FROM messages later
-        WHERE later.replaces_id = e.replaces_id AND later.author_id = e.author_id AND later.id > e.id)"""
+        WHERE later.replaces_id = e.replaces_id AND +later.author_id = e.author_id AND later.id > e.id)"""
 """The FROM and WHERE of every query for replies by people that the nights may learn from: of somebody's
-wordings of the same reply the last one, since it corrects the others."""
+wordings of the same reply the last one, since it corrects the others. `+` keeps SQLite from looking through
+all that the author wrote."""
 
 
 def message_of(row: Row) -> Message:

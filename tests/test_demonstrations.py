@@ -11,6 +11,7 @@ from data.demonstrations import collect, stream, write_down
 from data.exchange import export_rows, import_rows
 from data.forgetting import forget
 from data.home import Home
+from data.messages import DEMONSTRATED
 from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
 
@@ -45,6 +46,13 @@ def test_an_import_under_a_persons_name_is_still_an_import(db: Database) -> None
     somebody(db, "ada")
     import_rows(db, [sft_row("Hi", "Hello.")], "sft", person_name="ada")
     assert [demonstration.source for demonstration in collect(db)] == ["imported"]
+
+
+def test_what_corrects_an_edit_is_looked_for_among_edits_of_that_reply(db: Database) -> None:
+    """Not among all that its author wrote: an import is one author's, and a night would take its square."""
+    plan = db.query(f"EXPLAIN QUERY PLAN SELECT e.id FROM {DEMONSTRATED}")
+    (step,) = [row["detail"] for row in plan if " later " in row["detail"]]
+    assert "messages_replaces" in step
 
 
 def test_an_edit_is_a_ranking_and_a_demonstration(db: Database) -> None:
