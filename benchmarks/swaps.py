@@ -41,7 +41,7 @@ from chatbot import adapters
 from chatbot.basemodel import Base, load_base
 from chatbot.chatformat import Messages
 from chatbot.engine import Engine
-from chatbot.repeating import lower_priority
+from chatbot.threads import lower_priority
 from data.home import open_home
 from data.prompts import judging_prompts
 from data.records import Sampling

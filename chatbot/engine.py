@@ -20,10 +20,11 @@ from chatbot.interface import AnyEngine
 from chatbot.kernels import Format
 from chatbot.llama import Llama
 from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
-from chatbot.models import merged_model, on_one_thread, pick_device, pick_dtype
+from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.padded import TransformersModel
 from chatbot.prefixes import Prefixes
 from chatbot.runner import Runner, bytes_to_prepare, prepare, runner_for
+from chatbot.threads import on_one_thread
 from data.errors import Refused, out_of_memory
 from data.records import BASE_VERSION
 

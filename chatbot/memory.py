@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import torch
 
-from chatbot.repeating import lower_priority
 from chatbot.shelves import WORTH_SHARING, room_for
+from chatbot.threads import lower_priority
 
 _SHARE = 1 / 3
 """Of the memory that is free at the start. The rest is for versions that are loaded later, what a pass

@@ -6,12 +6,8 @@ an unmerge does not give back the same bits. A base in four bits is not merged i
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -21,14 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from chatbot import fourbit
 from chatbot.adapters import CONFIG, TENSORS
 from chatbot.basemodel import Base, quiet_transformers
-from data.errors import Refused
-
-PART_ROWS = {"cpu": 32, "cuda": 1024}
-"""Rows of logits that are computed with at a time, by type of device: on a CPU what its cache holds."""
-_FACTOR_NAMES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
-"""What configurations call the factor between the head and the logits. Some divide by it."""
-_FACTORS: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
-"""Of each model that was loaded."""
+from chatbot.logits import factor_of
 
 
 def pick_device() -> torch.device:
@@ -72,7 +61,7 @@ def load_model(
     if four_bit:
         fourbit.set_packing(model, False)
     loaded = cast(PreTrainedModel, cast(nn.Module, model).to(device).eval())
-    _FACTORS[loaded] = _find_factor(loaded)
+    factor_of(loaded)  # now, so that it is refused before it is used
     return loaded
 
 
@@ -118,101 +107,3 @@ def merge_layer(
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """W + scale * B A, summed in float32 so that a small delta is rounded once, together with its weight."""
     return weight.float() + scale * (b.float() @ a.float())
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Compute without a pool of threads: for what is done beside an engine that decodes.
-
-    OpenMP has a pool for each thread that computes in parallel. Where these are more than there are cores,
-    none of them spins while it waits, and each step of the engine takes nearly twice as long; for ever, since
-    a pool stays as long as its thread does.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Sequences of different length as one rectangle. Masks come from lengths, never from a token's id."""
-
-    ids: Tensor  # (B, T)
-    mask: Tensor  # (B, T) bool, True on real tokens
-    positions: Tensor  # (B, T)
-
-    @staticmethod
-    def of(
-        sequences: Sequence[Sequence[int]], device: torch.device, left_pad: int | None = None
-    ) -> "TokenBatch":
-        """Pads on the right; with `left_pad`, on the left to the longest sequence plus that many."""
-        width = max(len(s) for s in sequences) + (left_pad or 0)
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            start = 0 if left_pad is None else width - len(sequence)
-            ids[row, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, start : start + len(sequence)] = True
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return TokenBatch(ids.to(device), mask.to(device), positions.to(device))
-
-
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Float32 logits of hidden states, with the factor that Granite and others put on them, and with the soft
-    cap of Gemma and others."""
-    return _logits(model, hidden, _FACTORS.get(model, 1.0))
-
-
-def logits_in_parts(model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
-    """The same of (N, D), a few rows at a time: (n, V) each, in their order, together (N, V).
-
-    A vocabulary is wide: all rows at once leave the processor's cache at every step from the product to a
-    loss, and take two to three times as long (benchmarks/RESULTS.md).
-    """
-    for part in _head(model, hidden).split(PART_ROWS[hidden.device.type]):
-        yield _finish(model, part, _FACTORS.get(model, 1.0))
-
-
-def _logits(model: PreTrainedModel, hidden: Tensor, factor: float) -> Tensor:
-    return _finish(model, _head(model, hidden), factor)
-
-
-def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    head = cast(Any, model.get_output_embeddings())
-    return cast(Tensor, head(hidden.to(head.weight.dtype)))  # some decoders add up in float32
-
-
-def _finish(model: PreTrainedModel, said: Tensor, factor: float) -> Tensor:
-    """What the model makes of what its head `said`, in float32."""
-    logits = said.float() if factor == 1.0 else said.float() * factor
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
-
-
-@torch.no_grad()
-def _find_factor(model: PreTrainedModel) -> float:
-    """The factor between what the head gives and the model's logits, found by comparing them: 1 for most.
-
-    Raises Refused where no number in its configuration fits: its probabilities would be made up.
-    """
-    ids = torch.arange(1, 9, device=model.device)[None]  # 0 is padding for some, whose embedding is 0
-    wanted = cast(Any, model)(input_ids=ids, use_cache=False).logits[0, -1].float()
-    try:
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
-    except (AttributeError, TypeError) as error:  # it is another part of the model, or all of it
-        raise Refused(
-            f"{model.config.model_type!r} has its layers where they are not looked for here - choose another "
-            "model."
-        ) from error
-    config = model.config.get_text_config()
-    named = [float(getattr(config, name)) for name in _FACTOR_NAMES if getattr(config, name, None)]
-    for factor in (1.0, *named, *(1 / number for number in named)):
-        if (_logits(model, hidden, factor) - wanted).abs().max() <= 0.02 * wanted.abs().max():
-            return factor
-    raise Refused(
-        f"What {model.config.model_type!r} makes of its head's output is not known here - choose another "
-        "model."
-    )

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from chatbot.models import TokenBatch
+from chatbot.batch import TokenBatch
 
 PACKED = "night_school_packed"
 """What our attention is called in transformers."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from chatbot.models import TokenBatch, logits_of
+from chatbot.batch import TokenBatch
+from chatbot.logits import logits_of
 from chatbot.packing import attends_to_all
 from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import SHORTEST

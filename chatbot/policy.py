@@ -23,8 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base, quiet_transformers
+from chatbot.batch import TokenBatch
 from chatbot.head import ScalarHead
-from chatbot.models import TokenBatch, load_model, logits_in_parts, merge_layer
+from chatbot.logits import logits_in_parts
+from chatbot.models import load_model, merge_layer
 from chatbot.packing import Rectangle, attends_to_all
 from chatbot.trunk import Trunk
 from data.errors import Refused

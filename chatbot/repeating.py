@@ -1,25 +1,12 @@
 """A thread that does one thing again and again, whatever happens."""
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
 
+from chatbot.threads import lower_priority
+
 log = logging.getLogger(__name__)
-
-_NICENESS = 19
-"""The lowest priority. A version that is built beside eight streams takes a third longer, and adds a third
-less to the gaps between their tokens (benchmarks/RESULTS.md)."""
-
-
-def lower_priority() -> None:
-    """From now on this thread computes where others leave it a core. It cannot be taken back.
-
-    Only on Linux has each thread a priority of its own; elsewhere nothing happens.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Repeating:

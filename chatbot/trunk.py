@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chatbot.models import TokenBatch
+from chatbot.batch import TokenBatch
 from chatbot.packing import Rectangle, lay_out
 
 MOST_BYTES = 2**30

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from chatbot.basemodel import Base, load_base
-from chatbot.models import PART_ROWS, load_model
+from chatbot.logits import PART_ROWS
+from chatbot.models import load_model
 from chatbot.runner import bytes_to_prepare, prepare
 from data.home import Home
 from data.records import Sampling

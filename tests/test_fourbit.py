@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
+from chatbot.batch import TokenBatch
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
 from chatbot.following import load_verified
 from chatbot.fourbit import Beside, is_four_bit, set_packing
+from chatbot.logits import logits_of
 from chatbot.manifest import read_manifest
-from chatbot.models import TokenBatch, load_model, logits_of, merged_model
+from chatbot.models import load_model, merged_model
 from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
 from chatbot.serving import trainer_command

@@ -13,10 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPTNeoXConfig, PreTrainedModel
 
 from chatbot.basemodel import Base, load_base
+from chatbot.batch import TokenBatch
 from chatbot.engine import Engine
 from chatbot.kernels import Format
+from chatbot.logits import logits_of
 from chatbot.memory import bytes_to_keep, free_bytes, give_back
-from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_device, pick_dtype
+from chatbot.models import load_model, merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
 from chatbot.runner import prepare, runner_for
 from data.home import Home

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, MistralConfig, Qwen2Config, Qwen3Config
 
 from chatbot.basemodel import Base
-from chatbot.models import TokenBatch
+from chatbot.batch import TokenBatch
 from chatbot.packing import Packed, Rectangle, lay_out
 from chatbot.policy import Policy
 from data.home import Home

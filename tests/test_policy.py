@@ -8,19 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    CohereConfig,
-    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
-    GraniteConfig,
     MambaConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from chatbot.basemodel import Base
+from chatbot.batch import TokenBatch
 from chatbot.head import ScalarHead
-from chatbot.models import TokenBatch, load_model, logits_of, merged_model, pick_dtype
+from chatbot.logits import logits_of
+from chatbot.models import load_model, merged_model, pick_dtype
 from chatbot.policy import Policy
 from data.errors import Refused
 from data.home import Home
@@ -203,12 +201,6 @@ def test_a_sequence_scores_alone_as_in_a_batch(policy: Policy) -> None:
     torch.testing.assert_close(alone, scores(policy), atol=1e-4, rtol=0)
 
 
-def test_masks_come_from_lengths_though_the_text_holds_the_pad_token() -> None:
-    batch = TokenBatch.of([[0, 0, 4], [0]], CPU, left_pad=1)
-    assert batch.mask.sum(1).tolist() == [3, 1]
-    assert batch.positions.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
-
-
 def test_long_sequences_score_as_short_ones_though_attention_is_another(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,24 +279,6 @@ def test_a_base_that_nothing_can_be_merged_into_is_refused(home: Home) -> None:
         Policy(base, device=CPU, dtype=torch.float32).add("policy", seed=0)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        GraniteConfig(**SMALL, logits_scaling=8.0),
-        CohereConfig(**SMALL, logit_scale=0.25),
-        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5),
-    ],
-    ids=["divided", "multiplied", "capped"],
-)
-def test_logits_are_the_model_s_own_though_it_scales_or_caps_them(
-    home: Home, config: PreTrainedConfig
-) -> None:
-    model = load_model(base_of(config, home), device=CPU, dtype=torch.float32)
-    ids = torch.arange(3, 20)[None]
-    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(logits_of(model, hidden), cast(Any, model)(input_ids=ids).logits)
-
-
 def test_a_last_norm_in_float32_meets_a_head_in_bfloat16(home: Home) -> None:
     """As CUDA's autocast computes a plain LayerNorm; that of a CPU leaves it in bfloat16."""
     base = base_of(GPTNeoXConfig(**SMALL), home)
@@ -321,15 +295,6 @@ def test_a_model_whose_layers_take_no_adapter_chats_but_cannot_learn(home: Home,
     policy = Policy(base_of(config, home), device=CPU, dtype=torch.float32)
     with pytest.raises(Refused, match="chats but cannot learn: PEFT adds no adapter to its layers"):
         policy.add("policy", seed=0, depth=depth)
-
-
-def test_a_model_whose_logits_are_not_understood_is_refused(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("chatbot.models._FACTOR_NAMES", ())
-    base = base_of(GraniteConfig(**SMALL, logits_scaling=8.0), home)
-    with pytest.raises(Refused, match="What 'granite' makes of its head's output is not known here"):
-        load_model(base, device=CPU, dtype=torch.float32)
 
 
 def test_the_delta_norm_is_that_of_the_full_matrices(policy: Policy, tiny_base: Base) -> None:

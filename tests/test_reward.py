@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from chatbot.basemodel import Base
-from chatbot.models import TokenBatch
+from chatbot.batch import TokenBatch
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused

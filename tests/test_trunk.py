@@ -18,7 +18,7 @@ from transformers import (
 
 from chatbot import trunk
 from chatbot.basemodel import Base, load_base
-from chatbot.models import TokenBatch
+from chatbot.batch import TokenBatch
 from chatbot.packing import Rectangle
 from chatbot.policy import Policy
 from data.home import Home

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatbot.batch import TokenBatch
 from chatbot.head import ScalarHead
 from chatbot.kernels import Format
+from chatbot.logits import logits_of
 from chatbot.memory import free_bytes
-from chatbot.models import TokenBatch, logits_of
 from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
 from chatbot.runner import bytes_to_prepare, prepare, runner_for
