@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from chatbot.basemodel import hollow_model
 from chatbot.manifest import MANIFEST, Manifest, hash_file, read_json, read_manifest, refusal, refuse
 
 CONFIG = "adapter_config.json"
@@ -125,8 +126,7 @@ def expected_shapes(
     directory: Path, lora: Lora, model_config: PreTrainedConfig
 ) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor that this LoRA must have on this base."""
-    with torch.device("meta"):  # the base's modules without its weights
-        model = AutoModelForCausalLM.from_config(model_config)
+    model = hollow_model(model_config)
     # PEFT may save whole module names; a kind of module is adapted in each of the layers or in none.
     kinds = {target.rsplit(".", 1)[-1] for target in lora.targets}
     shapes = {}

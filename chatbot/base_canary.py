@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from chatbot.basemodel import Base
+from chatbot.basemodel import Base, hollow_model
 from chatbot.manifest import Canary
-from chatbot.memory import free_bytes, give_back
+from chatbot.memory import LOADING, free_bytes, give_back
 from chatbot.models import load_model
 from chatbot.remembered import recall, remember
 from data.errors import Refused
@@ -32,8 +31,6 @@ each layer's weights does by 0.14."""
 TOKENS = 32
 """Of its end."""
 _REMEMBERED = "canary.json"
-_LOADING = 1.25
-"""Of the weights of a model, what must be free to load it."""
 
 
 def text_ids(base: Base) -> tuple[list[int], int]:
@@ -62,10 +59,9 @@ def _remembered(base: Base, file: Path) -> Canary | None:
 def _compute(base: Base) -> Canary | None:
     """None where there is no room, or where the model is none that is read here; said in the log."""
     cpu = torch.device("cpu")
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(base.config).parameters())
+    weights = sum(p.numel() for p in hollow_model(base.config).parameters())
     free = free_bytes(cpu)
-    fits = (d for d in (torch.float32, torch.bfloat16) if _LOADING * weights * d.itemsize < free)
+    fits = (d for d in (torch.float32, torch.bfloat16) if LOADING * weights * d.itemsize < free)
     if (dtype := next(fits, None)) is None:
         log.warning(
             "The weights of %s do not fit into the %.1f GiB of memory that are free: whether the first "

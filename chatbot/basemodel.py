@@ -20,10 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from chatbot.chatformat import ChatFormat
@@ -86,6 +92,12 @@ def load_base(model: str | None, home: Home, tell: Tell = print) -> Base:
     is_on_hub = model is not None and directory.is_relative_to(home.models / "hub")
     name = str(model) if is_on_hub else directory.name
     return Base(name, directory, _sha256_of(directory, home), tokenizer, config)
+
+
+def hollow_model(config: Any) -> PreTrainedModel:
+    """The modules of a model of this configuration, without its weights: for their names and shapes."""
+    with torch.device("meta"):
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
 def _named(model: str, home: Home, tell: Tell) -> Path:

@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from chatbot.basemodel import hollow_model
 from data.errors import Refused
 
 _BLOCK = 64
@@ -47,8 +48,7 @@ def _left_whole(config: Any) -> list[str]:
     Where a block crosses from one row to the next, the CPU kernels of bitsandbytes 0.50 read the wrong scales
     (at 96 inputs the weights come back with an error of 76 % instead of 9 %), without an error.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = hollow_model(config)
     output = model.get_output_embeddings()
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name, module in linear if module is output or module.in_features % _BLOCK]

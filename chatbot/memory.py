@@ -34,6 +34,8 @@ _KEPT_CONTEXTS = 2
 """Room for so many conversations of full length, where that is more, up to _KEPT_OF_FREE."""
 _KEPT_OF_FREE = 1 / 16
 """Of the memory that is free before a model is loaded."""
+LOADING = 1.25
+"""Of the weights of a model, what must be free to load it."""
 _GROUP = Path("/sys/fs/cgroup")
 """Where a container finds its own limits."""
 _SOON_SECONDS = 2.0

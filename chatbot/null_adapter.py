@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 from chatbot.adapters import CONFIG, TENSORS, Lora, expected_shapes
-from chatbot.basemodel import Base
+from chatbot.basemodel import Base, hollow_model
 
 
 def null_adapter(base: Base, parent: Path) -> Path:
@@ -36,9 +35,8 @@ def null_adapter(base: Base, parent: Path) -> Path:
 
 def _write(base: Base, directory: Path) -> None:
     """Rank 1 on one kind of layer: the least that vLLM takes."""
-    with torch.device("meta"):  # the base's modules without its weights
-        model = AutoModelForCausalLM.from_config(base.config)
-    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    modules = hollow_model(base.config).named_modules()
+    linear = (name for name, module in modules if isinstance(module, torch.nn.Linear))
     target = next(linear).rsplit(".", 1)[-1]
     directory.mkdir()
     settings = {

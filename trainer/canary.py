@@ -9,19 +9,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from chatbot.basemodel import Base
+from chatbot.basemodel import Base, hollow_model
 from chatbot.manifest import Canary
-from chatbot.memory import free_bytes
+from chatbot.memory import LOADING, free_bytes
 from chatbot.models import merged_model, pick_device, pick_dtype
 from data.records import Prompt, Sampling
 from trainer.forward import logprobs_of, sample_replies
 
 _COUNT = 8
 _TOKENS = 24
-_LOADING = 1.25
-"""Of the weights of a model, what must be free to load it."""
 _FOUR_BITS = 0.6
 """Bytes of a weight in four bits, with its part of the scales."""
 
@@ -74,11 +71,10 @@ def exact_format(base: Base, *, four_bit: bool) -> tuple[torch.device, torch.dty
 
 def _float32_bytes(base: Base, four_bit: bool) -> int:
     """What it takes to load a plain model in float32, with its linear layers in four bits if asked for."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(base.config)
+    model = hollow_model(base.config)
     output, small = model.get_output_embeddings(), 0
     if four_bit:
         linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
         small = sum(layer.weight.numel() for layer in linear)
     whole = sum(parameter.numel() for parameter in model.parameters()) - small
-    return int(_LOADING * (4 * whole + _FOUR_BITS * small))
+    return int(LOADING * (4 * whole + _FOUR_BITS * small))
