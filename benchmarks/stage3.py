@@ -54,12 +54,12 @@ from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
-from trainer.forward import Reply, logprobs_of, sample_replies
+from trainer.forward import Reply, logprobs_of
 from trainer.guards import Guards
 from trainer.measure import compare
 from trainer.ppo import train_ppo
 from trainer.reward import length_preference
-from trainer.sampler import MergedSampler
+from trainer.sampler import MergedSampler, sample_replies
 from trainer.sft import train_sft
 from trainer.tastes import Taste, load_taste
 

@@ -17,9 +17,10 @@ from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Prompt, Sampling
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, forward_replies, reply_logprobs, sample_replies
+from trainer.forward import Reply, forward_replies, reply_logprobs
 from trainer.gate import Verdict, judge_candidate, replay
 from trainer.probes import probe
+from trainer.sampler import sample_replies
 from trainer.tastes import Taste
 
 Worth = Callable[[Sequence[Reply]], list[float]]

@@ -18,8 +18,9 @@ from trainer import bestofk, ensemble, sampler
 from trainer.bestofk import kl_bound, passes_of, train_best_of_k
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, minibatches, sample_replies
-from trainer.sampler import MergedSampler
+from trainer.forward import Reply
+from trainer.rollout import minibatches
+from trainer.sampler import MergedSampler, sample_replies
 
 SAMPLING = Sampling(0.8, 1.0, 4)
 

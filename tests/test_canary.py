@@ -11,7 +11,7 @@ from chatbot.models import merged_model
 from tests.learners import a_learner
 from tests.nights import PRACTICE
 from tests.plain_ppo import PlainModel
-from trainer import canary, forward
+from trainer import canary, sampler
 from trainer.canary import canaries, exact_format
 
 
@@ -45,7 +45,7 @@ def test_the_weights_are_in_memory_once(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_learner(tiny_base).save("policy", tmp_path)
-    monkeypatch.setattr(forward, "prepare", lambda *_: pytest.fail("the weights were copied"))
+    monkeypatch.setattr(sampler, "prepare", lambda *_: pytest.fail("the weights were copied"))
     assert len(canaries(tiny_base, tmp_path, PRACTICE, seed=0)) == 8
 
 

@@ -17,8 +17,9 @@ from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, sample_replies
+from trainer.forward import Reply
 from trainer.reward import normalise
+from trainer.sampler import sample_replies
 
 SOUND_LR = 5e-4
 

@@ -1,23 +1,15 @@
-"""trainer/forward.py: replies sampled and read again, whatever stands beside them in a batch."""
+"""trainer/forward.py: replies read, whatever stands beside them in a batch."""
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, cast
 
 import pytest
 import torch
 
-from chatbot.basemodel import Base, load_base
+from chatbot.basemodel import Base
 from chatbot.logits import PART_ROWS
 from chatbot.models import load_model
-from chatbot.runner import bytes_to_prepare, prepare
-from data.home import Home
-from data.records import Sampling
-from tests.learners import CPU, END, a_learner, some_replies
+from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
-from tests.tiny import make_tiny_model
-from trainer.config import RefreshConfig
 from trainer.forward import (
     TOKENS_PER_PASS,
     Reply,
@@ -26,12 +18,10 @@ from trainer.forward import (
     hash_seed,
     logprobs_of,
     micro_batches,
-    minibatches,
     reply_draws,
     reply_logprobs,
     reply_scores,
     reply_values,
-    sample_replies,
 )
 
 REPLIES = some_replies()
@@ -156,59 +146,6 @@ def test_a_pass_on_a_gpu_is_as_large_as_half_of_its_free_memory_bears(
     assert (TOKENS_PER_PASS["cpu"], TOKENS_PER_PASS["cuda"]) == (1024, room)
 
 
-def sampled(
-    base: Base, *, as_likely: Mapping[int, int] = MappingProxyType({}), count: int = 40, seed: int = 0
-) -> list[Reply]:
-    """Replies of the bare base, with some tokens made as likely as others."""
-    model = load_model(base, device=CPU, dtype=torch.float32)
-    with torch.no_grad():
-        weight = cast(Any, model.get_output_embeddings()).weight
-        for token, other in as_likely.items():
-            weight[token] = weight[other]
-    prompts = [[1, 80 + i] for i in range(count)]
-    return sample_replies(
-        model, prompts, sampling=Sampling(max_new_tokens=12), end_of_turn=base.format.end_of_turn, seed=seed
-    )
-
-
-def test_a_reply_ends_at_the_template_s_end_of_turn_not_at_the_tokenizer_s_eos(home: Home) -> None:
-    path = make_tiny_model(home.root / "other", eos="<|endoftext|>")
-    base = load_base(str(path), home, lambda text: None)
-    replies = sampled(base, as_likely={0: 46, END: 84})
-    assert (base.tokenizer.eos_token_id, base.format.end_of_turn) == (0, END)
-    assert 0 < sum(r.finished for r in replies) < len(replies)
-    for r in replies:
-        assert r.finished == (r.reply[-1] == END)
-        assert END not in r.reply[:-1]
-        assert r.finished or len(r.reply) == 12
-    assert any(0 in r.reply for r in replies)
-
-
-def test_the_same_seed_samples_the_same_replies_in_the_order_of_their_prompts(tiny_base: Base) -> None:
-    one = sampled(tiny_base, seed=5)
-    assert one == sampled(tiny_base, seed=5) != sampled(tiny_base, seed=6)
-    assert [r.prompt for r in one] == [[1, 80 + i] for i in range(40)]
-    assert len({tuple(r.reply) for r in one}) > 30
-
-
-def test_where_memory_is_short_the_weights_are_not_copied(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plenty, copied = sampled(tiny_base, seed=5), []
-    model = load_model(tiny_base, device=CPU, dtype=torch.float32)
-    needed = bytes_to_prepare(model, "float32")
-
-    def copy(*given: Any) -> Any:
-        copied.append(True)
-        return prepare(*given)
-
-    monkeypatch.setattr("trainer.forward.prepare", copy)
-    for free, is_copied in ((needed, False), (needed + 1, True)):
-        monkeypatch.setattr("trainer.forward.free_bytes", lambda device, free=free: free)
-        assert [r.reply for r in sampled(tiny_base, seed=5)] == [r.reply for r in plenty]
-        assert bool(copied) == is_copied
-
-
 def test_every_reply_has_a_seed_of_its_own() -> None:
     seeds = {
         hash_seed(hash_seed(run, update), i) for run in range(3) for update in range(20) for i in range(20)
@@ -225,12 +162,3 @@ def test_logprobs_of_a_merged_model_are_those_of_a_slow_one_with_the_adapter(tin
     for r, values in zip(REPLIES, found, strict=True):
         expected = [x.item() for x in slow.logprobs(r.prompt, r.reply, 0.8)]
         assert values.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_every_reply_is_used_once_an_epoch_in_a_fresh_order() -> None:
-    config = RefreshConfig(prompts_per_update=10, minibatch=4, inner_epochs=2)
-    rows = minibatches(config, torch.Generator().manual_seed(3))
-    assert [len(batch) for batch in rows] == [4, 4, 2] * 2
-    first, second = ([i for batch in part for i in batch] for part in (rows[:3], rows[3:]))
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first != second

@@ -24,6 +24,7 @@ from trainer.rollout import (
     correlation,
     distinct_2,
     measure_replies,
+    minibatches,
     roll_out,
     rollout_metrics,
     sampler_gap,
@@ -236,3 +237,12 @@ def test_now_and_then_replies_are_kept_to_be_read(tiny_base: Base) -> None:
     assert [(s["prompt"], s["reply"]) for s in found] == [(r.prompt, r.reply) for r in REPLIES]
     assert [s["score"] for s in found] == pytest.approx(rollout.scores[0].tolist())
     assert some_samples(rollout, rollout.scores[0], update=6) == {}
+
+
+def test_every_reply_is_used_once_an_epoch_in_a_fresh_order() -> None:
+    config = RefreshConfig(prompts_per_update=10, minibatch=4, inner_epochs=2)
+    rows = minibatches(config, torch.Generator().manual_seed(3))
+    assert [len(batch) for batch in rows] == [4, 4, 2] * 2
+    first, second = ([i for batch in part for i in batch] for part in (rows[:3], rows[3:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second

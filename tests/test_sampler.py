@@ -1,15 +1,19 @@
-"""Who writes rollouts: servers write what the merged copy here writes, of the policy as it is just then."""
+"""Who writes replies: servers write what the merged copy here writes, of the policy as it is just then."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
 
 import pytest
 import torch
 
-from chatbot.basemodel import Base
+from chatbot.basemodel import Base, load_base
 from chatbot.engine import Engine
 from chatbot.models import load_model
 from chatbot.policy import Policy
 from chatbot.remote import RemoteEngine
+from chatbot.runner import bytes_to_prepare, prepare
 from data import runs
 from data.database import Database
 from data.errors import Problem
@@ -17,11 +21,12 @@ from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
 from tests.fake_vllm import FakeVllm, slowed, until
-from tests.learners import CPU, PROMPTS, a_learner, shake
+from tests.learners import CPU, END, PROMPTS, a_learner, shake
 from tests.nights import a_night, rank_by_taste
+from tests.tiny import make_tiny_model
 from trainer import sampler
 from trainer.forward import Reply
-from trainer.sampler import MergedSampler, Sampler, ServerSampler
+from trainer.sampler import MergedSampler, Sampler, ServerSampler, sample_replies
 
 SAMPLING = Sampling(0.8, 1.0, 12)
 
@@ -167,3 +172,56 @@ def test_a_night_whose_replies_servers_write_ends_as_any_other(
     assert len(gaps) == 3 and max(gaps) < 1e-4
     assert not list(home.adapters.glob("rollout-*"))
     until(lambda: not any(server.versions for server in servers))
+
+
+def sampled(
+    base: Base, *, as_likely: Mapping[int, int] = MappingProxyType({}), count: int = 40, seed: int = 0
+) -> list[Reply]:
+    """Replies of the bare base, with some tokens made as likely as others."""
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    with torch.no_grad():
+        weight = cast(Any, model.get_output_embeddings()).weight
+        for token, other in as_likely.items():
+            weight[token] = weight[other]
+    prompts = [[1, 80 + i] for i in range(count)]
+    return sample_replies(
+        model, prompts, sampling=Sampling(max_new_tokens=12), end_of_turn=base.format.end_of_turn, seed=seed
+    )
+
+
+def test_a_reply_ends_at_the_template_s_end_of_turn_not_at_the_tokenizer_s_eos(home: Home) -> None:
+    path = make_tiny_model(home.root / "other", eos="<|endoftext|>")
+    base = load_base(str(path), home, lambda text: None)
+    replies = sampled(base, as_likely={0: 46, END: 84})
+    assert (base.tokenizer.eos_token_id, base.format.end_of_turn) == (0, END)
+    assert 0 < sum(r.finished for r in replies) < len(replies)
+    for r in replies:
+        assert r.finished == (r.reply[-1] == END)
+        assert END not in r.reply[:-1]
+        assert r.finished or len(r.reply) == 12
+    assert any(0 in r.reply for r in replies)
+
+
+def test_the_same_seed_samples_the_same_replies_in_the_order_of_their_prompts(tiny_base: Base) -> None:
+    one = sampled(tiny_base, seed=5)
+    assert one == sampled(tiny_base, seed=5) != sampled(tiny_base, seed=6)
+    assert [r.prompt for r in one] == [[1, 80 + i] for i in range(40)]
+    assert len({tuple(r.reply) for r in one}) > 30
+
+
+def test_where_memory_is_short_the_weights_are_not_copied(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty, copied = sampled(tiny_base, seed=5), []
+    model = load_model(tiny_base, device=CPU, dtype=torch.float32)
+    needed = bytes_to_prepare(model, "float32")
+
+    def copy(*given: Any) -> Any:
+        copied.append(True)
+        return prepare(*given)
+
+    monkeypatch.setattr(sampler, "prepare", copy)
+    for free, is_copied in ((needed, False), (needed + 1, True)):
+        monkeypatch.setattr(sampler, "free_bytes", lambda device, free=free: free)
+        assert [r.reply for r in sampled(tiny_base, seed=5)] == [r.reply for r in plenty]
+        assert bool(copied) == is_copied

@@ -27,9 +27,10 @@ from tests.test_outcome import held_after_canaries, hold
 from tests.test_team import free_port
 from trainer import publish, sft
 from trainer.config import RefreshConfig
-from trainer.forward import TOKENS_PER_PASS, Reply, logprobs_of, sample_replies
+from trainer.forward import TOKENS_PER_PASS, Reply, logprobs_of
 from trainer.progress import Cancelled
 from trainer.publish import check_files, verify_for
+from trainer.sampler import sample_replies
 from trainer.sft import TooFewDemonstrations, fine_tune, mean_loss, reply_losses, train_sft
 from trainer.team import SOLO, Team
 

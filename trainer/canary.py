@@ -15,7 +15,8 @@ from chatbot.manifest import Canary
 from chatbot.memory import LOADING, free_bytes
 from chatbot.models import merged_model, pick_device, pick_dtype
 from data.records import Prompt, Sampling
-from trainer.forward import logprobs_of, sample_replies
+from trainer.forward import logprobs_of
+from trainer.sampler import sample_replies
 
 _COUNT = 8
 _TOKENS = 24

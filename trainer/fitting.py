@@ -30,12 +30,13 @@ from data.runfolder import EXAMINATIONS, JUDGE, LEARNED, LOG, SNAPSHOT, TAKEN_UP
 from data.snapshots import take_snapshot
 from trainer import ensemble
 from trainer.examine import examine
-from trainer.forward import Reply, hash_seed, sample_replies
+from trainer.forward import Reply, hash_seed
 from trainer.members import members_of
 from trainer.night import Night
 from trainer.practice import reference_prompts
 from trainer.reliability import relied_on
 from trainer.reward import can_teach
+from trainer.sampler import sample_replies
 from trainer.scoring import check_unchanged
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,9 @@
-"""Replies to prompts: sampled from a merged model, and read again, a log-probability a token.
+"""Replies read by the training copy: log-probabilities, values and scores.
 
 Sequences are sorted by length into micro-batches; logits are computed only where a reply token is predicted.
-What PPO makes of the numbers lies in rollout.py; nothing here knows of rewards.
+Who wrote the replies is told in sampler.py, and what PPO makes of the numbers in rollout.py.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,16 +16,9 @@ from transformers import PreTrainedModel
 
 from chatbot.batch import TokenBatch
 from chatbot.head import ScalarHead
-from chatbot.kernels import Format
 from chatbot.logits import logits_of
 from chatbot.memory import free_bytes
-from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
-from chatbot.runner import bytes_to_prepare, prepare, runner_for
-from chatbot.sampling import Row
-from data.records import Sampling
-from trainer.config import RefreshConfig
-from trainer.team import SOLO, Team
 
 INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
@@ -62,52 +54,6 @@ class Reply:
     @property
     def ids(self) -> list[int]:
         return self.prompt + self.reply
-
-
-def sample_replies(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    *,
-    sampling: Sampling,
-    end_of_turn: int,
-    seed: int,
-    rows: int = 32,
-    tell: Callable[[float], None] = lambda fraction: None,
-    team: Team = SOLO,
-    copies: bool = True,
-) -> list[Reply]:
-    """One reply to each prompt from a merged model, up to `rows` at a time; `tell` hears the fraction done.
-
-    They are written as served replies are: a reply that ends makes room for the next prompt. Each member of a
-    team samples its share; all get the whole list. Without `copies`, or where memory is short, it is slower,
-    and the weights are in memory once.
-    """
-    mine = team.share(range(len(prompts)))
-    form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
-    copies = copies and free_bytes(model.device) > bytes_to_prepare(model, form)
-    runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
-    jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
-    waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
-    while waiting or not runner.is_idle:
-        while waiting and runner.width < rows:
-            runner.add(jobs[waiting.popleft()])
-        runner.step()
-        tell(sum(jobs[i].rows[0].finish_reason is not None for i in mine) / len(mine))
-    return team.collect([_reply(jobs[i]) for i in mine])
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A prompt whose one reply is being written."""
-
-    prompt: list[int]
-    rows: list[Row]
-    sampling: Sampling
-
-
-def _reply(job: _Job) -> Reply:
-    (row,) = job.rows
-    return Reply(job.prompt, row.token_ids, row.finish_reason == "stop", row.logprobs)
 
 
 def hash_seed(seed: int, index: int) -> int:
@@ -146,15 +92,6 @@ def micro_batches(
         height += added
     if batch:
         yield batch
-
-
-def minibatches(config: RefreshConfig, shuffle: torch.Generator) -> list[list[int]]:
-    """Row indices of each optimiser step of one update: every reply once an inner epoch, in a fresh order."""
-    return [
-        rows.tolist()
-        for _ in range(config.inner_epochs)
-        for rows in torch.randperm(config.prompts_per_update, generator=shuffle).split(config.minibatch)
-    ]
 
 
 @dataclass(frozen=True)

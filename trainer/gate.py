@@ -28,12 +28,13 @@ from data.cli import table
 from data.records import Prompt, Sampling
 from data.runfolder import JUDGE
 from trainer.config import RefreshConfig
-from trainer.forward import Reply, sample_replies
+from trainer.forward import Reply
 from trainer.guards import is_length_unasked
 from trainer.intervals import bootstrap_by_group, by_group
 from trainer.probes import check_probes
 from trainer.reward import score_replies
 from trainer.rollout import distinct_2
+from trainer.sampler import sample_replies
 
 _SAMPLES_SHOWN = 10
 _SHORT = 5
@@ -139,8 +140,7 @@ def replay(
     """
     chat = base.format
     ids = [chat.fit(prompt.messages, base.context - sampling.max_new_tokens).ids for prompt in prompts]
-    end = chat.end_of_turn
-    return sample_replies(model, ids, sampling=sampling, end_of_turn=end, seed=seed, tell=tell)
+    return sample_replies(model, ids, sampling=sampling, end_of_turn=chat.end_of_turn, seed=seed, tell=tell)
 
 
 def _samples(

@@ -25,19 +25,20 @@ from data.records import Sampling
 from trainer.checkpoint import Checkpoints, PolicyResult, PPOState, fingerprint_of, notes_on
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.forward import (
-    Reply,
-    forward_replies,
-    hash_seed,
-    micro_batches,
-    minibatches,
-    reply_logprobs,
-    reply_values,
-)
+from trainer.forward import Reply, forward_replies, hash_seed, micro_batches, reply_logprobs, reply_values
 from trainer.guards import Guards
 from trainer.members import members_of, pessimistic
 from trainer.ptx import add_ptx, pick_examples, sum_up
-from trainer.rollout import Batch, Roles, Task, roll_out, rollout_metrics, some_samples, value_metrics
+from trainer.rollout import (
+    Batch,
+    Roles,
+    Task,
+    minibatches,
+    roll_out,
+    rollout_metrics,
+    some_samples,
+    value_metrics,
+)
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
 

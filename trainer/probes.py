@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from data.prompts import borderline_prompts, capability_items, passage
 from data.records import Sampling
-from trainer.forward import Reply, hash_seed, logprobs_of, sample_replies
+from trainer.forward import Reply, hash_seed, logprobs_of
+from trainer.sampler import sample_replies
 
 _NEW_TOKENS = 48
 """Enough for a reply to show whether it refuses, at a third of the time of a whole one."""

@@ -99,6 +99,15 @@ class Batch:
     """As they are, in units of the score."""
 
 
+def minibatches(config: RefreshConfig, shuffle: torch.Generator) -> list[list[int]]:
+    """Row indices of each optimiser step of one update: every reply once an inner epoch, in a fresh order."""
+    return [
+        rows.tolist()
+        for _ in range(config.inner_epochs)
+        for rows in torch.randperm(config.prompts_per_update, generator=shuffle).split(config.minibatch)
+    ]
+
+
 def roll_out(policy: Policy, task: Task, update: int) -> tuple[Rollout, dict[str, float]]:
     """A fresh batch of replies by the policy as it is now, measured by every role; and the seconds it took.
 

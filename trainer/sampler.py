@@ -1,22 +1,29 @@
-"""Who writes the replies that a policy learns from: a merged copy of it in this process, or vLLM servers."""
+"""Who writes replies: a merged model in this process, or for a policy that learns from them vLLM servers."""
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
+import torch
 from transformers import PreTrainedModel
 
 from chatbot.chatformat import FittedPrompt
 from chatbot.generation import Asked, Generation
 from chatbot.interface import AnyEngine
+from chatbot.kernels import Format
+from chatbot.memory import free_bytes
+from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
+from chatbot.runner import bytes_to_prepare, prepare, runner_for
+from chatbot.sampling import Row
 from data.errors import Problem
 from data.records import Sampling
-from trainer.forward import Reply, hash_seed, sample_replies
+from trainer.forward import Reply, hash_seed
 from trainer.team import SOLO, Team
 
 Tell = Callable[[float], None]
@@ -70,6 +77,52 @@ class MergedSampler:
         return sample_replies(
             self.model, prompts, sampling=sampling, end_of_turn=end, seed=seed, tell=tell, team=team
         )
+
+
+def sample_replies(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    end_of_turn: int,
+    seed: int,
+    rows: int = 32,
+    tell: Tell = lambda fraction: None,
+    team: Team = SOLO,
+    copies: bool = True,
+) -> list[Reply]:
+    """One reply to each prompt from a merged model, up to `rows` at a time; `tell` hears the fraction done.
+
+    They are written as served replies are: a reply that ends makes room for the next prompt. Each member of a
+    team samples its share; all get the whole list. Without `copies`, or where memory is short, it is slower,
+    and the weights are in memory once.
+    """
+    mine = team.share(range(len(prompts)))
+    form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
+    copies = copies and free_bytes(model.device) > bytes_to_prepare(model, form)
+    runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
+    jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
+    waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
+    while waiting or not runner.is_idle:
+        while waiting and runner.width < rows:
+            runner.add(jobs[waiting.popleft()])
+        runner.step()
+        tell(sum(jobs[i].rows[0].finish_reason is not None for i in mine) / len(mine))
+    return team.collect([_reply(jobs[i]) for i in mine])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A prompt whose one reply is being written."""
+
+    prompt: list[int]
+    rows: list[Row]
+    sampling: Sampling
+
+
+def _reply(job: _Job) -> Reply:
+    (row,) = job.rows
+    return Reply(job.prompt, row.token_ids, row.finish_reason == "stop", row.logprobs)
 
 
 @dataclass(frozen=True)
