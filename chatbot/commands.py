@@ -160,15 +160,16 @@ def _tell(
     arguments: argparse.Namespace, db: Database, person: Person, sentence: str, *, needs_link: bool
 ) -> None:
     """Say what was done, with a link where a password is to be set."""
-    address = arguments.url or recall(open_home(begins=False).address).get("url") or ServeConfig().url
-    link = (
-        f"{address.rstrip('/')}/set-password?link={accounts.make_password_link(db, person)}"
-        if needs_link
-        else None
-    )
+    link = _link(arguments, db, person) if needs_link else None
     if arguments.json:
         print(json.dumps({**asdict(person), "link": link}, ensure_ascii=False))
         return
     print(sentence)
     if link:
         print(f"They set a password with this link (once, within 24 hours):\n  {link}")
+
+
+def _link(arguments: argparse.Namespace, db: Database, person: Person) -> str:
+    """A one-time link to set a password: of `--url`, else of where the server was started last."""
+    address = arguments.url or recall(open_home(begins=False).address).get("url") or ServeConfig().url
+    return f"{address.rstrip('/')}/set-password?link={accounts.make_password_link(db, person)}"
