@@ -17,7 +17,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from chatbot.throttle import Throttle
-from data import api_keys, people
+from data import api_keys, audit, people
 from data.api_keys import ApiKey
 from data.database import Database
 from data.errors import NotFound, Refused
@@ -104,7 +104,7 @@ def change_password(
     with db.write():
         people.set_password(db, person.id, hashed)
         people.close_sessions(db, person.id)
-        people.record(db, person.name, "change password", {})
+        audit.record(db, person.name, "change password", {})
 
 
 def confirm_password(db: Database, throttle: Throttle, person: Person, password: str, address: str) -> None:
@@ -178,7 +178,7 @@ def change_role(db: Database, person: Person, role: PersonRole, actor: str) -> N
     with db.write():
         people.set_role(db, person.id, role)
         check_still_operated(db, person, people.password_hash(db, person.id))
-        people.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
+        audit.record(db, actor, "person role", {"name": person.name, "role": role, "before": person.role})
 
 
 def disable(db: Database, person: Person, actor: str) -> None:
@@ -186,7 +186,7 @@ def disable(db: Database, person: Person, actor: str) -> None:
     with db.write():
         people.set_disabled(db, person.id, True)
         check_still_operated(db, person, people.password_hash(db, person.id))
-        people.record(db, actor, "person disable", {"name": person.name})
+        audit.record(db, actor, "person disable", {"name": person.name})
 
 
 def check_still_operated(db: Database, before: Person, stored: str | None) -> None:
@@ -232,7 +232,7 @@ def use_operator_link(db: Database, token: str, name: str, password: str) -> Per
         if role != "operator":
             raise Refused("This link was used or has expired - restart the server to get a new one.")
         person = people.add(db, name, role="operator", password_hash=hashed)
-        people.record(db, person.name, "first operator", {})
+        audit.record(db, person.name, "first operator", {})
     return person
 
 
@@ -267,7 +267,7 @@ def use_password_link(db: Database, token: str, password: str) -> Person:
             raise Refused("This link was used or has expired - ask an operator for a new one.")
         people.set_password(db, person.id, hashed)
         people.close_sessions(db, person.id)
-        people.record(db, person.name, "set password", {})
+        audit.record(db, person.name, "set password", {})
     return person
 
 

@@ -13,15 +13,14 @@ from dataclasses import asdict
 from chatbot import accounts
 from chatbot.config import ServeConfig
 from chatbot.remembered import recall
-from data import api_keys, people
+from data import api_keys, audit, people
 from data.api_keys import ApiKey
+from data.audit import COMMAND_LINE
 from data.cli import show, table
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.home import open_home
 from data.records import Person
-
-ACTOR = "command line"
 
 
 def add(arguments: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def add(arguments: argparse.Namespace) -> int:
         hashed = accounts.hash_password(_typed())
     with db.write():
         person = people.add(db, name, role=arguments.role, password_hash=hashed)
-        people.record(db, ACTOR, "person add", {"name": person.name, "role": person.role})
+        audit.record(db, COMMAND_LINE, "person add", {"name": person.name, "role": person.role})
     _tell(arguments, db, person, f"{person.name} is here as {person.role}.", needs_link=hashed is None)
     return 0
 
@@ -41,7 +40,7 @@ def role(arguments: argparse.Namespace) -> int:
     """Changes what a person may do."""
     db = _memory()
     person = _named(db, arguments.name)
-    accounts.change_role(db, person, arguments.role, ACTOR)
+    accounts.change_role(db, person, arguments.role, COMMAND_LINE)
     _tell(
         arguments,
         db,
@@ -63,8 +62,8 @@ def reset(arguments: argparse.Namespace) -> int:
     with db.write():
         people.set_password(db, person.id, hashed)
         people.set_disabled(db, person.id, False)
-        accounts.sign_out_everywhere(db, person, ACTOR)
-        people.record(db, ACTOR, "person reset", {"name": person.name})
+        accounts.sign_out_everywhere(db, person, COMMAND_LINE)
+        audit.record(db, COMMAND_LINE, "person reset", {"name": person.name})
     _tell(
         arguments,
         db,
@@ -80,7 +79,7 @@ def disable(arguments: argparse.Namespace) -> int:
     """Shuts a person out."""
     db = _memory()
     person = _named(db, arguments.name)
-    accounts.disable(db, person, ACTOR)
+    accounts.disable(db, person, COMMAND_LINE)
     _tell(arguments, db, people.get(db, person.id), f"{person.name} is shut out.", needs_link=False)
     return 0
 
@@ -127,7 +126,7 @@ def revoke_key(arguments: argparse.Namespace) -> int:
     """Makes an API key open nothing any more."""
     db = _memory()
     key = api_keys.get(db, arguments.id)
-    api_keys.revoke(db, key, ACTOR)
+    api_keys.revoke(db, key, COMMAND_LINE)
     lines = [f"{key.prefix}... of {people.get(db, key.person_id).name} opens nothing any more."]
     show(asdict(api_keys.get(db, key.id)), lines, as_json=arguments.json)
     return 0

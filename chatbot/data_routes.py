@@ -11,7 +11,7 @@ from chatbot import accounts
 from chatbot.pages import account as pages
 from chatbot.signin import Field, address_of, html_answer, without_cookies
 from chatbot.throttle import Throttle
-from data import api_keys, conversations, exchange, people
+from data import api_keys, audit, conversations, exchange, people
 from data.database import Database
 from data.errors import NotFound, Problem
 from data.forgetting import NOBODY, forget
@@ -53,7 +53,7 @@ def data_routes(db: Database, home: Home, throttle: Throttle) -> APIRouter:
         """What may teach, as `python -m data export` writes it. Raises Refused for a format that is none."""
         person = accounts.require(request, "operator")
         rows = exchange.export_rows(db, fmt)
-        people.record(db, person.name, "export", {"format": fmt})
+        audit.record(db, person.name, "export", {"format": fmt})
         return _download(exchange.as_lines(rows), f"night-school-{fmt}.jsonl", "application/jsonl")
 
     return router

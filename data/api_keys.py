@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from data import people
+from data import audit, people
 from data.database import Database, Row, new_id
 from data.errors import Busy, NotFound, Refused
 from data.records import Person
@@ -59,7 +59,7 @@ def add(db: Database, person: Person, key_hash: str, prefix: str, label: str = "
             " VALUES (?, ?, ?, ?, ?, ?)",
             (id, person.id, key_hash, prefix, label, now),
         )
-        people.record(db, person.name, "make api key", {"key": id})
+        audit.record(db, person.name, "make api key", {"key": id})
     return ApiKey(id, person.id, prefix, label, now, None, None)
 
 
@@ -105,7 +105,7 @@ def revoke(db: Database, key: ApiKey, actor: str) -> None:
             "UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (time.time(), key.id)
         )
         if done.rowcount:
-            people.record(db, actor, "revoke api key", {"key": key.id})
+            audit.record(db, actor, "revoke api key", {"key": key.id})
 
 
 def _key(row: Row) -> ApiKey:

@@ -6,11 +6,10 @@ the present schedule as a row of the audit log, and only when that has changed.
 `trainer watch`, at each tick:  tell(db, schedule, times)  or  tell(db, schedule, [], problem)
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data import people
+from data import audit
 from data.database import Database
 from data.records import Schedule
 
@@ -31,15 +30,12 @@ def tell(db: Database, schedule: Schedule, times: Sequence[float], problem: str 
     with db.write():
         if told(db, schedule) != forecast:
             detail = {"of": schedule.updated_at, "times": forecast.times, "problem": problem}
-            people.record(db, "trainer", READ, detail)
+            audit.record(db, audit.TRAINER, READ, detail)
 
 
 def told(db: Database, schedule: Schedule) -> Forecast | None:
     """What the trainer last made of exactly this schedule; None while it has not looked."""
-    last = db.one("SELECT detail FROM audit WHERE action = ? ORDER BY id DESC LIMIT 1", (READ,))
-    if last is None:
+    last = audit.newest(db, READ)
+    if last is None or last.detail["of"] != schedule.updated_at:
         return None
-    detail = json.loads(last["detail"])
-    if detail["of"] != schedule.updated_at:
-        return None
-    return Forecast(tuple(detail["times"]), detail["problem"])
+    return Forecast(tuple(last.detail["times"]), last.detail["problem"])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import people, runs, versions
+from data import audit, runs, versions
 from data.backups import backup_files
 from data.database import Connection, Database
 from data.errors import Busy, Problem
@@ -30,7 +30,6 @@ from data.runfolder import LOG
 from data.text import to_json
 
 NOBODY = "a deleted person"
-ACTOR = "command line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def forget(
     db: Database,
     home: Home,
     person: Person,
-    actor: str = ACTOR,
+    actor: str = audit.COMMAND_LINE,
     check: Callable[[], None] = lambda: None,
 ) -> Forgotten:
     """Deletes all that this person said, and tells whom it taught. Busy while a refresh runs on it.
@@ -88,7 +87,7 @@ def forget(
         conversations, ranked = _delete_rows(db, conn, person, gone)
         check()
         detail = {"rankings": ranked, "versions": reached, "runs": len(folders)}
-        people.record(db, actor, "forget", detail)
+        audit.record(db, actor, "forget", detail)
         snapshots = [str(path) for folder in folders for path in sorted(folder.rglob("*.jsonl"))]
         for folder in folders:
             _empty(folder)

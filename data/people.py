@@ -1,17 +1,16 @@
-"""People, how they are recognised (sessions, one-time links), and what operators did (audit).
+"""People, and how they are recognised: sessions, one-time links.
 
 Only hashes of passwords and tokens are stored; who may do what is decided where a request comes in.
 """
 
-import json
 import time
 import unicodedata
-from typing import Any, get_args
+from typing import get_args
 
 from data.database import Database, Row, new_id
 from data.errors import NotFound, Refused
-from data.records import AuditEntry, Person, PersonKind, PersonRole
-from data.text import clean, to_json
+from data.records import Person, PersonKind, PersonRole
+from data.text import clean
 
 _COLUMNS = "people.id, people.name, people.role, people.kind, people.is_disabled, people.created_at"
 
@@ -182,18 +181,3 @@ def use_link(db: Database, token_hash: str, now: float) -> PersonRole | None:
         conn.execute("UPDATE sign_in_links SET used_at = ? WHERE token_hash = ?", (now, clean(token_hash)))
     role: PersonRole = row["role"]
     return role
-
-
-def record(db: Database, person: str, action: str, detail: dict[str, Any]) -> None:
-    """Writes down what an operator did. `person` is a name, or `trainer` for what happens by itself."""
-    with db.write() as conn:
-        conn.execute(
-            "INSERT INTO audit (at, person, action, detail) VALUES (?, ?, ?, ?)",
-            (time.time(), clean(person), action, to_json(detail)),
-        )
-
-
-def audit_log(db: Database, limit: int = 100) -> list[AuditEntry]:
-    """What was done last, newest first."""
-    rows = db.query("SELECT at, person, action, detail FROM audit ORDER BY id DESC LIMIT ?", (limit,))
-    return [AuditEntry(row["at"], row["person"], row["action"], json.loads(row["detail"])) for row in rows]

@@ -259,7 +259,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing an operator did."""
+    """One thing that was done, by a person or by itself."""
 
     at: float
     person: str

@@ -3,7 +3,6 @@
 Why a day's backup failed is a row of the audit, for the operator's page: `backup_problem`.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from data import people
+from data import audit
 from data.backups import REPLACED, backup_path, newest_at, rotate
 from data.database import Database, connect, damage_of, lock_of
 from data.errors import Busy, NotFound, Problem, Refused
@@ -52,7 +51,7 @@ def back_up_daily(db: Database, home: Home, now: float) -> Path | None:
         problem = str(error) or repr(error)
         with suppress(Problem):  # a full disk takes no row either; the page sees how old the newest one is
             if backup_problem(db, home, now) != problem:
-                people.record(db, "trainer", FAILED, {"problem": problem})
+                audit.record(db, audit.TRAINER, FAILED, {"problem": problem})
         raise
 
 
@@ -61,8 +60,8 @@ def backup_problem(db: Database, home: Home, now: float) -> str | None:
     newest = newest_at(home, now) or 0.0
     if now - newest < DAILY_SECONDS:
         return None
-    last = db.one("SELECT at, detail FROM audit WHERE action = ? ORDER BY id DESC LIMIT 1", (FAILED,))
-    return str(json.loads(last["detail"])["problem"]) if last and last["at"] > newest else None
+    last = audit.newest(db, FAILED)
+    return str(last.detail["problem"]) if last and last.at > newest else None
 
 
 def _check_room(home: Home) -> None:

@@ -6,9 +6,7 @@ run's key is unique, so however many processes see the wish, one of them claims 
 `trainer watch` looks here at each tick:  key = pending(db);  run = runs.claim(db, key, ...) if key else None
 """
 
-import json
-
-from data import people, runs
+from data import audit, runs
 from data.database import Database
 from data.records import Person
 
@@ -20,7 +18,7 @@ def ask(db: Database, person: Person) -> str:
     """Ask for a refresh, on behalf of `person`; the key that its run will have."""
     with db.write():
         key = pending(db) or runs.new_key("manual")
-        people.record(db, person.name, ASKED, {"key": key})
+        audit.record(db, person.name, ASKED, {"key": key})
     return key
 
 
@@ -29,16 +27,14 @@ def withdraw(db: Database, person: Person) -> bool:
     with db.write():
         key = pending(db)
         if key is not None:
-            people.record(db, person.name, WITHDRAWN, {"key": key})
+            audit.record(db, person.name, WITHDRAWN, {"key": key})
     return key is not None
 
 
 def pending(db: Database) -> str | None:
     """The key of the refresh that is asked for and not yet claimed; None where nobody waits."""
-    last = db.one(
-        "SELECT action, detail FROM audit WHERE action IN (?, ?) ORDER BY id DESC LIMIT 1", (ASKED, WITHDRAWN)
-    )
-    if last is None or last["action"] == WITHDRAWN:
+    last = audit.newest(db, ASKED, WITHDRAWN)
+    if last is None or last.action == WITHDRAWN:
         return None
-    key = str(json.loads(last["detail"])["key"])
+    key = str(last.detail["key"])
     return None if db.one("SELECT 1 FROM runs WHERE key = ?", (key,)) else key

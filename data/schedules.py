@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from data import people
+from data import audit
 from data.database import Database
 from data.errors import Refused
 from data.records import Schedule
@@ -43,7 +43,7 @@ def set_(db: Database, schedule: Schedule, actor: str) -> Schedule:
             values,
         )
         detail = dict(zip(("cron", "zone", "min_rankings", "is_paused"), values[:4], strict=True))
-        people.record(db, actor, "set_schedule", detail | {"is_paused": stored.is_paused})
+        audit.record(db, actor, "set_schedule", detail | {"is_paused": stored.is_paused})
     return stored
 
 

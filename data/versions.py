@@ -13,14 +13,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from data import people
+from data import audit
 from data.database import Connection, Database, Row
 from data.errors import NotFound, Refused
 from data.records import BASE_VERSION, AuditEntry, Serving, Version, VersionStatus
 from data.text import clean, to_json
-
-TRAINER = "trainer"
-"""Who did it, in the audit, where no person did."""
 
 _BASE = Version(BASE_VERSION, "", "", "", "", "", "accepted", {}, None, 0, 0.0)
 
@@ -61,7 +58,7 @@ def add(
         row = asdict(version) | {"report": to_json(report)}
         marks = ", ".join("?" * len(row))
         conn.execute(f"INSERT INTO versions ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
-        people.record(db, TRAINER, "add_version", {"version": name, "status": status, "run_id": run_id})
+        audit.record(db, audit.TRAINER, "add_version", {"version": name, "status": status, "run_id": run_id})
     return version
 
 
@@ -139,7 +136,7 @@ def set_reference(
         if wanted != before:
             conn.execute("UPDATE serving SET reference = ? WHERE id = 1", (wanted,))
             detail = {"version": version.name, "before": before or BASE_VERSION, "run_id": run_id}
-            people.record(db, actor, "set_reference", detail)
+            audit.record(db, actor, "set_reference", detail)
         return serving(db)
 
 
@@ -176,7 +173,7 @@ def publish(
             "run_id": run_id,
             "force": force,
         }
-        people.record(db, actor, "publish", detail)
+        audit.record(db, actor, "publish", detail)
         return _serve(db, conn, name, before.current, reason)
 
 
@@ -194,18 +191,13 @@ def rollback(db: Database, *, actor: str, reason: str = "") -> Serving:
         before, target = serving(db).current, rollback_target(db)
         if target is None:
             raise Refused("The base model serves already - there is nothing to roll back to.")
-        people.record(db, actor, "rollback", {"version": target, "before": before, "reason": clean(reason)})
+        audit.record(db, actor, "rollback", {"version": target, "before": before, "reason": clean(reason)})
         return _serve(db, conn, target, None, reason or f"Rolled back from {before}.")
 
 
 def history(db: Database, limit: int = 1000) -> list[AuditEntry]:
     """Every change of what serves, newest first."""
-    entries = db.query(
-        "SELECT at, person, action, detail FROM audit WHERE action IN ('publish', 'rollback')"
-        " ORDER BY id DESC LIMIT ?",
-        (limit,),
-    )
-    return [AuditEntry(row["at"], row["person"], row["action"], json.loads(row["detail"])) for row in entries]
+    return audit.entries(db, "publish", "rollback", limit=limit)
 
 
 def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:

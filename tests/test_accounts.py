@@ -8,7 +8,7 @@ import pytest
 from chatbot import accounts
 from chatbot.accounts import WrongPassword
 from chatbot.throttle import Throttle, TooManyAttempts
-from data import people
+from data import audit, people
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Person
@@ -194,7 +194,7 @@ def test_the_last_operator_who_can_sign_in_stays_one(db: Database, ada: Person) 
         accounts.change_role(db, boss, "rater", "command line")
     with pytest.raises(Refused, match="Without Boss there is no operator with a password - make somebody"):
         accounts.disable(db, boss, "command line")
-    assert people.get(db, boss.id) == boss and people.audit_log(db) == []
+    assert people.get(db, boss.id) == boss and audit.entries(db) == []
     assert accounts.make_operator_link(db) is None, "whoever never came has a link already"
     accounts.change_role(db, boss, "operator", "command line")
     accounts.change_role(db, ada, "operator", "command line")

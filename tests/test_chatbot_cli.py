@@ -20,7 +20,7 @@ from chatbot.__main__ import main
 from chatbot.accounts import make_key, owner_of_key
 from chatbot.server import alone
 from chatbot.throttle import Throttle
-from data import messages, people, rankings
+from data import audit, messages, people, rankings
 from data.database import Database, open_database
 from data.errors import Refused
 from data.home import Home
@@ -106,7 +106,7 @@ def test_a_role_is_changed_but_somebody_must_be_left_to_operate(
     assert json.loads(capsys.readouterr().out)["role"] == "operator"
     assert main(["person", "role", "Ada", "rater"]) == 0
     assert capsys.readouterr().out == "Ada is rater from their next click on.\n"
-    ada, said = people.by_name(db, "Ada"), people.audit_log(db)[0]
+    ada, said = people.by_name(db, "Ada"), audit.entries(db)[0]
     assert ada and ada.role == "rater"
     assert (said.action, said.detail) == (
         "person role",

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from data import api_keys, database, people
+from data import api_keys, audit, database, people
 from data.database import Database, connect
 from data.errors import NotFound, Refused
 from data.forgetting import forget
@@ -48,7 +48,7 @@ def test_a_revoked_key_opens_nothing_and_stays_in_the_list(db: Database) -> None
     assert api_keys.find(db, hash_of("ns-secret")) is None
     (listed,) = api_keys.list_for(db, ada.id)
     assert listed.revoked_at is not None and listed.revoked_at <= time.time()
-    assert [entry.action for entry in people.audit_log(db)] == ["revoke api key", "make api key"]
+    assert [entry.action for entry in audit.entries(db)] == ["revoke api key", "make api key"]
 
 
 def test_the_newest_key_is_listed_first_and_nobody_elses(db: Database) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data import conversations, messages, people, rankings, runs, versions
+from data import audit, conversations, messages, people, rankings, runs, versions
 from data.__main__ import main
 from data.comparisons import write_snapshot
 from data.database import Database, open_database
@@ -228,7 +228,7 @@ def a_person_who_taught(db: Database, home: Home) -> Person:
     a_version(db, run, report, "v000001")
     versions.publish(db, "v000001", actor=CANARY, reason=f"Published by hand by {CANARY}.")
     versions.set_reference(db, "v000001", actor=CANARY)
-    people.record(db, "ada", "disable", {"who": [CANARY]})
+    audit.record(db, "ada", "disable", {"who": [CANARY]})
     return person
 
 
@@ -356,7 +356,7 @@ def test_a_reference_that_learned_from_a_forgotten_person_anchors_nothing_more(
 ) -> None:
     assert forget(db, home, a_person_who_taught(db, home)).reference == "v000001"
     assert versions.serving(db).reference is None
-    (said,) = [e for e in people.audit_log(db) if (e.person, e.action) == ("command line", "set_reference")]
+    (said,) = [e for e in audit.entries(db) if (e.person, e.action) == ("command line", "set_reference")]
     assert (said.detail["before"], said.detail["version"]) == ("v000001", "base")
 
 

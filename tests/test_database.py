@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import people, recovery
+from data import audit, people, recovery
 from data.backups import backup_files, backup_path, made_at, newest_at, rotate
 from data.database import Database, connect, damage_of, lock_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
@@ -165,8 +165,8 @@ def test_a_full_disk_is_a_sentence_and_the_next_write_works(db: Database) -> Non
         pages = conn.execute("PRAGMA page_count").fetchone()[0]
         conn.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(Problem, match="disk is full"), db.write():
-        people.record(db, "ada", "write much", {"text": "x" * 100_000})
-    assert people.audit_log(db) == []
+        audit.record(db, "ada", "write much", {"text": "x" * 100_000})
+    assert audit.entries(db) == []
     people.add(db, "ada")
 
 
@@ -296,7 +296,7 @@ def test_a_daily_backup_leaves_room_and_says_why_there_is_none(
                 back_up_daily(db, home, now)
     assert list(home.backups.iterdir()) == []
     assert "no room for a backup" in (backup_problem(db, home, now) or "")
-    assert [entry.action for entry in people.audit_log(db)] == ["backup_failed"]  # once, not each hour
+    assert [entry.action for entry in audit.entries(db)] == ["backup_failed"]  # once, not each hour
     back_up_daily(db, home, now)
     assert backup_problem(db, home, now) is None
 

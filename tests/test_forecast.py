@@ -1,6 +1,6 @@
 """The next times of a schedule, from the trainer to the page."""
 
-from data import forecast, people, schedules
+from data import audit, forecast, schedules
 from data.database import Database
 from data.records import Schedule
 
@@ -26,4 +26,4 @@ def test_a_problem_is_told_in_its_own_words(db: Database) -> None:
 def test_the_trainer_repeats_itself_only_when_something_changed(db: Database) -> None:
     for times in ([1.0, 2.0], [1.0, 2.0], [2.0, 3.0]):
         forecast.tell(db, schedules.get(db), times)
-    assert len(people.audit_log(db)) == 2
+    assert len(audit.entries(db)) == 2

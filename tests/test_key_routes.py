@@ -13,7 +13,7 @@ from chatbot.accounts import make_key, owner_of_key
 from chatbot.config import ServeConfig
 from chatbot.metrics import Metrics
 from chatbot.web import Site, open_site
-from data import api_keys, people
+from data import api_keys, audit, people
 from data.database import Database
 from data.home import Home
 from data.records import Person
@@ -146,7 +146,7 @@ def test_an_empty_house_says_how_to_make_a_key(home: Home, capsys: pytest.Captur
 def test_what_is_done_with_keys_stands_in_the_audit_log(db: Database, ada: Person) -> None:
     _, key = make_key(db, ada, "words of hers")
     api_keys.revoke(db, key, "command line")
-    assert [(e.person, e.action, e.detail) for e in people.audit_log(db)] == [
+    assert [(e.person, e.action, e.detail) for e in audit.entries(db)] == [
         ("command line", "revoke api key", {"key": key.id}),
         ("ada", "make api key", {"key": key.id}),
     ]

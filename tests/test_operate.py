@@ -21,7 +21,7 @@ from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
 from chatbot.pages.operate_versions import listing_html, record_html
 from chatbot.pages.operate_words import WORDS, duration, moment, say
-from data import forecast, people, requests, runs, schedules, versions
+from data import audit, forecast, people, requests, runs, schedules, versions
 from data.backups import backup_path
 from data.database import Database
 from data.home import Home
@@ -126,7 +126,7 @@ def test_a_living_run_shows_its_stage_its_share_and_the_time_left(db: Database, 
 def test_what_the_trainer_wrote_is_escaped(db: Database, desk: Desk, visit: Visit) -> None:
     run = start_run(db, stage=NASTY, progress=0.5, message=NASTY)
     add_version(db, "v000001", report={"gate": {"reasons": [NASTY]}})
-    people.record(db, NASTY, NASTY, {"note": NASTY})
+    audit.record(db, NASTY, NASTY, {"note": NASTY})
     serving = serving_html(db, visit, Answering("v000001"))
     pages = [bar_html(visit, run), serving, listing_html(desk, visit), runs_html(visit, [run])]
     assert all("<img" not in html and "&lt;img" in html for html in pages)
@@ -181,7 +181,7 @@ def test_the_overview_says_when_the_last_backup_was_made(db: Database, desk: Des
     backup_path(desk.home, now - 86400).touch()
     fresh = backup_html(desk, visit, now)
     assert moment(now - 86400, "UTC") in fresh and "1 is kept" in fresh and "role='alert'" not in fresh
-    people.record(db, "trainer", FAILED, {"problem": f"There is no room {NASTY}."})
+    audit.record(db, "trainer", FAILED, {"problem": f"There is no room {NASTY}."})
     alert = backup_html(desk, visit, now)
     assert "role='alert'" in alert and "There is no room" in alert and NASTY not in alert
     assert "There is no room" not in backup_html(desk, visit, now - 40_000)  # the last one is new enough
@@ -392,7 +392,7 @@ def test_the_schedule_is_saved_with_who_saved_it(db: Database, page: gr.Blocks, 
         30,
         True,
     )
-    assert people.audit_log(db)[0].person == "olga"
+    assert audit.entries(db)[0].person == "olga"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pytest
 from data import people
 from data.database import Database
 from data.errors import NotFound, Refused
-from data.records import AuditEntry
 
 
 def test_a_person_is_found_by_id_and_by_name_whatever_its_case(db: Database) -> None:
@@ -109,12 +108,3 @@ def test_a_link_works_once_and_in_time(db: Database) -> None:
     assert people.use_link(db, "link", now=99) is None
     assert people.use_link(db, "late", now=100) is None
     assert people.use_link(db, "forged", now=1) is None
-
-
-def test_the_audit_tells_the_last_deeds_first(db: Database) -> None:
-    people.record(db, "ada", "publish", {"version": "v000001"})
-    people.record(db, "bob", "rollback", {"why": "Grüße \ud800"})
-    last, first = people.audit_log(db)
-    assert (last.person, last.detail) == ("bob", {"why": "Grüße \ufffd"})
-    assert isinstance(first, AuditEntry)
-    assert people.audit_log(db, limit=1) == [last]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data import people, requests, runs
+from data import audit, people, requests, runs
 from data.database import Database
 from data.records import Person
 
@@ -46,4 +46,4 @@ def test_a_wish_can_be_taken_back_and_made_again(db: Database, olga: Person) -> 
 
 def test_who_asked_is_written_down(db: Database, olga: Person) -> None:
     requests.ask(db, olga)
-    assert (people.audit_log(db)[0].person, people.audit_log(db)[0].action) == ("olga", requests.ASKED)
+    assert (audit.entries(db)[0].person, audit.entries(db)[0].action) == ("olga", requests.ASKED)

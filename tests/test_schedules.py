@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import people, schedules
+from data import audit, schedules
 from data.database import Database
 from data.errors import Refused
 from data.records import Schedule
@@ -69,7 +69,7 @@ def test_what_is_set_is_kept_with_its_time_and_who_set_it(db: Database) -> None:
     )
     assert abs(stored.updated_at - time.time()) < 60
     assert schedules.get(db) == stored
-    (entry,) = people.audit_log(db)
+    (entry,) = audit.entries(db)
     assert (entry.person, entry.action) == ("ada", "set_schedule")
     assert entry.detail == {
         "cron": "0 4 * * 1",

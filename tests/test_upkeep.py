@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from data import people
+from data import audit
 from data.backups import backup_files
 from data.database import Database
 from data.home import Home
@@ -81,7 +81,7 @@ def test_a_failure_is_logged_told_and_tried_again_in_an_hour(
     assert [record.message for record in caplog.records] == [
         "The daily backup failed; trying again in an hour."
     ]
-    assert people.audit_log(db)[0].action == FAILED
+    assert audit.entries(db)[0].action == FAILED
     home.backups.unlink()
     home.backups.mkdir()
     keeping.look(NOON + EVERY_SECONDS)

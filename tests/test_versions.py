@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data import people, runs, versions
+from data import audit, runs, versions
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Run, Version, VersionStatus
@@ -71,7 +71,7 @@ def test_a_published_version_serves_and_the_audit_tells_who(db: Database) -> Non
     assert versions.get(db, "v000001").status == "accepted"
     (entry,) = versions.history(db)
     assert (entry.person, entry.action, entry.detail["version"]) == ("ada", "publish", "v000001")
-    assert [entry.action for entry in people.audit_log(db)] == ["publish", "add_version"]
+    assert [entry.action for entry in audit.entries(db)] == ["publish", "add_version"]
 
 
 def test_publishing_what_serves_changes_nothing(db: Database) -> None:
@@ -231,7 +231,7 @@ def test_serving_and_the_reference_leave_each_other_alone(db: Database) -> None:
 def test_the_audit_tells_who_set_the_reference_and_what_it_was(db: Database) -> None:
     for name in (made(db).name, made(db).name, "base", "base"):
         versions.set_reference(db, name, actor="ada")
-    said = [e.detail for e in people.audit_log(db) if (e.person, e.action) == ("ada", "set_reference")]
+    said = [e.detail for e in audit.entries(db) if (e.person, e.action) == ("ada", "set_reference")]
     assert [(entry["before"], entry["version"]) for entry in said[::-1]] == [
         ("base", "v000001"),
         ("v000001", "v000002"),

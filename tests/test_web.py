@@ -24,7 +24,7 @@ from chatbot.metrics import Metrics
 from chatbot.server import _Server
 from chatbot.turns import Turns
 from chatbot.web import Site, mount_api, open_site
-from data import api_keys, conversations, people, runs
+from data import api_keys, audit, conversations, people, runs
 from data.database import Database
 from data.forgetting import NOBODY
 from data.home import Home
@@ -250,7 +250,7 @@ def test_signing_out_everywhere_shuts_out_programs_too(
     assert "revokes your API keys" in browser.get("/account/").text
     browser.post("/account/sign-out-everywhere")
     assert owner_of_key(db, mine) is None and owner_of_key(db, hers)
-    assert people.audit_log(db)[0].action == "revoke api key"
+    assert audit.entries(db)[0].action == "revoke api key"
 
 
 def test_changing_the_password_keeps_this_device_in(browser: TestClient, ada: Person) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from chatbot.config import check_model_name
 from chatbot.flags import from_flags
 from data import runs, schedules, versions
+from data.audit import COMMAND_LINE
 from data.cli import show, table
 from data.cron import next_times, validate
 from data.database import Database
@@ -22,7 +23,6 @@ from trainer.config import RefreshConfig, quick
 from trainer.prune import prune as prune_runs
 from trainer.watch import watch as run_watch
 
-ACTOR = "command line"
 _CHOSEN = "{} is chosen: a running server answers with it, or says on the operator's page why it does not."
 """No more than is known here: whether a server runs, and with which model, the database does not say."""
 
@@ -61,7 +61,7 @@ def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     now = replace(before, **{name: value for name, value in changes.items() if value is not None})
     validate(now.cron, now.zone)
     if now != before:
-        now = schedules.set_(db, now, ACTOR)
+        now = schedules.set_(db, now, COMMAND_LINE)
     times = [time.isoformat() for time in next_times(now, 5)]
     state = "Paused; otherwise next" if now.is_paused else "Next"
     lines = [
@@ -97,13 +97,15 @@ def publish(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     reason = arguments.reason or "Published by hand."
     with db.write():  # meanwhile nobody prunes
         check_files(home, versions.get(db, arguments.version))
-        serving = versions.publish(db, arguments.version, actor=ACTOR, reason=reason, force=arguments.force)
+        serving = versions.publish(
+            db, arguments.version, actor=COMMAND_LINE, reason=reason, force=arguments.force
+        )
     show(asdict(serving), [_CHOSEN.format(serving.current)], as_json=arguments.json)
 
 
 def rollback(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Lets the version serve that served before."""
-    serving = versions.rollback(db, actor=ACTOR, reason=arguments.reason)
+    serving = versions.rollback(db, actor=COMMAND_LINE, reason=arguments.reason)
     show(asdict(serving), [_CHOSEN.format(serving.current)], as_json=arguments.json)
 
 
@@ -111,7 +113,7 @@ def reference(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     """Shows or sets the reference: what PPO stays near, and starts from on a first night."""
     if arguments.version:
         name = None if arguments.version == BASE_VERSION else arguments.version
-        versions.set_reference(db, name, actor=ACTOR)
+        versions.set_reference(db, name, actor=COMMAND_LINE)
     anchor = versions.serving(db).reference or BASE_VERSION
     show({"reference": anchor}, [f"{anchor} is the reference of the nights to come."], as_json=arguments.json)
 

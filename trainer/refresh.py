@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.models import merged_model, pick_device, pick_dtype
 from chatbot.policy import Policy
-from data import versions
+from data import audit, versions
 from data.comparisons import Snapshot
 from data.database import Database
 from data.files import write_json
@@ -263,7 +263,7 @@ def _settle(night: Night, candidate: Candidate, verdict: Verdict, report: dict[s
         versions.publish(
             night.db,
             version.name,
-            actor=versions.TRAINER,
+            actor=audit.TRAINER,
             reason=reason,
             run_id=night.run.id,
             fencing_token=night.run.fencing_token,

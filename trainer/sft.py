@@ -26,7 +26,7 @@ from torch import Tensor
 from chatbot.basemodel import Base
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
-from data import demonstrations, runs, versions
+from data import audit, demonstrations, runs, versions
 from data.database import Database
 from data.demonstrations import Demonstration
 from data.errors import Problem, Refused
@@ -163,7 +163,7 @@ def _settle(db: Database, run: Run, candidate: Candidate, report: dict[str, Any]
     is_next = present == before
     reason = f"{name} imitates {report['demonstrations']} demonstrations"
     if is_next:
-        versions.set_reference(db, name, actor=versions.TRAINER, run_id=run.id, fencing_token=token)
+        versions.set_reference(db, name, actor=audit.TRAINER, run_id=run.id, fencing_token=token)
         reason += " and is the reference now"
     if losses := report["sft"]["held_out_loss"]:
         best = losses[report["sft"]["best_epoch"]]

@@ -13,8 +13,8 @@ import gradio as gr
 
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, table
 from chatbot.pages.operate_words import moment
+from data import audit, forecast, schedules
 from data import cron as crons
-from data import forecast, people, schedules
 from data.database import Database
 from data.errors import Refused
 from data.records import Schedule
@@ -110,7 +110,7 @@ def times_html(db: Database, visit: Visit) -> str:
 def log_html(db: Database, visit: Visit) -> str:
     """The last things that operators did."""
     heading = f"<h2 class='ns-heading'>{visit.html('log')}</h2>"
-    done = [entry for entry in people.audit_log(db, limit=2 * LOG_LENGTH) if entry.action != forecast.READ]
+    done = [entry for entry in audit.entries(db, limit=2 * LOG_LENGTH) if entry.action != forecast.READ]
     if not done:
         return heading + f"<p class='ns-empty'>{visit.html('no_log')}</p>"
     rows = [
