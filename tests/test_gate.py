@@ -206,7 +206,7 @@ def test_what_one_judge_prefers_its_opposite_refuses(tiny_base: Base) -> None:
     assert low < 0.47 and high == pytest.approx(1 - low)
     loser = min(verdicts, key=lambda verdict: verdict.win_rate)
     assert not loser.passed
-    assert loser.reasons[0].startswith(f"The judge prefers the candidate on only {low:.0%} of prompts")
+    assert loser.reasons[0].startswith(f"The judge prefers the candidate on {low:.0%} of prompts")
 
 
 def test_a_candidate_that_answers_two_prompts_with_a_line_break_is_refused(tiny_base: Base) -> None:
@@ -231,7 +231,9 @@ def test_turns_of_one_conversation_count_as_one_witness_for_the_interval(tiny_ba
 
     def width(conversations: int) -> float:
         prompts = [Prompt((message,), f"t{i}", "people", f"c{i % conversations}") for i in range(60)]
-        low, high = weighed(policy, (candidate, current), prompts).win_rate_interval
+        verdict = weighed(policy, (candidate, current), prompts)
+        assert ("of 60 prompts of 5 dialogues (" in verdict.sentences[1]) == (conversations == 5)
+        low, high = verdict.win_rate_interval
         return high - low
 
     assert width(5) > 2 * width(60) > 0

@@ -65,6 +65,12 @@ def test_practice_prompts_are_as_many_as_needed_and_none_twice(db: Database, tin
     assert max(len(tiny_base.format.encode(prompt.messages)) for prompt in prompts) <= 384
 
 
+def dialogue(*said: str) -> Prompt:
+    """What a user and the model have said in turn."""
+    roles = ("user", "assistant")
+    return Prompt(tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(said)), None, "test")
+
+
 def made_for_chinese(base: Base) -> Base:
     """The same with a token for every Chinese character of our prompts."""
     tokenizer = byte_tokenizer()
@@ -328,7 +334,19 @@ def test_too_few_prompts_to_judge_on_are_refused_at_once(
     few, enough = (write_prompts(tmp_path / f"{count}.jsonl", JUDGING[:count]) for count in (3, 4))
     check_prompts(db, tiny_base, tiny_night(home, judging=enough), 24)
     check_prompts(db, tiny_base, tiny_night(home, judging=few, margin=0.1), 24)
-    with pytest.raises(Refused, match="Prompts to judge on: 3, too few"):
+    with pytest.raises(Refused, match="Prompts to judge on that begin differently: 3, too few"):
+        check_prompts(db, tiny_base, tiny_night(home, judging=few), 24)
+
+
+def test_prompts_to_judge_on_that_begin_alike_are_counted_as_the_gate_counts_them(
+    db: Database, home: Home, tiny_base: Base, tmp_path: Path
+) -> None:
+    """Twelve that begin in two ways are two witnesses, and no candidate could pass."""
+    topics = [f"Let us speak about the {word} today." for word in words(JUDGING[:4])]
+    ways = {count: [dialogue(topics[i % count], "Yes.", f"No. {i}?") for i in range(12)] for count in (2, 4)}
+    few, enough = (write_prompts(tmp_path / f"{count}.jsonl", rows) for count, rows in ways.items())
+    check_prompts(db, tiny_base, tiny_night(home, judging=enough), 24)
+    with pytest.raises(Refused, match="judge on that begin differently: 2, too few"):
         check_prompts(db, tiny_base, tiny_night(home, judging=few), 24)
 
 

@@ -168,7 +168,7 @@ def test_a_policy_trained_with_the_reward_s_sign_flipped_is_refused(
     run = the_rest(paused, home, tiny_base)
 
     assert run.state == "refused"
-    assert "The judge prefers the candidate on only" in run.reason
+    assert "of prompts; the lower bound" in run.reason
     assert versions.serving(paused).current == "base"
     assert versions.get(paused, "v000001").status == "refused"
 

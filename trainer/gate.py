@@ -97,6 +97,7 @@ def judge_candidate(
     profiles = {name: profile(side, decode) for name, side in zip(_SIDES, replies, strict=True)}
     chats = by_group(zip((prompt.group for prompt in prompts), outcomes, strict=True))
     win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group(list(chats.values()), config.seed)
+    won = _won(win_rate, interval, len(prompts), len(chats))
     reasons = [
         *check_judge(judge_report),
         *check_wins(win_rate, interval, config.margin),
@@ -105,10 +106,10 @@ def judge_candidate(
     ]
     return Verdict(
         passed=not reasons,
-        reasons=reasons or [_won(win_rate, interval, len(prompts))],
+        reasons=reasons or [won],
         sentences=[
             _judged(judge_report),
-            _won(win_rate, interval, len(prompts)),
+            won,
             *(_probed(*probes) if probes else []),
             _concluded(reasons, config.margin),
         ],
@@ -159,11 +160,11 @@ def _samples(
     ]
 
 
-def _won(win_rate: float, interval: list[float], prompts: int) -> str:
-    return (
-        f"The judge prefers the candidate on {win_rate:.0%} of {prompts} prompts "
-        f"(95 % interval {interval[0]:.0%} to {interval[1]:.0%})."
-    )
+def _won(win_rate: float, interval: list[float], prompts: int, dialogues: int) -> str:
+    """Prompts of one dialogue count as one in the interval, which may be wide for so many prompts."""
+    many = f"{prompts} prompts" + (f" of {dialogues} dialogues" if dialogues < prompts else "")
+    sure = f"(95 % interval {interval[0]:.0%} to {interval[1]:.0%})"
+    return f"The judge prefers the candidate on {win_rate:.0%} of {many} {sure}."
 
 
 def _judged(report: dict[str, Any]) -> str:
@@ -206,12 +207,9 @@ def check_judge(report: dict[str, Any]) -> list[str]:
 
 def check_wins(win_rate: float, interval: list[float], margin: float) -> list[str]:
     """The candidate may not be worse than what serves, by more than the margin, with 95 % confidence."""
-    if interval[0] > 0.5 - margin:
-        return []
-    return [
-        f"The judge prefers the candidate on only {win_rate:.0%} of prompts; the lower bound, "
-        f"{interval[0]:.0%}, is not above {0.5 - margin:.0%}."
-    ]
+    low, least = interval[0], 0.5 - margin
+    told = f"on {win_rate:.0%} of prompts; the lower bound, {low:.0%}, is not above {least:.0%}."
+    return [] if low > least else [f"The judge prefers the candidate {told}"]
 
 
 def check_replies(

@@ -105,11 +105,11 @@ def check_prompts(db: Database, base: Base, config: RefreshConfig, longest_reply
             f"Replies may have {longest_reply} tokens, more than half of the {base.context} that "
             f"{base.name!r} sees - use --max-new-tokens {base.context // 2} or less."
         )
-    judged, fewest = len(shipped_gate_prompts(base, config)), fewest_to_pass(config.margin)
-    if judged < fewest:
+    judged = len({prompt.group for prompt in shipped_gate_prompts(base, config)})
+    if judged < (fewest := fewest_to_pass(config.margin)):
         raise Refused(
-            f"Prompts to judge on: {judged}, too few to tell better from chance even if all are won - give "
-            f"at least {fewest} with --judging."
+            f"Prompts to judge on that begin differently: {judged}, too few to tell better from chance even "
+            f"if all are won - give at least {fewest} with --judging."
         )
     _unjudged(base, config)
     if len(reference_prompts(base, config)) < 2:
