@@ -144,7 +144,7 @@ def words(reply: str) -> set[str]:
 
 def differences(turns: Sequence[RankedTurn], vocabulary: dict[str, int]) -> torch.Tensor:
     """The winner's words less the loser's, of each decided pair: (P, V)."""
-    pairs = [(t.replies[i], t.replies[j]) for t in turns for i, j, q in t.pairs() if q != 0.5]
+    pairs = [(t.replies[p.better], t.replies[p.worse]) for t in turns for p in t.pairs() if p.is_decided]
     x = torch.zeros(len(pairs), len(vocabulary))
     for row, (winner, loser) in enumerate(pairs):
         for sign, reply in ((1.0, winner), (-1.0, loser)):

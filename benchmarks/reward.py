@@ -246,7 +246,7 @@ def fitting(turns: Sequence[RankedTurn], base: Base, longest: int) -> list[Ranke
 
 def decided(turn: RankedTurn) -> list[tuple[int, int]]:
     """(better, worse) of every pair that is no tie."""
-    return [(i, j) for i, j, q in turn.pairs() if q == 1.0]
+    return [(pair.better, pair.worse) for pair in turn.pairs() if pair.is_decided]
 
 
 def tested(path: Path) -> Path:

@@ -231,7 +231,7 @@ class Bench:
         """The reply that each ranking put before another, ties by the order they came in."""
         chat, out = self.base.format, []
         for turn in self.turns:
-            if not any(share == 1.0 for _, _, share in turn.pairs()):
+            if not any(pair.is_decided for pair in turn.pairs()):
                 continue
             first = turn.places.index(min(turn.places))
             reply = chat.encode_reply(turn.replies[first], finished=not turn.cut[first])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from data.errors import Refused
 from data.records import Prompt, RankingKind, Source
@@ -23,6 +23,21 @@ SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported
 LARGEST_SHARE = 0.05
 """No person has more of a night than this share, or than 2/n of it where that is larger (n people)."""
 FEWEST_TO_CAP = 4
+
+
+class Pair(NamedTuple):
+    """Two replies of a ranking, by their index, and what was said of them."""
+
+    better: int
+    """Never the worse one."""
+    worse: int
+    q: float
+    """The probability that `better` is: 1, or 0.5 where they tie."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether one was preferred: a tie says something too, but not which."""
+        return self.q != 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +67,8 @@ class RankedTurn:
     opening: str = ""
     """What was asked first of all in the conversation; left out, what `prompt` begins with."""
 
-    def pairs(self) -> list[tuple[int, int, float]]:
-        """(i, j, q): q is 1 where reply i is better, 0.5 where they tie; i is never the worse one."""
+    def pairs(self) -> list[Pair]:
+        """Every two replies of which something was said; none of `all_bad` and `skip`."""
         if self.kind in ("all_bad", "skip"):
             return []
         found = []
@@ -61,7 +76,7 @@ class RankedTurn:
             better, worse = (i, j) if self.places[i] <= self.places[j] else (j, i)
             is_tie = self.places[i] == self.places[j]
             if not (self.kind == "best" and is_tie):
-                found.append((better, worse, 0.5 if is_tie else 1.0))
+                found.append(Pair(better, worse, 0.5 if is_tie else 1.0))
         return found
 
     @property
@@ -151,6 +166,12 @@ def largest_total(totals: Sequence[float]) -> float:
         if falling[capped] <= limit:
             return max(limit, falling[capped])
     raise AssertionError("a share of at least 2/n always leaves room")
+
+
+def hits(pairs: Iterable[Pair], by: Sequence[float]) -> list[float]:
+    """Of each decided pair, whether the better reply has more of `by`: 1, 0, or 1/2 where equal."""
+    decided = [(by[pair.better], by[pair.worse]) for pair in pairs if pair.is_decided]
+    return [0.5 if better == worse else float(better > worse) for better, worse in decided]
 
 
 def agreement(turns: Iterable[RankedTurn]) -> float | None:

@@ -14,10 +14,11 @@ from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
-from trainer import bestofk, ensemble, sampler
+from trainer import bestofk, sampler
 from trainer.bestofk import kl_bound, passes_of, train_best_of_k
 from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
+from trainer.ensemble import rewards_of
 from trainer.forward import Reply
 from trainer.rollout import minibatches
 from trainer.sampler import MergedSampler, sample_replies
@@ -42,12 +43,7 @@ def fresh_score(policy: Policy, config: RefreshConfig) -> float:
     merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     policy.write_merged("policy", merged)
     replies = sample_replies(merged, PROMPTS * 128, sampling=SAMPLING, end_of_turn=END, seed=4711, rows=128)
-    return statistics.fmean(reward_of(policy, replies, config))
-
-
-def reward_of(policy: Policy, replies: list[Reply], config: RefreshConfig) -> list[float]:
-    means, stds = ensemble.score_replies(policy, replies)
-    return [mean - config.pessimism * std for mean, std in zip(means, stds, strict=True)]
+    return statistics.fmean(rewards_of(policy, replies, config.pessimism))
 
 
 def test_the_mean_score_of_fresh_samples_rises(tiny_base: Base) -> None:
@@ -107,7 +103,7 @@ def test_what_is_imitated_is_the_best_of_k_to_each_prompt(
     for i, favourite in enumerate(favourites):
         group = candidates[4 * i : 4 * i + 4]
         assert {tuple(reply.prompt) for reply in group} == {tuple(PROMPTS[i])}
-        scores = reward_of(policy, group, config)
+        scores = rewards_of(policy, group, config.pessimism)
         assert favourite == group[scores.index(max(scores))]
     assert len(favourites) == 2
 

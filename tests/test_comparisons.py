@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import comparisons
-from data.comparisons import RankedTurn, agreement, largest_total, weigh
+from data.comparisons import RankedTurn, agreement, hits, largest_total, weigh
 from data.errors import Refused
 from data.records import RankingKind
 
@@ -45,6 +45,13 @@ def test_best_gives_the_winner_against_the_others_only() -> None:
 
 def test_all_bad_gives_no_pair() -> None:
     assert turn_of(1, 1, 1, kind="all_bad").pairs() == []
+
+
+def test_a_hit_is_a_decided_pair_whose_better_reply_has_more_and_as_much_is_half_of_one() -> None:
+    pairs = turn_of(2, 1, 2).pairs()  # the second beats both others, which tie
+    assert [pair.is_decided for pair in pairs] == [True, False, True]
+    assert hits(pairs, [1.0, 2.0, 3.0]) == [1.0, 0.0]
+    assert hits(pairs, [2.0, 2.0, 1.0]) == [0.5, 1.0]
 
 
 def test_parts_are_sixty_to_forty_and_of_the_conversation() -> None:

@@ -26,7 +26,7 @@ from trainer.ensemble import (
     fit_one,
     rank_of,
     records,
-    score_replies,
+    rewards_of,
     warm_start,
 )
 from trainer.members import members_of, pessimistic
@@ -226,14 +226,11 @@ def test_a_warm_ensemble_to_which_nothing_new_was_said_stays_as_it_was(
         a_fit(tiny_base, tmp_path / "fresh", turns)
 
 
-def test_the_ensemble_s_score_is_the_mean_of_its_members_and_their_spread(
-    tiny_base: Base, tmp_path: Path
-) -> None:
+def test_a_reply_is_worth_the_members_mean_less_their_spread(tiny_base: Base, tmp_path: Path) -> None:
     policy, _ = a_fit(tiny_base, tmp_path, some_turns(8), replace(CONFIG, members=3, reward_epochs=1))
-    means, spreads = score_replies(policy, some_replies())
     columns = list(zip(*(scores_of(policy, name) for name in members_of(policy)), strict=True))
-    assert means == pytest.approx([statistics.fmean(column) for column in columns], abs=1e-5)
-    assert spreads == pytest.approx([statistics.pstdev(column) for column in columns], abs=1e-5)
+    expected = [statistics.fmean(column) - 0.5 * statistics.pstdev(column) for column in columns]
+    assert rewards_of(policy, some_replies(), 0.5) == pytest.approx(expected, abs=1e-5)
 
 
 def test_where_members_disagree_the_reward_is_less_than_their_mean() -> None:

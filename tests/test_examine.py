@@ -18,11 +18,10 @@ from data.snapshots import take_snapshot
 from tests.learners import CPU, ranked, shake
 from trainer.examine import (
     calibration_bins,
+    ensemble_scores,
     examine,
     expected_calibration_error,
     flip_rate,
-    kendall_tau,
-    mean_scores,
 )
 from trainer.forward import Reply, reply_scores
 from trainer.reward import tokenise
@@ -42,7 +41,7 @@ def judged_by(policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn])
     """The turns ranked as these models would."""
     found = []
     for t in tokenise(turns, policy.base.format):
-        scores = mean_scores(policy, names, t.replies)[0]
+        scores = ensemble_scores(policy, names, t.replies).mean
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         found.append(replace(t.turn, places=tuple(order.index(i) + 1 for i in range(len(scores)))))
     return found
@@ -149,30 +148,6 @@ def test_ties_and_best_enter_as_they_were_said(tiny_base: Base) -> None:
     assert (report["pairs"], report["rankings"], report["ties"]) == (4, 2, pytest.approx(1 / 5))
 
 
-@pytest.mark.parametrize(
-    "places, scores, tau",
-    [
-        ((1, 2, 3), (3.0, 2.0, 1.0), 1.0),
-        ((1, 2, 3), (1.0, 2.0, 3.0), -1.0),
-        ((1, 2, 3), (3.0, 1.0, 2.0), 1 / 3),
-        ((1, 2, 2), (3.0, 2.0, 1.0), 2 / math.sqrt(2 * 3)),  # a tie that the scores do not share
-        ((1, 2, 2), (3.0, 1.0, 1.0), 1.0),  # and one that they do
-        ((1, 2, 3), (2.0, 1.0, 1.0), 2 / math.sqrt(3 * 2)),
-        ((1, 2, 3), (1.0, 1.0, 1.0), 0.0),
-        ((1, 1, 1), (3.0, 2.0, 1.0), None),
-    ],
-)
-def test_kendall_s_tau_counts_ties_on_either_side(
-    places: tuple[int, ...], scores: tuple[float, ...], tau: float | None
-) -> None:
-    found = kendall_tau(ranked("abc", places).pairs(), scores)
-    assert found == (None if tau is None else pytest.approx(tau))
-
-
-def test_tau_of_a_best_reply_is_over_what_was_said() -> None:
-    assert kendall_tau(ranked("abc", (1, 2, 2), "best").pairs(), (3.0, 2.0, 1.0)) == pytest.approx(1)
-
-
 def test_tau_is_averaged_over_rankings_of_more_than_two(tiny_base: Base) -> None:
     policy, names = an_ensemble(tiny_base)
     three, two = judged_by(policy, names, some_turns(4)), judged_by(policy, names, some_turns(4, replies=2))
@@ -218,7 +193,7 @@ def test_calibration_is_of_the_raw_scores_whatever_they_were_divided_by(tiny_bas
 def test_an_ensemble_is_examined_by_its_mean_and_its_spread_is_its_disagreement(tiny_base: Base) -> None:
     policy, names = an_ensemble(tiny_base, 3)
     replies = [reply for t in tokenise(some_turns(4), tiny_base.format) for reply in t.replies]
-    mean, _, spread = mean_scores(policy, names, replies)
+    mean, _, spread = ensemble_scores(policy, names, replies)
     with torch.no_grad():
         each = torch.stack([reply_scores(policy, name, replies) for name in names])
     assert mean == pytest.approx(each.mean(0).tolist(), abs=1e-5)
@@ -232,7 +207,7 @@ def test_the_correlation_with_length_tells_a_model_that_counts(tiny_base: Base) 
     turns = some_turns(12)
     found = examine(policy, names, turns, seed=0)["score_length_correlation"]
     replies = [reply for t in tokenise(turns, tiny_base.format) for reply in t.replies]
-    scores = mean_scores(policy, names, replies)[0]
+    scores = ensemble_scores(policy, names, replies).mean
     sizes = [len(reply) for turn in turns for reply in turn.replies]
     mx, my = sum(scores) / len(scores), sum(sizes) / len(sizes)
     covariance = sum((x - mx) * (y - my) for x, y in zip(scores, sizes, strict=True))
@@ -247,7 +222,7 @@ def test_a_flip_is_two_replies_that_change_places_when_the_prompt_is_reworded(ti
     def order(prompt: str, replies: tuple[str, str]) -> bool:
         asked = chat.encode([{"role": "user", "content": prompt}])
         said = [Reply(asked, chat.encode_reply(reply), True) for reply in replies]
-        first, second = mean_scores(policy, names, said)[0]
+        first, second = ensemble_scores(policy, names, said).mean
         return first > second
 
     asked = [Paraphrase(f"ask {i}", f"{i}? say", ("aa", "ba")) for i in range(20)]

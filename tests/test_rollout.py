@@ -21,7 +21,6 @@ from trainer.rollout import (
     Roles,
     Rollout,
     Task,
-    correlation,
     distinct_2,
     measure_replies,
     minibatches,
@@ -223,12 +222,6 @@ def test_the_score_of_the_metrics_is_the_pessimistic_one(tiny_base: Base) -> Non
     spread = (both[0] - both[1]).abs() / 2  # the population's standard deviation of two
     assert metrics["disagreement"] == pytest.approx(float(spread.mean()), abs=1e-5)
     assert metrics["score"] == pytest.approx(float((both.mean(0) - 0.5 * spread).mean()), abs=1e-5)
-
-
-def test_a_correlation_with_what_does_not_vary_is_0() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0])
-    assert correlation(x, 2 * x) == pytest.approx(1)
-    assert correlation(x, torch.ones(3)) == correlation(x[:1], x[:1]) == 0
 
 
 def test_now_and_then_replies_are_kept_to_be_read(tiny_base: Base) -> None:

@@ -227,14 +227,10 @@ def records(policy: Policy, folder: Path) -> list[RewardRecord]:
     ]
 
 
-def score_replies(policy: Policy, replies: Sequence[Reply]) -> tuple[list[float], list[float]]:
-    """The members' mean score of each reply and their spread about it, in order."""
-    with policy.remembering():
-        scores = torch.tensor([reward.score_replies(policy, name, replies) for name in members_of(policy)])
-    return scores.mean(0).tolist(), scores.std(0, correction=0).tolist()
-
-
 def rewards_of(policy: Policy, replies: Sequence[Reply], pessimism: float, team: Team = SOLO) -> list[float]:
     """What each reply is worth: the mean less `pessimism` times the spread. A team shares out the reading."""
-    scored = zip(*score_replies(policy, team.share(replies)), strict=True)
-    return team.collect([mean - pessimism * std for mean, std in scored])
+    mine = team.share(replies)
+    with policy.remembering():
+        scores = torch.tensor([reward.score_replies(policy, name, mine) for name in members_of(policy)])
+    mean, std = scores.mean(0).double(), scores.std(0, correction=0).double()
+    return team.collect((mean - pessimism * std).tolist())

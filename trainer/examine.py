@@ -21,20 +21,21 @@ A hit counts 1, a miss 0 and equal scores 1/2. What there is no pair to measure 
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn, agreement
+from data.comparisons import Pair, RankedTurn, agreement, hits
 from data.prompts import Paraphrase
+from trainer.correlation import correlation, kendall_tau
 from trainer.forward import Reply
 from trainer.intervals import bootstrap_by_group, by_group
 from trainer.reward import score_replies, tokenise
 
-Pair = tuple[int, int, float]
 BINS = 10
 """Equal steps of confidence, from 1/2 to 1."""
 _AT_ONCE = 64
@@ -50,6 +51,17 @@ def _quiet(fraction: float) -> None:
     """Tells nobody."""
 
 
+class EnsembleScores(NamedTuple):
+    """What an ensemble says of N replies, one figure for each."""
+
+    mean: list[float]
+    """Over the members, of the normalised score."""
+    raw_mean: list[float]
+    """Over the members, of the score before normalisation: a difference of two is log odds."""
+    spread: list[float]
+    """The members' standard deviation of the normalised score."""
+
+
 @dataclass(frozen=True)
 class Examined:
     """A ranking and what the models gave its K replies."""
@@ -58,10 +70,6 @@ class Examined:
     pairs: list[Pair]
     scores: list[float]
     raw: list[float]
-
-    def hits(self, by: Sequence[float]) -> list[float]:
-        """1, 0 or (equal) 1/2 for each decided pair, of which the reply with more of `by` is to win."""
-        return [0.5 if by[i] == by[j] else float(by[i] > by[j]) for i, j, q in self.pairs if q != 0.5]
 
     @property
     def sizes(self) -> list[float]:
@@ -89,30 +97,31 @@ def examine(
     asked = held_out if most is None else held_out[-most:]
     examined, disagreement = _score(policy, names, asked, lambda done: tell(_RANKINGS * done))
     flips = flip_rate(policy, names, paraphrases, lambda done: tell(_RANKINGS + (1 - _RANKINGS) * done))
-    hits = [(e.turn, hit) for e in examined for hit in e.hits(e.scores)]
-    groups = by_group((turn.group, hit) for turn, hit in hits)
-    here = [(turn, hit) for turn, hit in hits if turn.source != "imported"]
+    outcomes = [(e.turn, hit) for e in examined for hit in hits(e.pairs, e.scores)]
+    groups = by_group((turn.group, hit) for turn, hit in outcomes)
+    here = [(turn, hit) for turn, hit in outcomes if turn.source != "imported"]
     bins = calibration_bins([d for e in examined for d in _margins(e)])
     said = sum(len(e.pairs) for e in examined)
     return {
-        "accuracy": _mean([hit for _, hit in hits], 0.5),
-        "accuracy_interval": bootstrap_by_group(list(groups.values()), seed) if hits else [0.0, 1.0],
-        "pairs": len(hits),
+        "accuracy": _mean([hit for _, hit in outcomes], 0.5),
+        "accuracy_interval": bootstrap_by_group(list(groups.values()), seed) if outcomes else [0.0, 1.0],
+        "pairs": len(outcomes),
         "rankings": len(examined),
         "held_out": len(held_out),
-        "ties": 1 - len(hits) / said if said else 0.0,
-        "always_longest": _mean([hit for e in examined for hit in e.hits(e.sizes)], 0.5),
-        "always_first_shown": _mean([hit for e in examined for hit in e.hits(_firsts(e.turn))], 0.5),
+        "ties": 1 - len(outcomes) / said if said else 0.0,
+        "always_longest": _mean([hit for e in examined for hit in hits(e.pairs, e.sizes)], 0.5),
+        "always_first_shown": _mean([hit for e in examined for hit in hits(e.pairs, _firsts(e.turn))], 0.5),
         "people_agreement": agreement(asked),
         "kendall_tau": mean_tau(examined),
         "ece": expected_calibration_error(bins),
         "reliability": bins,
-        "score_length_correlation": _correlation(
-            [score for e in examined for score in e.scores], [size for e in examined for size in e.sizes]
+        "score_length_correlation": correlation(
+            _column(score for e in examined for score in e.scores),
+            _column(size for e in examined for size in e.sizes),
         ),
         "disagreement": disagreement,
         "accuracy_by_person": _accuracies(here, lambda turn: turn.person_id),
-        "accuracy_by_source": _accuracies(hits, lambda turn: turn.source),
+        "accuracy_by_source": _accuracies(outcomes, lambda turn: turn.source),
         "paraphrase_flip_rate": flips,
         "paraphrases": len(paraphrases),
     }
@@ -123,20 +132,20 @@ def _score(
 ) -> tuple[list[Examined], float]:
     """Every ranking with its scores, and the members' mean standard deviation."""
     data = tokenise(turns, policy.base.format, policy.base.context)
-    scores, raw, std = mean_scores(policy, names, [reply for t in data for reply in t.replies], tell)
+    scores = ensemble_scores(policy, names, [reply for t in data for reply in t.replies], tell)
     examined, at = [], 0
     for t in data:
         here = slice(at, at := at + len(t.replies))
-        examined.append(Examined(t.turn, t.pairs, scores[here], raw[here]))
-    return examined, _mean(std, 0.0)
+        examined.append(Examined(t.turn, t.pairs, scores.mean[here], scores.raw_mean[here]))
+    return examined, _mean(scores.spread, 0.0)
 
 
-def mean_scores(
+def ensemble_scores(
     policy: Policy, names: Sequence[str], replies: Sequence[Reply], tell: Tell = _quiet
-) -> tuple[list[float], list[float], list[float]]:
-    """Of each reply: the members' mean score, their mean raw score, and the spread among them."""
+) -> EnsembleScores:
+    """What the models `names` say together of each reply, in order."""
     if not replies:
-        return [], [], []
+        return EnsembleScores([], [], [])
     rows: list[list[float]] = [[] for _ in names]
     for i, name in enumerate(names):
         for first in range(0, len(replies), _AT_ONCE):
@@ -147,7 +156,7 @@ def mean_scores(
     raw = torch.stack(
         [row * head.std.cpu() + head.mean.cpu() for row, head in zip(scores, heads, strict=True)]
     )
-    return scores.mean(0).tolist(), raw.mean(0).tolist(), scores.std(0, correction=0).tolist()
+    return EnsembleScores(scores.mean(0).tolist(), raw.mean(0).tolist(), scores.std(0, correction=0).tolist())
 
 
 def calibration_bins(margins: Sequence[float]) -> list[dict[str, float]]:
@@ -179,20 +188,6 @@ def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float | None
     return gaps / pairs if pairs else None
 
 
-def kendall_tau(pairs: Sequence[Pair], scores: Sequence[float]) -> float | None:
-    """tau-b of one ranking: (concordant - discordant) / sqrt(pairs untied by people x untied by scores).
-
-    Over the pairs that were said: of `best`, winner against others only. None where people tied all of them;
-    scores that are all equal agree with nothing, which is 0.
-    """
-    decided = [(i, j) for i, j, q in pairs if q != 0.5]
-    if not decided:
-        return None
-    balance = sum((scores[i] > scores[j]) - (scores[i] < scores[j]) for i, j in decided)
-    untied = sum(scores[i] != scores[j] for i, j, _ in pairs)
-    return balance / math.sqrt(len(decided) * untied) if untied else 0.0
-
-
 def mean_tau(examined: Sequence[Examined]) -> float | None:
     """Over the rankings of more than two replies: of two, tau says what accuracy does."""
     taus = [kendall_tau(e.pairs, e.scores) for e in examined if len(e.scores) > 2]
@@ -211,7 +206,7 @@ def flip_rate(
         for prompt in (p.prompt, p.reworded)
         for reply in p.replies
     ]
-    scores = mean_scores(policy, names, replies, tell)[0]
+    scores = ensemble_scores(policy, names, replies, tell).mean
     signs = [(a > b) - (a < b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
     flips = [abs(x - y) / 2 for x, y in zip(signs[::2], signs[1::2], strict=True)]
     return statistics.fmean(flips) if flips else None
@@ -219,7 +214,8 @@ def flip_rate(
 
 def _margins(examined: Examined) -> list[float]:
     """d = r_winner - r_loser, raw, of each decided pair."""
-    return [examined.raw[i] - examined.raw[j] for i, j, q in examined.pairs if q != 0.5]
+    decided = [pair for pair in examined.pairs if pair.is_decided]
+    return [examined.raw[pair.better] - examined.raw[pair.worse] for pair in decided]
 
 
 def _firsts(turn: RankedTurn) -> list[float]:
@@ -237,11 +233,9 @@ def _accuracies(
     }
 
 
+def _column(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
 def _mean(values: Sequence[float], empty: float) -> float:
     return statistics.fmean(values) if values else empty
-
-
-def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's, 0 where one side never changes."""
-    pair = torch.tensor([x, y], dtype=torch.float64)
-    return float(torch.corrcoef(pair)[0, 1].nan_to_num()) if len(x) > 1 else 0.0

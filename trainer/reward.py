@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chatbot.chatformat import ChatFormat, Messages
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn
+from data.comparisons import Pair, RankedTurn, hits
 from data.errors import Refused
 from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS, Reply, micro_batches, reply_scores
@@ -51,7 +51,7 @@ class TokenisedTurn:
 
     turn: RankedTurn
     replies: list[Reply]
-    pairs: list[tuple[int, int, float]]
+    pairs: list[Pair]
     weight: float
 
     @property
@@ -88,13 +88,12 @@ def _fit_prompt(messages: Messages, chat: ChatFormat, longest: int) -> list[int]
 
 def can_teach(turns: Sequence[RankedTurn]) -> bool:
     """Whether at least one pair of replies is decided: ties alone teach no preference."""
-    return any(q != 0.5 for turn in turns for _, _, q in turn.pairs())
+    return any(pair.is_decided for turn in turns for pair in turn.pairs())
 
 
-def ranking_loss(scores: Tensor, pairs: Sequence[tuple[int, int, float]]) -> Tensor:
+def ranking_loss(scores: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """The K-way loss of one ranking: scores (K,), pairs (i, j, q) -> scalar, the mean over its pairs."""
-    i, j = (torch.tensor([pair[side] for pair in pairs], device=scores.device) for side in (0, 1))
-    q = torch.tensor([pair[2] for pair in pairs], device=scores.device)
+    i, j, q = (torch.tensor(column, device=scores.device) for column in zip(*pairs, strict=True))
     d = scores[i] - scores[j]
     return -(q * F.logsigmoid(d) + (1 - q) * F.logsigmoid(-d)).mean()
 
@@ -194,8 +193,8 @@ def _accumulate(
         losses = [ranking_loss(part, t.pairs) * t.weight for t, part in zip(group, scores, strict=True)]
         loss += _backward(losses, len(batch))
         for t, part in zip(group, scores, strict=True):
-            hits = _hits(part.tolist(), t.pairs)
-            right, decided = right + sum(hits), decided + len(hits)
+            found = hits(t.pairs, part.tolist())
+            right, decided = right + sum(found), decided + len(found)
             total, replies = total + float(part.detach().sum()), replies + len(part)
     loss, right, decided, total, replies = team.sum([loss, right, decided, total, replies])
     level = total / replies if replies else level
@@ -254,15 +253,6 @@ def _backward(losses: list[Tensor], count: int) -> float:
     return float(loss.detach())
 
 
-def _hits(scores: Sequence[float], pairs: Sequence[tuple[int, int, float]]) -> list[float]:
-    """1, 0 or (equal scores) 1/2 for each decided pair."""
-    return [
-        0.5 if scores[i] == scores[j] else float((scores[i] > scores[j]) == (q == 1.0))
-        for i, j, q in pairs
-        if q != 0.5
-    ]
-
-
 @torch.no_grad()
 def score_replies(policy: Policy, name: str, replies: Sequence[Reply]) -> list[float]:
     """The normalised score of each reply, in order."""
@@ -293,7 +283,8 @@ def length_preference(turns: Sequence[RankedTurn]) -> float:
     """
     told = weights = 0.0
     for turn in turns:
-        sizes = [(len(turn.replies[i]), len(turn.replies[j])) for i, j, q in turn.pairs() if q != 0.5]
+        decided = [pair for pair in turn.pairs() if pair.is_decided]
+        sizes = [(len(turn.replies[pair.better]), len(turn.replies[pair.worse])) for pair in decided]
         if signs := [math.copysign(1.0, winner - loser) for winner, loser in sizes if winner != loser]:
             told += turn.weight * statistics.fmean(signs)
             weights += turn.weight

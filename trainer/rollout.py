@@ -19,6 +19,7 @@ from chatbot.policy import Policy
 from data.records import Sampling
 from data.runfolder import JUDGE
 from trainer.config import RefreshConfig
+from trainer.correlation import correlation
 from trainer.endings import Endings
 from trainer.forward import (
     INVALID,
@@ -258,11 +259,6 @@ def some_samples(rollout: Rollout, score: Tensor, update: int) -> dict[int, list
         for i, r in rows
     ]
     return {update: found}
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's, of two (B,); 0 where one of them does not vary."""
-    return float(torch.corrcoef(torch.stack([x, y]))[0, 1].nan_to_num()) if len(x) > 1 else 0.0
 
 
 def distinct_2(replies: list[list[int]]) -> float:

@@ -32,7 +32,7 @@ from data.records import Version
 from data.runfolder import JUDGE, reward_model
 from trainer import ensemble
 from trainer.config import RefreshConfig
-from trainer.examine import examine, mean_scores
+from trainer.examine import ensemble_scores, examine
 from trainer.forward import Reply, fit_tokens_per_pass
 from trainer.members import members_of
 from trainer.night import peak_memory
@@ -121,11 +121,11 @@ def score_file(
     for name, folder in zip(names, folders, strict=True):
         policy.load(name, folder, with_head=True)
     replies = [reply for t in tokenise(turns, base.format, base.context) for reply in t.replies]
-    scores, _, spread = mean_scores(policy, names, replies)
+    scores = ensemble_scores(policy, names, replies)
     found, at = [], 0
     for turn in turns:
         here = slice(at, at := at + len(turn.replies))
-        found.append({"id": turn.ranking_id, "scores": scores[here], "std": spread[here]})
+        found.append({"id": turn.ranking_id, "scores": scores.mean[here], "std": scores.spread[here]})
     return found
 
 
