@@ -9,7 +9,7 @@ import pytest
 
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.guards import Guards, is_length_unasked
+from trainer.guards import Guards, Rate, has_fallen, is_length_unasked
 
 SOUND = {
     "start_kl": 0.0,
@@ -197,6 +197,19 @@ def test_replies_that_no_longer_end_are_noticed_within_five_updates(rate: float)
         assert watch.check_rollout(SOUND | {"eos_rate": rate}) is None
     said = [watch.check_rollout(SOUND | {"eos_rate": 0.0}) for _ in range(5)]
     assert any(reason and "end by themselves" in reason for reason in said)
+
+
+@pytest.mark.parametrize("then, far, not_so_far", [(0.2, 0.02, 0.03), (0.5, 0.19, 0.21), (1.0, 0.76, 0.77)])
+def test_the_rate_of_few_replies_has_fallen_only_where_chance_does_not_explain_it(
+    then: float, far: float, not_so_far: float
+) -> None:
+    at_first = Rate(then, 2 * 16)
+    assert has_fallen(at_first, Rate(far, 4 * 16)) and not has_fallen(at_first, Rate(not_so_far, 4 * 16))
+
+
+def test_the_rate_of_many_replies_has_fallen_where_it_lost_ten_points() -> None:
+    at_first = Rate(0.5, 2 * 1000)
+    assert has_fallen(at_first, Rate(0.39, 4 * 1000)) and not has_fallen(at_first, Rate(0.41, 4 * 1000))
 
 
 def test_what_was_seen_can_be_written_down_and_recalled() -> None:

@@ -81,7 +81,8 @@ def train_best_of_k(
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
     asked = list(islice(cycle(prompts), count + _MEASURED * config.prompts_per_update))
-    student = Student(policy, sampler, config, sampling, _prepare_roles(policy, reference), team)
+    roles = _prepare_roles(policy, reference)
+    student = Student(policy, Task(sampler, asked[:count], config, sampling, roles, team=team))
     start, result = policy.keep("policy"), PolicyResult(best_update=1, updates=1)
 
     # 1) What the policy says now.
@@ -92,7 +93,7 @@ def train_best_of_k(
     def chosen(done: float) -> None:
         tell(0, 0.1 + 0.4 * done, before)
 
-    favourites = _favourites(student, asked[:count], checkpoints, chosen)
+    favourites = _favourites(student, checkpoints, chosen)
 
     # 3) Imitate the favourites, and with PPO-ptx as many demonstrations.
     shown = list(islice(cycle(ptx), len(favourites))) if config.ptx and ptx else []
@@ -129,75 +130,61 @@ def _prepare_roles(policy: Policy, reference: str | None) -> Roles:
 
 @dataclass(frozen=True)
 class Student:
-    """The policy that is taught, with what it takes to let it write and to read what it wrote."""
+    """The policy that is taught, and its task, whose prompts are those of the favourites."""
 
     policy: Policy
-    sampler: Sampler
-    config: RefreshConfig
-    sampling: Sampling
-    roles: Roles
-    team: Team
+    task: Task
 
     def write(
         self, prompts: Sequence[list[int]], seed: int, tell: Callable[[float], None] = lambda done: None
     ) -> list[Reply]:
         """A reply to each prompt by the policy as it is now."""
-        return self.sampler.write(
+        return self.task.sampler.write(
             self.policy,
             prompts,
-            sampling=self.sampling,
-            seed=hash_seed(self.config.seed, seed),
+            sampling=self.task.sampling,
+            seed=hash_seed(self.task.config.seed, seed),
             tell=tell,
-            team=self.team,
+            team=self.task.team,
         )
 
     def score(self, replies: Sequence[Reply]) -> list[float]:
         """What the ensemble rewards each reply with."""
-        return ensemble.rewards_of(self.policy, replies, self.config.pessimism, self.team)
+        return ensemble.rewards_of(self.policy, replies, self.task.config.pessimism, self.task.team)
 
     def measure(self, prompts: Sequence[list[int]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """PPO's figures of fresh replies to `prompts`, and some of the replies."""
         rollout = measure_replies(
             self.policy,
             self.write(prompts, 0),
-            temperature=self.config.temperature,
-            roles=self.roles,
-            team=self.team,
+            temperature=self.task.config.temperature,
+            roles=self.task.roles,
+            team=self.task.team,
         )
-        score, disagreement = pessimistic(rollout.scores, self.config.pessimism)
+        score, disagreement = pessimistic(rollout.scores, self.task.config.pessimism)
         (shown,) = some_samples(rollout, score, update=0).values()
         return rollout_metrics(rollout, score, disagreement), shown
 
 
-def _favourites(
-    student: Student,
-    prompts: Sequence[list[int]],
-    folder: Path | None,
-    tell: Callable[[float], None],
-) -> list[Reply]:
+def _favourites(student: Student, folder: Path | None, tell: Callable[[float], None]) -> list[Reply]:
     """The ensemble's favourite among K replies to each prompt; those in `folder`, where it has them.
 
     Favourites of a run with another beginning are passed over, as checkpoints are.
     """
-    file, fingerprint = folder / _FAVOURITES if folder else None, ""
+    task, file, fingerprint = student.task, folder / _FAVOURITES if folder else None, ""
     if file:
-        fingerprint = _fingerprint(student, prompts)
+        fingerprint = fingerprint_of(student.policy, task)
         kept = _read(file, fingerprint)
-        if student.team.broadcast(bool(kept)):
+        if task.team.broadcast(bool(kept)):
             return kept
-    k = student.config.best_of
-    replies = student.write([prompt for prompt in prompts for _ in range(k)], 1, tell)
+    k = task.config.best_of
+    replies = student.write([prompt for prompt in task.prompts for _ in range(k)], 1, tell)
     scores = student.score(replies)
     groups = (range(first, first + k) for first in range(0, len(replies), k))
     found = [replies[max(group, key=scores.__getitem__)] for group in groups]
-    if file and student.team.is_chief:
+    if file and task.team.is_chief:
         write_json(file, {"fingerprint": fingerprint, "replies": [asdict(reply) for reply in found]})
     return found
-
-
-def _fingerprint(student: Student, prompts: Sequence[list[int]]) -> str:
-    task = Task(student.sampler, prompts, student.config, student.sampling, student.roles)
-    return fingerprint_of(student.policy, task)
 
 
 def _read(file: Path, fingerprint: str) -> list[Reply]:

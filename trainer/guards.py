@@ -37,6 +37,20 @@ _LIKELY = 1.5
 """Standard errors: once in 15 looks by chance."""
 
 
+@dataclass(frozen=True)
+class Rate:
+    """The share of replies of which something is so, and how many were looked at."""
+
+    share: float
+    replies: float
+    """A running mean is as good as `_MEMORY` batches."""
+
+    @property
+    def rest(self) -> "Rate":
+        """Those of which it is not so."""
+        return Rate(1 - self.share, self.replies)
+
+
 @dataclass
 class Seen:
     """What the guards remember; a checkpoint holds it."""
@@ -79,14 +93,20 @@ class Guards:
         """The share of replies that ends, as a running mean, less that at the start."""
         return self._seen.smooth["eos_rate"] - self._seen.start["eos_rate"]
 
-    def _ends_fewer(self, sure: float) -> bool:
-        now, then = self._seen.smooth["eos_rate"], self._seen.start["eos_rate"]
-        return has_fallen(now, then, self._config.prompts_per_update, self._endings.replies, sure)
+    def _ends_fewer(self, errors: float) -> bool:
+        at_first = self._at_first("eos_rate", besides=self._endings.replies)
+        return has_fallen(at_first, self._lately("eos_rate"), errors)
 
     def _are_more_empty(self) -> bool:
         """Whether fewer replies say something than at the start, where a base may have blank ones too."""
-        now, then = self._seen.smooth["empty_rate"], self._seen.start["empty_rate"]
-        return has_fallen(1 - now, 1 - then, self._config.prompts_per_update)
+        return has_fallen(self._at_first("empty_rate").rest, self._lately("empty_rate").rest)
+
+    def _at_first(self, name: str, besides: int = 0) -> Rate:
+        """Over the first batches, and `besides` replies that were counted before them."""
+        return Rate(self._seen.start[name], _START_BATCHES * self._config.prompts_per_update + besides)
+
+    def _lately(self, name: str) -> Rate:
+        return Rate(self._seen.smooth[name], _MEMORY * self._config.prompts_per_update)
 
     def remember(self) -> dict[str, Any]:
         """All that was seen, as JSON."""
@@ -196,20 +216,17 @@ class Guards:
         return None
 
 
-def has_fallen(now: float, then: float, batch: int, before: int = 0, sure: float = _CHANCE) -> bool:
-    """Whether a rate, `now` a running mean, `then` over two batches, fell ten points and by no chance.
+def has_fallen(then: Rate, now: Rate, errors: float = _CHANCE) -> bool:
+    """Whether a rate fell by ten points and, beyond chance, by so many standard errors.
 
     Ten points alone would stop a third of all sound nights: the rate of 16 replies swings by 12. So the fall
     must be three standard errors too (a two-sample test of proportions), which stops one sound night in 200.
-    With 16 replies that asks for a fall from 20 % to 2, from half to 19 %, or from all to 76 %; with
+    With batches of 16 that asks for a fall from 20 % to 2, from half to 19 %, or from all to 76 %; with
     hundreds, for ten points.
-
-    before: replies that `then` counts besides. sure: standard errors.
     """
-    counted, lately = _START_BATCHES * batch + before, _MEMORY * batch
-    pooled = (counted * then + lately * now) / (counted + lately)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / counted + 1 / lately))
-    return then - now > max(0.1, sure * error)
+    pooled = (then.replies * then.share + now.replies * now.share) / (then.replies + now.replies)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / then.replies + 1 / now.replies))
+    return then.share - now.share > max(0.1, errors * error)
 
 
 def is_length_unasked(growth: float, length_preference: float, most: float = 5.0) -> bool:

@@ -5,7 +5,7 @@ reference, and the checkpoint that the judge likes best is the candidate.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,49 @@ def improve_policy(
     config = tonight(night, snapshot)
     _load_starting_policy(night, policy)
     name = _NAMES[config.algorithm]
+    tell = _teller(night, name)
+    night.progress.enter("ppo", f"Improving the policy with {name}.")
+    exercises = _choose_once(night, snapshot)
+    prompts = [night.base.format.encode(prompt.messages) for prompt in exercises.practice]
+    anchor = REFERENCE if night.reference is not None else None
+    checkpoints = night.folder / config.algorithm
+    with _sampler(night, merged) as sampler:
+        if config.algorithm == "bestofk":
+            result = train_best_of_k(
+                policy,
+                sampler,
+                prompts,
+                config,
+                sampling=night.sampling,
+                reference=anchor,
+                ptx=exercises.ptx,
+                checkpoints=checkpoints,
+                team=night.team,
+                tell=tell,
+            )
+        else:
+            rewards = rewards_of(policy, reference, config.pessimism, night.team)
+            result = train_ppo(
+                policy,
+                sampler,
+                prompts,
+                config,
+                sampling=night.sampling,
+                reference=anchor,
+                starts_at_reference=night.parent in (BASE_VERSION, night.reference),
+                endings=endings_of(reference, rewards),
+                length_preference=length_preference(snapshot.turns),
+                ptx=exercises.ptx,
+                checkpoints=checkpoints,
+                team=night.team,
+                tell=tell,
+            )
+    theirs = [ids for ids, prompt in zip(prompts, exercises.practice, strict=True) if prompt.turn_id]
+    result.samples = shown_samples(result.samples, theirs)
+    return result
 
+
+def _teller(night: Night, name: str) -> Callable[[int, float, dict[str, float]], None]:
     logged: set[int] = set()
 
     def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
@@ -71,36 +113,7 @@ def improve_policy(
         )
         night.progress.tell(fraction, message)
 
-    night.progress.enter("ppo", f"Improving the policy with {name}.")
-    exercises = _choose_once(night, snapshot)
-    prompts = [night.base.format.encode(prompt.messages) for prompt in exercises.practice]
-    anchor = REFERENCE if night.reference is not None else None
-    common: dict[str, Any] = {
-        "sampling": night.sampling,
-        "reference": anchor,
-        "ptx": exercises.ptx,
-        "checkpoints": night.folder / config.algorithm,
-        "team": night.team,
-        "tell": tell,
-    }
-    with _sampler(night, merged) as sampler:
-        if config.algorithm == "bestofk":
-            result = train_best_of_k(policy, sampler, prompts, config, **common)
-        else:
-            rewards = rewards_of(policy, reference, config.pessimism, night.team)
-            result = train_ppo(
-                policy,
-                sampler,
-                prompts,
-                config,
-                starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-                endings=endings_of(reference, rewards),
-                length_preference=length_preference(snapshot.turns),
-                **common,
-            )
-    theirs = [ids for ids, prompt in zip(prompts, exercises.practice, strict=True) if prompt.turn_id]
-    result.samples = shown_samples(result.samples, theirs)
-    return result
+    return tell
 
 
 def shown_samples(

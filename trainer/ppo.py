@@ -263,12 +263,10 @@ def take_step(
 ) -> dict[str, float]:
     """One optimiser step of policy and value on the replies `rows`; each member of a team takes a share."""
     policy, team, replies = state.policy, task.team, batch.rollout.replies
-    count, stats = sum(len(replies[i].reply) for i in rows), dict.fromkeys((*_SUMMED, "ratio_max"), 0.0)
+    count, mine = sum(len(replies[i].reply) for i in rows), team.share(rows)
+    parts = micro_batches([len(replies[i].ids) for i in mine], policy.device)
     state.optimiser.zero_grad(set_to_none=True)
-    mine = team.share(rows)
-    for part in micro_batches([len(replies[i].ids) for i in mine], policy.device):
-        found = add_gradients(policy, batch, [mine[place] for place in part], task, count)
-        stats = {k: max(v, found[k]) if k == "ratio_max" else v + found[k] for k, v in stats.items()}
+    found = [add_gradients(policy, batch, [mine[place] for place in part], task, count) for part in parts]
     moved = {name: policy.parameters(name) for name in ("policy", "value")}
     norms = {f"grad_norm_{name}": sum_up(parameters, team) for name, parameters in moved.items()}
     if examples:
@@ -276,9 +274,9 @@ def take_step(
     for parameters in moved.values():
         clip_grad_norm_(parameters, 1.0)
     state.optimiser.step()
-    ratio_max = max(team.collect([stats.pop("ratio_max")]))
-    sums = dict(zip(stats, team.sum(list(stats.values())), strict=True))
-    return sums | norms | {"ratio_max": ratio_max}
+    ratio_max = max(team.collect([max((stats["ratio_max"] for stats in found), default=0.0)]))
+    sums = team.sum([sum(stats[name] for stats in found) for name in _SUMMED])
+    return dict(zip(_SUMMED, sums, strict=True)) | norms | {"ratio_max": ratio_max}
 
 
 def add_gradients(policy: Policy, batch: Batch, rows: list[int], task: Task, count: int) -> dict[str, float]:
