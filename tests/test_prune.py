@@ -1,5 +1,6 @@
 """Pruning: what only old runs needed goes; what serves, served, anchors or teaches the next night stays."""
 
+import errno
 import json
 import os
 import shutil
@@ -267,6 +268,34 @@ def test_what_cannot_be_removed_is_told_when_the_rest_is_gone(
     with pytest.raises(Problem, match=r"cannot be removed \(Permission denied\) - make it writable"):
         prune(db, home, keep=1)
     assert left(home, oldest) == STAYS and "judge" in left(home, stuck)
+
+
+def test_adapters_on_another_volume_give_back_their_room(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = a_night(db, home, 1, "refused")
+    for number in (2, 3):
+        a_night(db, home, number)
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def within_a_volume(path: Path, target: Path) -> Path:
+        if (home.adapters in path.parents) != (home.adapters in target.parents):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
+        return rename(path, target)
+
+    def die(path: Path, **_: object) -> None:
+        if home.adapters in path.parents:
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    monkeypatch.setattr(Path, "rename", within_a_volume)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", die)
+        prune(db, home, keep=2)
+    assert not (home.adapters / "v000001").exists() and list(home.adapters.glob(".pruned-*/v000001"))
+    told = prune(db, home, keep=2, dry_run=True)
+    assert told == prune(db, home, keep=2) and (told.runs, told.versions) == ([refused.id], [])
+    assert {path.name for path in home.adapters.iterdir()} == {"v000002", "v000003"}
 
 
 def test_what_a_killed_prune_had_set_aside_goes_with_the_next(

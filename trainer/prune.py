@@ -46,7 +46,8 @@ class Pruned:
         """What is found of a run, so many bytes."""
         self.bytes += size
         self.runs += [run_id] * bool(found and run_id not in self.runs)
-        self.versions += [path.name for path in found if path.parent == home.adapters]
+        weights = [path for path in found if path.parent == home.adapters]
+        self.versions += [path.name for path in weights if not path.name.startswith(_ASIDE)]
 
 
 def prune(db: Database, home: Home, *, keep: int = KEEP, dry_run: bool = False) -> Pruned:
@@ -83,7 +84,7 @@ def _forsaken(db: Database, home: Home, dry_run: bool) -> list[Path]:
     """What a prune has set aside that was killed before it was gone. None that one at work is filling: that
     happens in a write. To count them, nobody's write is waited for."""
     with nullcontext() if dry_run else db.write():
-        return sorted(home.runs.glob(f"{_ASIDE}*"))
+        return [aside for folder in (home.runs, home.adapters) for aside in sorted(folder.glob(f"{_ASIDE}*"))]
 
 
 @contextmanager
@@ -153,9 +154,10 @@ def _files_below(folder: Path) -> Iterator[str]:
 def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
     """Sets aside in one write what goes, and removes it when others can write again.
 
-    During the write nobody takes the run up, and nobody comes to need one of its versions.
+    During the write nobody takes the run up, and nobody comes to need one of its versions. Runs and adapters
+    may be volumes of their own: each keeps what it sets aside.
     """
-    aside = home.runs / f"{_ASIDE}{run.id}"
+    asides = {folder: folder / f"{_ASIDE}{run.id}" for folder in (home.runs, home.adapters)}
     with db.write():
         if runs.get(db, run.id).fencing_token != run.fencing_token:
             return
@@ -163,12 +165,14 @@ def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
         warm = _warm(home, every)
         found = list(_leftovers(home, run, every, _needed(db, every), warm))
         for path in found:
+            aside = asides[home.adapters if home.adapters in path.parents else home.runs]
             aside.mkdir(exist_ok=True)
             path.rename(aside / path.name)
         if home.runs / run.id in warm:
             (home.runs / run.id / SNAPSHOT).touch()
-    size = _size(aside) if found else 0
-    _throw_away(aside)
+    size = sum(map(_size, asides.values())) if found else 0
+    for aside in asides.values():
+        _throw_away(aside)
     pruned.count(home, run.id, found, size)
 
 
