@@ -19,8 +19,8 @@ from pathlib import Path
 from data.database import Database
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, prompt_of
-from data.records import Source
-from data.snapshots import in_batches
+from data.records import Prompt, Source
+from data.snapshots import in_batches, opening_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,13 @@ class Demonstration:
     """`imported` from a file of others; `simulated` by a person who exists only to rank."""
     message_id: str
     person_id: str
+    opening: str = ""
+    """What was asked first of all in the conversation; left out, what `messages` begin with."""
+
+    @property
+    def group(self) -> str:
+        """Equal for demonstrations that are not independent: those whose prompts are not (records.py)."""
+        return Prompt(self.messages, None, self.source, self.conversation_id, self.opening).group
 
 
 def collect(db: Database) -> list[Demonstration]:
@@ -63,7 +70,13 @@ def stream(db: Database) -> Iterator[Demonstration]:
         if digest not in seen:
             seen.add(digest)
             yield Demonstration(
-                messages, reply, row["conversation_id"], row["source"], row["id"], row["author_id"]
+                messages=messages,
+                reply=reply,
+                conversation_id=row["conversation_id"],
+                source=row["source"],
+                message_id=row["id"],
+                person_id=row["author_id"],
+                opening=opening_of(db, row["conversation_id"]),
             )
 
 

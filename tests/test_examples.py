@@ -1,4 +1,6 @@
-"""trainer/examples.py: demonstrations as token ids, cut where they must be, and parted by conversation."""
+"""trainer/examples.py: demonstrations as token ids, cut where they must be, and parted by dialogue."""
+
+from dataclasses import replace
 
 from chatbot.basemodel import Base
 from data.demonstrations import Demonstration
@@ -45,6 +47,24 @@ def test_a_tenth_of_the_conversations_measures_and_none_is_in_both_parts() -> No
     assert {d.conversation_id for d in taught}.isdisjoint(d.conversation_id for d in held_out)
     assert (len(taught), len(held_out)) == (54, 6)
     assert split(found[::-1])[1] == held_out[::-1]
+
+
+def test_what_begins_alike_is_wholly_in_one_part() -> None:
+    """As imports have it: a row for each reply of a dialogue, each row a conversation of its own."""
+    found = [
+        shown("Yes.", *[f"What is to be said of number {i}?", "This."] * turns, conversation=f"c{i} {turns}")
+        for i in range(20)
+        for turns in (1, 2, 3)
+    ]
+    taught, held_out = split(found)
+    assert {d.messages[0]["content"] for d in taught}.isdisjoint(d.messages[0]["content"] for d in held_out)
+    assert (len(taught), len(held_out)) == (54, 6)
+
+
+def test_a_reworded_first_message_is_of_the_conversation_it_was_reworded_in() -> None:
+    opening = "What is to be said of this?"
+    both = [replace(shown(question=f"{word} {opening}"), opening=opening) for word in ("Well,", "So,")]
+    assert split(both) == (both, [])
 
 
 def test_one_conversation_alone_teaches_and_two_are_one_each() -> None:

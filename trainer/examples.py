@@ -18,19 +18,20 @@ LONGEST = 1024
 """Tokens of a demonstration with its prompt."""
 LONGEST_REPLY = 512
 HELD_OUT = 0.1
-"""Share of the conversations that only measure."""
+"""Share of the dialogues that only measure."""
 
 
 def split(found: Sequence[Demonstration]) -> tuple[list[Demonstration], list[Demonstration]]:
-    """What teaches and what measures, a conversation whole in one of them; one conversation only teaches."""
-    order = sorted(
-        {demonstration.conversation_id for demonstration in found},
-        key=lambda id: hashlib.sha256(id.encode()).digest(),
-    )
+    """What teaches and what measures, a dialogue whole in one of them; one dialogue only teaches.
+
+    Imported rows that begin alike are one dialogue, though each is a conversation of its own.
+    """
+    groups = [demonstration.group for demonstration in found]
+    order = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     measuring = set(order[: math.ceil(len(order) * HELD_OUT)]) if len(order) > 1 else set()
     parts: tuple[list[Demonstration], list[Demonstration]] = ([], [])
-    for demonstration in found:
-        parts[demonstration.conversation_id in measuring].append(demonstration)
+    for demonstration, group in zip(found, groups, strict=True):
+        parts[group in measuring].append(demonstration)
     return parts
 
 
