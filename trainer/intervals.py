@@ -28,9 +28,11 @@ def bootstrap_by_group(groups: Sequence[Sequence[float]], seed: int, samples: in
     """
     sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
     low, high = _percentiles(len(groups), seed, samples, lambda chosen: _mean(sums, counts, chosen))
+    mean = sum(sums) / sum(counts)
     if len(groups) >= _FEW_GROUPS and not low == high in (0.0, 1.0):
-        return [low, high]
-    wilson = wilson_interval(sum(sums) / sum(counts), len(groups))
+        low, high = _widened([low, high], mean, len(groups))
+        return [max(low, 0.0), min(high, 1.0)]
+    wilson = wilson_interval(mean, len(groups))
     return [min(low, wilson[0]), max(high, wilson[1])]
 
 
@@ -43,7 +45,8 @@ def paired_bootstrap(
     """
     differences = [sum(ours - theirs for ours, theirs in group) for group in groups]
     counts = [len(group) for group in groups]
-    return _percentiles(len(groups), seed, samples, lambda chosen: _mean(differences, counts, chosen))
+    found = _percentiles(len(groups), seed, samples, lambda chosen: _mean(differences, counts, chosen))
+    return _widened(found, sum(differences) / sum(counts), len(groups))
 
 
 def wilson_interval(rate: float, count: int, confidence: float = 0.95) -> list[float]:
@@ -61,6 +64,23 @@ def _percentiles(
     pick = random.Random(seed)
     found = sorted(statistic(pick.choices(range(groups), k=groups)) for _ in range(samples))
     return [found[int(0.025 * samples)], found[int(0.975 * samples) - 1]]
+
+
+def _widened(interval: Sequence[float], mean: float, groups: int) -> list[float]:
+    """A percentile interval as wide about its mean as so many groups allow: some 1.2 times at 10 of them.
+
+    Resampling finds only (n - 1) / n of the variance, and takes the normal distribution for Student's t.
+    """
+    if groups == 1:
+        return list(interval)
+    factor = _student_t(groups - 1) / NormalDist().inv_cdf(0.975) * math.sqrt(groups / (groups - 1))
+    return [mean + factor * (end - mean) for end in interval]
+
+
+def _student_t(degrees: int) -> float:
+    """Student's t that 2.5 % lie above, by Cornish and Fisher (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def _mean(sums: Sequence[float], counts: Sequence[int], chosen: Sequence[int]) -> float:
