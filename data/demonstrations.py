@@ -4,15 +4,11 @@ An edit counts twice in Night School: as a ranking, since it beats what it repla
 demonstration. Of one person's edits of a reply only the last counts, and an edit that somebody has edited in
 turn gives way to theirs. What teaches is decided as for rankings: chats that may train, people who are not
 disabled.
-
-A file of demonstrations is JSONL and begins each line with the message's id under the name that snapshots of
-rankings use, `ranking_id`. A deletion (forgetting.py) finds what a run fine-tuned on by the table
-`run_rankings`, as it does rankings, and what PPO-ptx imitated by `run_lessons`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,25 +76,13 @@ def stream(db: Database) -> Iterator[Demonstration]:
             )
 
 
-def write_down(db: Database, run_id: str, demonstrations: list[Demonstration], path: Path) -> str:
-    """Writes what a run learns from into a file, and into its row, so that a deletion can reach the version.
-
-    Returns the file's sha256. `snapshot_at`, the newest ranking seen, stays unset: the run saw none.
-    """
+def write_file(path: Path, found: Sequence[Demonstration]) -> str:
+    """What a run learns from, one JSON object a line; returns the file's sha256."""
     lines = [
-        {"ranking_id": entry.message_id, "messages": list(entry.messages), "reply": entry.reply}
-        for entry in demonstrations
+        {"message_id": entry.message_id, "messages": list(entry.messages), "reply": entry.reply}
+        for entry in found
     ]
     rows = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
     content = "".join(rows).encode()
     path.write_bytes(content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    with db.write() as conn:
-        conn.execute("DELETE FROM run_rankings WHERE run_id = ?", (run_id,))
-        conn.execute("UPDATE runs SET snapshot_hash = ? WHERE id = ?", (sha256, run_id))
-        conn.executemany(
-            "INSERT INTO run_rankings (run_id, ranking_id, person_id)"
-            " VALUES (?, ?, (SELECT id FROM people WHERE id = ?))",
-            [(run_id, entry.message_id, entry.person_id) for entry in demonstrations],
-        )
-    return sha256
+    return hashlib.sha256(content).hexdigest()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import audit, runs, versions
+from data import audit, lessons, runs, versions
 from data.backups import backup_files
 from data.database import Connection, Database
 from data.errors import Busy, Problem
@@ -135,12 +135,10 @@ def _what_goes(db: Database, person: Person) -> list[str]:
         " UNION SELECT m.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
         " WHERE m.replaces_id IS NOT NULL AND (m.author_id = :id OR c.person_id = :id)"
         " UNION SELECT m.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE m.role = 'user' AND c.person_id = :id"
-        " UNION SELECT ranking_id FROM run_rankings WHERE person_id = :id"
-        " UNION SELECT lesson_id FROM run_lessons WHERE person_id = :id",
+        " WHERE m.role = 'user' AND c.person_id = :id",
         {"id": person.id},
     )
-    return [row["id"] for row in rows]
+    return sorted({row["id"] for row in rows} | set(lessons.of_person(db, person.id)))
 
 
 def _remove_words(conn: Connection, person: Person) -> None:
@@ -195,13 +193,8 @@ def _touched_runs(db: Database, person: Person, gone: list[str]) -> list[str]:
     Which turns a run was judged on stands in no table, nor what one before migration m008 practised on, and
     a chat may have been deleted since: only its dates tell that a run cannot have read them.
     """
-    rows = db.query(
-        "SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= :came OR id IN"
-        " (SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(:ids))"
-        " UNION SELECT run_id FROM run_lessons WHERE lesson_id IN (SELECT value FROM json_each(:ids)))",
-        {"came": person.created_at, "ids": to_json(gone)},
-    )
-    return [row["id"] for row in rows]
+    rows = db.query("SELECT id FROM runs WHERE finished_at IS NULL OR finished_at >= ?", (person.created_at,))
+    return sorted({row["id"] for row in rows} | lessons.runs_taught_by(db, gone))
 
 
 def _touched_folders(db: Database, home: Home, touched: list[str]) -> list[Path]:

@@ -8,9 +8,10 @@ metrics stay, whatever became of it.
 import json
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from data import lessons
 from data.comparisons import Snapshot
 from data.database import Database, Row, new_id
 from data.errors import NotFound, Refused
@@ -137,48 +138,8 @@ def set_snapshot(db: Database, run_id: str, snapshot: Snapshot, newest: float | 
     """
     now = time.time()
     newest = min(now, newest or max((turn.created_at for turn in snapshot.turns), default=now))
-    with db.write() as conn:
-        get(db, run_id)
-        conn.execute("DELETE FROM run_rankings WHERE run_id = ?", (run_id,))
-        conn.execute(
-            "UPDATE runs SET snapshot_at = iif(snapshot_hash IS ?1, snapshot_at, ?2), snapshot_hash = ?1"
-            " WHERE id = ?3",
-            (snapshot.sha256, newest, run_id),
-        )
-        conn.executemany(
-            "INSERT INTO run_rankings (run_id, ranking_id, person_id)"
-            " VALUES (?, ?, (SELECT id FROM people WHERE id = ?))",
-            [(run_id, turn.ranking_id, turn.person_id) for turn in snapshot.turns],
-        )
-
-
-def count_taught_by(db: Database, run_id: str | None, person_id: str) -> int:
-    """How many of this person's rankings, or demonstrations, the run learned from; of no run, none."""
-    row = db.one(
-        "SELECT count(*) AS n FROM run_rankings WHERE run_id = ? AND person_id = ?", (run_id, person_id)
-    )
-    return int(row["n"]) if row else 0
-
-
-def note_lessons(db: Database, run_id: str, ids: Sequence[str]) -> None:
-    """Writes down what else the run learns from: messages, by their id, or rankings of earlier nights."""
-    with db.write() as conn:
-        conn.execute(
-            "INSERT OR IGNORE INTO run_lessons (run_id, lesson_id, person_id) SELECT ?, value,"
-            " (SELECT coalesce(m.author_id, c.person_id) FROM messages m"
-            " JOIN conversations c ON c.id = m.conversation_id WHERE m.id = value) FROM json_each(?)",
-            (run_id, to_json(list(ids))),
-        )
-
-
-def forget_lessons(db: Database, run: Run, ids: Collection[str] | None = None) -> None:
-    """Removes these of what `note_lessons` wrote down, or all: what was learned from them was thrown away."""
-    with db.write() as conn:
-        conn.execute(
-            "DELETE FROM run_lessons WHERE (?1 IS NULL OR lesson_id IN (SELECT value FROM json_each(?1)))"
-            " AND run_id = (SELECT id FROM runs WHERE id = ?2 AND fencing_token = ?3)",
-            (None if ids is None else to_json(list(ids)), run.id, run.fencing_token),
-        )
+    taught = [(turn.ranking_id, turn.person_id) for turn in snapshot.turns]
+    lessons.set_taught(db, get(db, run_id).id, taught, snapshot.sha256, newest)
 
 
 def log(db: Database, run: Run, stage: str, step: int, values: Mapping[str, float]) -> None:

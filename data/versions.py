@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from data import audit
+from data import audit, lessons
 from data.database import Connection, Database, Row
 from data.errors import NotFound, Refused
 from data.records import BASE_VERSION, AuditEntry, Serving, Version, VersionStatus
@@ -212,13 +212,7 @@ def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:
 def learned_from(db: Database, ids: list[str]) -> list[str]:
     """The versions that learned from any of these rankings, demonstrations or turns, and those that descend
     from them: by birth, or because one of them was their reference."""
-    rows = db.query(
-        "SELECT run_id FROM run_rankings WHERE ranking_id IN (SELECT value FROM json_each(:ids))"
-        " UNION SELECT run_id FROM run_lessons WHERE lesson_id IN (SELECT value FROM json_each(:ids))",
-        {"ids": to_json(ids)},
-    )
-    runs = {row["run_id"] for row in rows}
-    reached: set[str] = set()
+    runs, reached = lessons.runs_taught_by(db, ids), set[str]()
     for version in list_all(db):
         if version.run_id in runs or reached & {version.parent, version.report.get("reference")}:
             reached.add(version.name)

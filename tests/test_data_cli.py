@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data import audit, conversations, messages, people, rankings, runs, versions
+from data import audit, conversations, lessons, messages, people, rankings, runs, versions
 from data.__main__ import main
 from data.comparisons import write_snapshot
 from data.database import Database, open_database
@@ -323,7 +323,7 @@ def test_a_version_that_practised_on_what_a_forgotten_person_asked_is_named(
     turns = [a_turn(db, person, question=question) for question in ("One?", "Two?")]
     for name, turn in zip(("v000001", "v000002"), turns, strict=True):
         run = a_run(db, home, name, "words")
-        runs.note_lessons(db, run.id, [str(turn[0].parent_id)])
+        lessons.note(db, run.id, [str(turn[0].parent_id)])
         a_version(db, run, {}, name)
     versions.publish(db, "v000002", actor="eve", reason="A test.")
     conversations.delete(db, turns[0][0].conversation_id)  # what is known of it is only whose it was
@@ -337,7 +337,7 @@ def test_a_run_that_practised_on_their_words_is_emptied_whatever_the_clock_said(
 ) -> None:
     person = somebody(db, CANARY)
     run = a_run(db, home, "tonight", CANARY)
-    runs.note_lessons(db, run.id, [str(a_turn(db, person, question=CANARY)[0].parent_id)])
+    lessons.note(db, run.id, [str(a_turn(db, person, question=CANARY)[0].parent_id)])
     runs.finish(db, run.id, run.fencing_token, state="failed", reason="")
     with db.write() as conn:  # the clock was an hour ahead when they came
         conn.execute("UPDATE people SET created_at = created_at + 3600 WHERE id = ?", (person.id,))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from data import conversations, people, runs, versions
+from data import conversations, lessons, people, runs, versions
 from data.database import Database
-from data.demonstrations import collect, stream, write_down
+from data.demonstrations import collect, stream, write_file
 from data.exchange import export_rows, import_rows
 from data.forgetting import forget
 from data.home import Home
@@ -154,7 +154,9 @@ def learned(db: Database, home: Home) -> str:
     assert run is not None
     folder = home.runs / run.id
     folder.mkdir()
-    sha256 = write_down(db, run.id, collect(db), folder / "demonstrations.jsonl")
+    found = collect(db)
+    sha256 = write_file(folder / "demonstrations.jsonl", found)
+    lessons.set_taught(db, run.id, [(entry.message_id, entry.person_id) for entry in found], sha256)
     assert runs.get(db, run.id).snapshot_hash == sha256
     versions.add(
         db,
@@ -177,7 +179,7 @@ def test_a_run_writes_down_what_it_imitated_and_saw_no_rankings(
     db: Database, home: Home, learned: str
 ) -> None:
     (row,) = map(json.loads, (home.runs / learned / "demonstrations.jsonl").read_text().splitlines())
-    assert (row["ranking_id"], row["reply"]) == (collect(db)[0].message_id, "two")
+    assert (row["message_id"], row["reply"]) == (collect(db)[0].message_id, "two")
     assert runs.learned_until(db) is None
 
 

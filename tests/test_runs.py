@@ -182,26 +182,6 @@ def test_the_metrics_of_what_begins_anew_go_and_no_others(db: Database) -> None:
     assert runs.metrics(db, run.id) == [] and len(runs.metrics(db, other.id)) == 2
 
 
-def test_the_lessons_that_were_thrown_away_go_and_no_others(db: Database) -> None:
-    late, other = claimed(db, now=1000.0), claimed(db, "other", now=2000.0)
-    run = runs.resume(db, late.id, now=3000.0)
-    assert run is not None
-
-    def left(one: Run) -> list[str]:
-        rows = db.query("SELECT lesson_id FROM run_lessons WHERE run_id = ? ORDER BY 1", (one.id,))
-        return [row["lesson_id"] for row in rows]
-
-    for one in (run, other):
-        runs.note_lessons(db, one.id, ["a", "b", "c"])
-    runs.forget_lessons(db, late)  # its lease is lost
-    runs.forget_lessons(db, run, [])
-    assert left(run) == ["a", "b", "c"]
-    runs.forget_lessons(db, run, ["a", "c", "of-no-run"])
-    assert left(run) == ["b"]
-    runs.forget_lessons(db, run)
-    assert left(run) == [] and left(other) == ["a", "b", "c"]
-
-
 def test_only_a_running_run_can_be_cancelled(db: Database) -> None:
     run = claimed(db)
     assert runs.request_cancel(db, run.id).cancel_requested
@@ -265,23 +245,3 @@ def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     runs.set_snapshot(db, run.id, take_snapshot(db))
     runs.finish(db, run.id, run.fencing_token, state="failed", reason="The disk was full.")
     assert runs.learned_until(db) is None
-
-
-def test_each_person_is_told_how_much_of_a_run_is_theirs(db: Database) -> None:
-    ada, ben, run = somebody(db, "ada"), somebody(db, "ben"), claimed(db)
-    for person in (ada, ben, ada):
-        rank(db, person, a_turn(db, person), [1, 2, 3])
-    runs.set_snapshot(db, run.id, take_snapshot(db))
-    rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    assert [runs.count_taught_by(db, run.id, person.id) for person in (ada, ben)] == [2, 1]
-    assert runs.count_taught_by(db, None, ada.id) == 0, "of a version made by hand"
-
-
-def test_what_a_run_learned_from_is_written_down_once(db: Database) -> None:
-    ada = somebody(db)
-    ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    run = claimed(db)
-    for _ in range(2):
-        runs.set_snapshot(db, run.id, take_snapshot(db))
-    rows = [tuple(row) for row in db.query("SELECT * FROM run_rankings")]
-    assert rows == [(run.id, ranking.id, ada.id)]

@@ -3,9 +3,7 @@
 The rankings are frozen first, so that all that follows learns from the same ones. The ensemble learns from
 conversations of part A, the judge from part B, and each is examined on the newest of the other's part. Where
 last night's reward models are there and nothing they learned from was taken back, they go on from where they
-were.
-
-Each step leaves its result in the run's folder; a run that is taken up again finds it there.
+were. Each step leaves its result in the run's folder; a run that is taken up again finds it there.
 """
 
 import json
@@ -21,7 +19,7 @@ from transformers import PreTrainedModel
 
 from chatbot.manifest import read_manifest
 from chatbot.policy import Policy
-from data import runs, versions
+from data import lessons, runs, versions
 from data.comparisons import RankedTurn, Snapshot, read_snapshot, weigh, write_snapshot
 from data.errors import Problem
 from data.files import replace_durably, write_json
@@ -29,6 +27,7 @@ from data.prompts import paraphrases
 from data.runfolder import EXAMINATIONS, JUDGE, LEARNED, LOG, SNAPSHOT, TAKEN_UP, can_go_on
 from data.snapshots import take_snapshot
 from trainer import ensemble
+from trainer.config import RefreshConfig
 from trainer.examine import examine
 from trainer.forward import Reply, hash_seed
 from trainer.members import members_of
@@ -91,7 +90,7 @@ def freeze_snapshot(night: Night) -> Snapshot:
             _clear(night.folder)
             night.progress.begin_anew()
             runs.forget_metrics(night.db, night.run)
-            runs.forget_lessons(night.db, night.run)
+            lessons.forget(night.db, night.run)
             write_json(night.folder / _BEGINNING, _beginning(night))
             write_snapshot(Snapshot(turns, ""), file.with_suffix(".part"))
             replace_durably(file.with_suffix(".part"), file)
@@ -184,12 +183,14 @@ def fit_rewards(
     """The reward models from part A and the judge from part B, each examined on the other's part."""
     file = night.folder / EXAMINATIONS
     reports: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    # The chief's to read: what a member read a moment later might differ, and then so would its steps.
-    found = night.team.broadcast(_lessons(night, snapshot) if night.team.is_chief else None)
-    assert found is not None, "the chief has read the database"
-    lessons, before = found
+    before, sets = None, dict[str, ensemble.TrainingSet]()
+    if night.team.is_chief:  # what a member read a moment later might differ, and then so would its steps
+        before = newest_accepted(night) if night.config.warm_start else None
+        sets = _training_sets(night.config, snapshot, before, take_snapshot(night.db))
+        _note_lessons(night, sets)
+    sets, warm = night.team.broadcast((sets, before.folder if before else None))
     for name, own, other in (("reward", "A", "B"), (JUDGE, "B", "A")):
-        seed, lesson = _seed(night, own), lessons[own]
+        seed, lesson = _seed(night.config, own), sets[own]
         message = _message(night, name, lesson)
         night.progress.enter(name, message)
         fit = ensemble.fit if name == "reward" else partial(ensemble.fit_one, name=JUDGE)
@@ -199,7 +200,7 @@ def fit_rewards(
             config=night.config,
             folder=night.folder,
             reference=reference,
-            warm=before if lesson.is_warm else None,
+            warm=warm if lesson.is_warm else None,
             seed=seed,
             tell=_teller(night, message),
             team=night.team,
@@ -209,45 +210,45 @@ def fit_rewards(
             reports[name] = {**report, "warm_start": {"is_warm": lesson.is_warm, "reason": lesson.reason}}
             write_json(file, reports)
         reports = night.team.broadcast(reports)
-        figures = {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)}
-        night.progress.log(0, figures)
+        night.progress.log(0, {f"held_out_{k}": v for k, v in reports[name].items() if isinstance(v, float)})
     return reports
 
 
-def _seed(night: Night, part: str) -> int:
-    return night.config.seed + (part == "B")
+def _seed(config: RefreshConfig, part: str) -> int:
+    return config.seed + (part == "B")
 
 
-def _lessons(night: Night, snapshot: Snapshot) -> tuple[dict[str, ensemble.TrainingSet], Path | None]:
-    """By part, what tonight's models learn from; and the folder of those that warm ones go on from."""
-    before = newest_accepted(night) if night.config.warm_start else None
-    everything = take_snapshot(night.db)
-    lessons = {
+def _training_sets(
+    config: RefreshConfig, snapshot: Snapshot, before: Before | None, everything: Snapshot
+) -> dict[str, ensemble.TrainingSet]:
+    """By part, what tonight's models learn from; `everything` is what teaches at this moment."""
+    return {
         part: ensemble.warm_start(
             _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
-            night.config,
-            _seed(night, part),
+            config,
+            _seed(config, part),
             everything=_part(everything, part),
             learned=before.learned[part] if before else None,
             saved_rank=before.rank if before else None,
         )
         for part in "AB"
     }
-    # Before anything learns: a run taken up again must know what it may have to forget.
-    write_json(night.folder / LEARNED, {part: dict(lesson.learned) for part, lesson in lessons.items()})
-    runs.note_lessons(night.db, night.run.id, [r for lesson in lessons.values() for r in lesson.learned])
-    return lessons, before.folder if before else None
+
+
+def _note_lessons(night: Night, sets: Mapping[str, ensemble.TrainingSet]) -> None:
+    """Before anything learns: a run taken up again must know what it may have to forget."""
+    write_json(night.folder / LEARNED, {part: dict(lesson.learned) for part, lesson in sets.items()})
+    lessons.note(night.db, night.run.id, [ranking for lesson in sets.values() for ranking in lesson.learned])
 
 
 def newest_accepted(night: Night) -> Before | None:
     """The reward models of the newest accepted version on this base, where all that a warm start needs is
     still there. Damaged ones are passed over: a night must not fail for what it can do without."""
     for version in reversed(versions.list_all(night.db)):
-        if version.status != "accepted" or version.run_id is None or version.base_sha256 != night.base.sha256:
-            continue
-        folder = night.home.runs / version.run_id
-        if can_go_on(folder, night.config.members):
+        folder = night.home.runs / str(version.run_id)
+        is_ours = version.status == "accepted" and version.base_sha256 == night.base.sha256
+        if is_ours and can_go_on(folder, night.config.members):
             try:
                 manifest = read_manifest(night.home.adapters / version.path)
                 check_unchanged(night.home, version, manifest.rewards)

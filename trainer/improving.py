@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from chatbot.config import server_urls
 from chatbot.policy import Policy
 from chatbot.remote import RemoteEngine
-from data import runs, versions
+from data import lessons, runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
@@ -170,17 +170,17 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
             runs.forget_metrics(night.db, night.run, "ppo")
         if former:  # an edit is a ranking too, by the same id: what the reward models know of it stays
             known = {ranking for rankings in learned_in(night.folder).values() for ranking in rankings}
-            runs.forget_lessons(night.db, night.run, set(_lessons(former)) - known)
+            lessons.forget(night.db, night.run, set(_taught_by(former)) - known)
         config = tonight(night, snapshot)
         write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
     exercises = read_exercises(file)
     if night.team.is_chief:
-        runs.note_lessons(night.db, night.run.id, _lessons(exercises))
+        lessons.note(night.db, night.run.id, _taught_by(exercises))
     return exercises
 
 
-def _lessons(exercises: Exercises) -> list[str]:
+def _taught_by(exercises: Exercises) -> list[str]:
     """The messages that the policy learns from."""
     turns = [prompt.turn_id for prompt in exercises.practice if prompt.turn_id]
     return [*turns, *exercises.demonstrations]

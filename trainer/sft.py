@@ -26,7 +26,7 @@ from torch import Tensor
 from chatbot.basemodel import Base
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
-from data import audit, demonstrations, runs, versions
+from data import audit, demonstrations, lessons, runs, versions
 from data.database import Database
 from data.demonstrations import Demonstration
 from data.errors import Problem, Refused
@@ -96,7 +96,8 @@ def _freeze_demonstrations(
             f"{config.min_demonstrations} - edit more replies, import some, or lower --min-demonstrations."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    demonstrations.write_down(db, run.id, found, folder / "demonstrations.jsonl")
+    sha256 = demonstrations.write_file(folder / "demonstrations.jsonl", found)
+    lessons.set_taught(db, run.id, [(entry.message_id, entry.person_id) for entry in found], sha256)
     return found
 
 

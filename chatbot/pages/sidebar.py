@@ -8,7 +8,7 @@ import gradio as gr
 from chatbot.pages.board import View, script
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
-from data import conversations, runs, versions
+from data import conversations, lessons, versions
 from data.database import Database
 from data.records import BASE_VERSION, Person
 
@@ -75,7 +75,7 @@ def version_view(db: Database, person: Person, name: str) -> View:
         "name": version.name,
         "rankings": version.rankings,
         "demonstrations": demonstrations,
-        "yours": runs.count_taught_by(db, version.run_id, person.id),
+        "yours": lessons.count_by(db, version.run_id, person.id),
         "word": "trained_on" if demonstrations is None else "imitates",
     }
 
