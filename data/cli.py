@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data.errors import Problem, out_of_memory
+from data.errors import Problem, disk_full, out_of_memory
 
 ENVIRONMENT = {
     # Server and trainer share the cores. OpenMP threads that spin for long while they wait slow both tenfold;
@@ -28,9 +28,9 @@ ENVIRONMENT = {
 def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command line and turns what a person can mend into a sentence; returns the exit code.
 
-    A Problem is one sentence on stderr and its own exit code, and so is memory that ran out. With `--json` it
-    is `{"error": ...}` on stdout, or on stderr where `-` made stdout a file of rows. Ctrl-C is 130; a reader
-    that went away (`| head`) is no error. Everything else is a bug and shows its traceback.
+    A Problem is one sentence on stderr and its own exit code, and so is memory or a disk that ran out. With
+    `--json` it is `{"error": ...}` on stdout, or on stderr where `-` made stdout a file of rows. Ctrl-C is
+    130; a reader that went away (`| head`) is no error. Everything else is a bug and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for name, value in ENVIRONMENT.items():
@@ -47,7 +47,7 @@ def run_cli(run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        problem = error if isinstance(error, Problem) else out_of_memory(error)
+        problem = error if isinstance(error, Problem) else out_of_memory(error) or disk_full(error)
         if problem is None:
             raise
         if "--json" in arguments:

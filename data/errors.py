@@ -4,6 +4,7 @@ Programming errors are assertions; these are for what a person can mend. The com
 sentence and exits with `exit_code`; the web pages show it.
 """
 
+import errno
 from pathlib import Path
 
 
@@ -52,3 +53,12 @@ def out_of_memory(error: BaseException) -> Problem | None:
         f"The memory of this machine or of its GPU ran out{told} - close other programs that use it, take a "
         "smaller --model or --four-bit or, to learn, --quick, a smaller --minibatch or --reward-batch 1."
     )
+
+
+def disk_full(error: BaseException) -> Problem | None:
+    """What to tell of an error that came because the disk is full; None for any other, and for a Problem."""
+    is_of_python = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_of_library = isinstance(error, Exception) and "No space left on device" in str(error)
+    if isinstance(error, Problem) or not (is_of_python or is_of_library):
+        return None
+    return Problem("The disk is full - free some space and try again.")

@@ -1,14 +1,16 @@
 """The frame of every command line: problems reach a person as sentences."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from data.cli import ENVIRONMENT, run_cli
-from data.errors import Busy, Refused, out_of_memory
+from data.errors import Busy, Refused, disk_full, out_of_memory
 
 
 def test_a_problem_is_a_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +64,23 @@ def test_memory_that_ran_out_is_a_sentence_with_a_remedy(
     assert said.startswith("The memory of this machine or of its GPU ran out")
     assert str(error).split(". ")[0] in said and " - close other programs" in said
     assert run_cli(run, ["--json"]) == 2 and json.loads(capsys.readouterr().out) == {"error": said.strip()}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError(errno.EDQUOT, "quota")], ids=str
+)
+def test_a_full_disk_is_a_sentence(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(argv: Sequence[str]) -> int:
+        raise error
+
+    assert run_cli(run, []) == 2
+    assert capsys.readouterr().err == "The disk is full - free some space and try again.\n"
+
+
+def test_what_safetensors_says_of_a_full_disk_is_known() -> None:
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert disk_full(SafetensorError(said)) and not disk_full(SafetensorError("Error while serializing"))
+    assert not disk_full(OSError(errno.EACCES, "no")) and not disk_full(Refused(said))
 
 
 def test_what_pytorch_says_of_a_cpu_without_memory_is_known() -> None:

@@ -1,5 +1,7 @@
 """How a run ends early: its row says why, the error goes on, and neither waits for nothing nor gives up."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
@@ -65,6 +67,15 @@ def test_what_ends_a_run_early_is_its_state_and_its_reason(
         raise error
     ended = runs.get(db, run.id)
     assert (ended.state, ended.reason) == (state, reason)
+
+
+def test_a_night_that_a_full_disk_ended_says_how_it_goes_on(db: Database) -> None:
+    run = start_run(db)
+    with pytest.raises(OSError), recorded(db, run, TooLittle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = runs.get(db, run.id).reason
+    assert said.startswith("The disk is full - free some space and try again. ")
+    assert said.endswith(f'"trainer refresh --resume {run.id}" goes on where it was.')
 
 
 def test_a_run_that_comes_to_its_end_is_left_as_it_ended(db: Database) -> None:

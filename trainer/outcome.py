@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from data import runs
 from data.database import Database
-from data.errors import Locked, Problem
+from data.errors import Locked, Problem, disk_full
 from data.records import Run, RunState
 from trainer.progress import Cancelled, end_of, reason_of
 
@@ -35,12 +35,19 @@ def recorded(db: Database, run: Run, too_little: type[Problem], *, is_chief: boo
         yield
     except BaseException as error:
         state, reason = end_of(error, {too_little: "nothing_to_learn", **_ENDS}), reason_of(error)
+        if disk_full(error):
+            reason += _go_on(run)
         # The lease was lost, and whoever holds it now has written this run off; or nothing can be written
         # here. What ended the run is told all the same, by the error itself.
         with suppress(Problem):
             if is_chief:
                 finish(db, run, state=state, reason=reason)
         raise
+
+
+def _go_on(run: Run) -> str:
+    """How to have the rest of a run, where it need not begin anew."""
+    return "" if run.kind == "sft" else f' "trainer refresh --resume {run.id}" goes on where it was.'
 
 
 def finish(db: Database, run: Run, *, state: RunState, reason: str, version: str | None = None) -> Run:

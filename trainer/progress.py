@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import runs
 from data.database import Database
-from data.errors import Locked, Problem, out_of_memory
+from data.errors import Locked, Problem, disk_full, out_of_memory
 from data.records import FINE_TUNING_STAGES, NIGHT_STAGES, Run, RunState
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def reason_of(error: BaseException) -> str:
         return "It was stopped by Ctrl-C."
     if isinstance(error, Locked):
         return f"{HELD_UP}: {error}"
-    return str(out_of_memory(error) or error) or type(error).__name__
+    return str(out_of_memory(error) or disk_full(error) or error) or type(error).__name__
 
 
 def end_of(error: BaseException, ends: Mapping[type[BaseException], RunState]) -> RunState:
