@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from data import exchange, people, rankings, runs, versions
 from data.backups import backup_files
 from data.cli import run_cli
 from data.database import Database, open_database
-from data.errors import NotFound, Refused
+from data.errors import NotFound, Problem, Refused
 from data.files import file_to_be
-from data.forgetting import Forgotten, forget
+from data.forgetting import Forgotten, forget, scrub
 from data.formats import FORMATS
 from data.home import Home, open_home
 from data.recovery import make_backup, restore
@@ -186,6 +187,8 @@ def forget_(db: Database, home: Home, options: Any) -> Answer:
         if not sys.stdin.isatty() or input(question) != person.name:
             raise Refused("Nothing was deleted - type the name when asked, or add --yes.")
     done = forget(db, home, person)
+    with suppress(Problem):  # others write, or the disk is full: the watcher tries it again
+        scrub(db)
     return asdict(done), "\n".join(_told(done, home))
 
 

@@ -30,6 +30,8 @@ from data.runfolder import LOG
 from data.text import to_json
 
 NOBODY = "a deleted person"
+FORGOTTEN, SCRUBBED = "forget", "scrub"
+"""What the audit calls a deletion, and the rewriting of the file that follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def forget(
         conversations, ranked = _delete_rows(db, conn, person, gone)
         check()
         detail = {"rankings": ranked, "versions": reached, "runs": len(folders)}
-        audit.record(db, actor, "forget", detail)
+        audit.record(db, actor, FORGOTTEN, detail)
         snapshots = [str(path) for folder in folders for path in sorted(folder.rglob("*.jsonl"))]
         for folder in folders:
             _empty(folder)
@@ -108,9 +110,23 @@ def forget(
 def _wipe(db: Database) -> bool:
     """Whether the log is empty too. Raises no Problem: the rows are gone, and the caller must tell which."""
     try:
-        return db.vacuum()
+        return db.empty_log()
     except Problem:
         return False
+
+
+def scrub(db: Database) -> bool:
+    """Rewrites the database's file where somebody was forgotten since the last time; False where nobody was,
+    or a reader keeps the log.
+
+    SQLite overwrites what is deleted (`secure_delete`), but no copies that it left in a page when it moved a
+    row to another one. Others' writes wait meanwhile; Problem where they do not let it, or the disk is full.
+    """
+    last = audit.newest(db, FORGOTTEN, SCRUBBED)
+    if last is None or last.action == SCRUBBED or not db.vacuum():
+        return False
+    audit.record(db, audit.TRAINER, SCRUBBED, {})
+    return True
 
 
 def _delete_rows(db: Database, conn: Connection, person: Person, gone: list[str]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from data.__main__ import main
 from data.comparisons import write_snapshot
 from data.database import Database, open_database
 from data.errors import Busy, Problem
-from data.forgetting import forget
+from data.forgetting import forget, scrub
 from data.home import Home
 from data.records import Person, Run
 from data.runfolder import LOG
@@ -253,6 +253,25 @@ def test_a_forgotten_person_is_nowhere_in_the_files(
             assert person.id.encode() not in path.read_bytes(), path
 
 
+def test_a_deletion_leaves_no_word_and_rewrites_no_file_while_others_chat(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = a_person_who_taught(db, home)
+    monkeypatch.setattr(Database, "vacuum", lambda db: pytest.fail("all writes would wait"))
+    assert forget(db, home, person).is_wiped
+    for path in filter(Path.is_file, home.root.rglob("*")):
+        assert CANARY.encode() not in path.read_bytes(), path
+
+
+def test_the_file_is_rewritten_once_after_a_deletion(db: Database, home: Home) -> None:
+    assert not scrub(db)
+    a_turn(db, ada := somebody(db, "ada"), ["long" * 4000])
+    forget(db, home, ada)
+    before = home.database.stat().st_size
+    assert scrub(db) and home.database.stat().st_size < before
+    assert not scrub(db)
+
+
 def test_what_was_deleted_is_told_even_where_the_disk_is_too_full_to_wipe_the_log(
     db: Database, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +280,7 @@ def test_what_was_deleted_is_told_even_where_the_disk_is_too_full_to_wipe_the_lo
     def full(self: Database) -> bool:
         raise Problem("The disk is full.")
 
-    monkeypatch.setattr(Database, "vacuum", full)
+    monkeypatch.setattr(Database, "empty_log", full)
     assert main(["forget", CANARY, "--yes"]) == 0
     said = capsys.readouterr().out
     assert "v000001 serves" in said and "log keeps old pages" in said

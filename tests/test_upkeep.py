@@ -7,9 +7,11 @@ import pytest
 from data import audit
 from data.backups import backup_files
 from data.database import Database
+from data.forgetting import SCRUBBED, forget, scrub
 from data.home import Home
 from data.recovery import FAILED, backup_problem
 from tests.operating import end_run, start_run
+from tests.stories import somebody
 from trainer import upkeep
 from trainer.upkeep import EVERY_SECONDS, Upkeep
 
@@ -67,6 +69,14 @@ def test_old_runs_are_pruned_even_where_the_backup_failed(
     keeping.look(NOON)
     finish(keeping)
     assert [path.parent.name for path in home.runs.glob("*/snapshot.jsonl")] == [run.id]
+
+
+def test_who_was_forgotten_leaves_no_trace_in_the_file_within_the_hour(db: Database, home: Home) -> None:
+    forget(db, home, somebody(db))
+    keeping = Upkeep(home, db)
+    keeping.look(NOON)
+    finish(keeping)
+    assert audit.newest(db, SCRUBBED) and not scrub(db)
 
 
 def test_a_failure_is_logged_told_and_tried_again_in_an_hour(

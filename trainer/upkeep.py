@@ -1,6 +1,7 @@
-"""Upkeep beside the nights: the day's backup of the database, and old runs give back their room.
+"""Upkeep beside the nights: the day's backup of the database, old runs give back their room, and the
+file loses the last traces of who was forgotten.
 
-Both may take a while, so they are done in a thread: the watcher's looks, which keep a night's lease alive, go
+All may take a while, so they are done in a thread: the watcher's looks, which keep a night's lease alive, go
 on meanwhile. What fails is logged and tried again an hour later.
 """
 
@@ -8,6 +9,7 @@ import logging
 import threading
 
 from data.database import Database
+from data.forgetting import scrub
 from data.home import Home
 from data.recovery import back_up_daily
 from trainer.prune import prune
@@ -56,3 +58,8 @@ class Upkeep:
                 log.info("Pruned %d old runs: %.1f MB are free again.", len(done.runs), done.bytes / 1e6)
         except Exception:
             log.exception("Pruning old runs failed; trying again in an hour.")
+        try:
+            if scrub(self._db):
+                log.info("Rewrote the database without traces of who was forgotten.")
+        except Exception:
+            log.exception("Rewriting the database failed; trying again in an hour.")
