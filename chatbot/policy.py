@@ -48,7 +48,7 @@ class Policy:
         """`dtype` is that of the frozen base, or with `four_bit` the one in which its NF4 weights compute."""
         self.base = base
         self.device = device
-        self._dtype = dtype
+        self.dtype = dtype
         self._plain = load_model(base, device=device, dtype=dtype, four_bit=four_bit)
         self._has_a_choice = self._plain.config._attn_implementation == "sdpa"  # Gemma 2 is always eager
         self._trunk = Trunk(self._plain, may_pack=self._has_a_choice and attends_to_all(self._plain))
@@ -129,7 +129,7 @@ class Policy:
         self._peft.eval()
         self._lora = [module for module in self._plain.modules() if isinstance(module, LoraLayer)]
         for layer in self._lora:
-            layer.cast_input_dtype_enabled = self._dtype != torch.bfloat16
+            layer.cast_input_dtype_enabled = self.dtype != torch.bfloat16
         self._unfreeze()
         self._below[name] = self._first_changed(name)
 
@@ -203,10 +203,10 @@ class Policy:
         trunk = self._plain.get_decoder()
         if self._has_a_choice and self._plain.config._attn_implementation != layout.attention:
             self._plain.set_attn_implementation(layout.attention)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             out = trunk(**layout.inputs, use_cache=False)
         # On CUDA autocast leaves float32 behind a plain LayerNorm.
-        return cast(Tensor, out.last_hidden_state).to(self._dtype)
+        return cast(Tensor, out.last_hidden_state).to(self.dtype)
 
     def logits_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
         """Float32 logits of chosen hidden states, (N, D), a few rows at a time: (n, V), in their order."""

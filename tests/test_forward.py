@@ -10,6 +10,7 @@ from chatbot.logits import PART_ROWS
 from chatbot.models import load_model
 from tests.learners import CPU, a_learner, some_replies
 from tests.plain_ppo import PlainModel
+from trainer.config import RefreshConfig
 from trainer.forward import (
     TOKENS_PER_PASS,
     Reply,
@@ -22,6 +23,7 @@ from trainer.forward import (
     reply_logprobs,
     reply_scores,
     reply_values,
+    training_policy,
 )
 
 REPLIES = some_replies()
@@ -131,6 +133,17 @@ def test_a_gpu_is_given_more_at_a_time_than_a_cpu() -> None:
     assert len(on_gpu) == 1
 
 
+def test_the_training_copy_is_opened_on_as_many_threads_as_were_asked_for(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(torch, "set_num_threads", done.append)
+    monkeypatch.setattr("trainer.forward.Policy", lambda base, **how: done.append(how["dtype"]))
+    monkeypatch.setattr("trainer.forward.fit_tokens_per_pass", lambda policy, depth: done.append(depth))
+    training_policy(tiny_base, RefreshConfig(threads=2, precision="bfloat16", depth=0.25))
+    assert done == [2, torch.bfloat16, 0.25]
+
+
 @pytest.mark.parametrize(("free", "room"), [(2**40, 4096), (0, 512), (2 * 1000, 1000), (2 * 5000, 4096)])
 def test_a_pass_on_a_gpu_is_as_large_as_half_of_its_free_memory_bears(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch, free: int, room: int
@@ -139,10 +152,11 @@ def test_a_pass_on_a_gpu_is_as_large_as_half_of_its_free_memory_bears(
     policy, config = a_learner(tiny_base), tiny_base.config
     token = 68 * config.hidden_size * config.num_hidden_layers // 2 + 10 * config.vocab_size
     monkeypatch.setattr("trainer.forward.free_bytes", lambda device: free * token)
-    fit_tokens_per_pass(policy, torch.bfloat16, 0.5)
+    policy.dtype = torch.bfloat16
+    fit_tokens_per_pass(policy, 0.5)
     assert TOKENS_PER_PASS["cuda"] == 4096, "on a CPU nothing is asked"
     policy.device = torch.device("cuda")
-    fit_tokens_per_pass(policy, torch.bfloat16, 0.5)
+    fit_tokens_per_pass(policy, 0.5)
     assert (TOKENS_PER_PASS["cpu"], TOKENS_PER_PASS["cuda"]) == (1024, room)
 
 

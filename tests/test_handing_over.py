@@ -20,7 +20,7 @@ from trainer.config import RefreshConfig
 from trainer.gate import replay
 from trainer.guards import Guards
 from trainer.improving import improve_policy
-from trainer.scoring import train_and_evaluate
+from trainer.scoring import score_file, train_and_evaluate
 from trainer.team import Team
 
 
@@ -72,20 +72,20 @@ def test_a_gpu_s_memory_is_given_back_and_the_team_parts_before_the_chief_works_
     ]
 
 
-def test_all_that_learns_asks_how_much_a_gpu_bears(
+def test_all_that_learns_or_scores_asks_how_much_a_gpu_bears(
     ranked: Database, home: Home, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(policy: Policy, dtype: torch.dtype, depth: float) -> None:
-        raise InterruptedError(f"{dtype}, one layer in {1 / depth:.0f}")
+    def ask(policy: Policy, depth: float) -> None:
+        raise InterruptedError(f"{policy.dtype}, one layer in {1 / depth:.0f}")
 
-    for module in ("refresh", "sft", "scoring"):
-        monkeypatch.setattr(f"trainer.{module}.fit_tokens_per_pass", ask)
+    monkeypatch.setattr("trainer.forward.fit_tokens_per_pass", ask)
     import_politeness(ranked)
     rows, settings = likes_z(tmp_path / "rows.jsonl", 24), {"precision": "float32", "depth": 0.25}
     for learn in (
         lambda: a_night(ranked, home, tiny_base, **settings),
         lambda: a_stage(ranked, home, tiny_base, **settings),
         lambda: train_and_evaluate(tiny_base, [rows], [], RefreshConfig(**settings), tell=lambda *_: None),
+        lambda: score_file(tiny_base, [], rows, RefreshConfig(**settings)),
     ):
         with pytest.raises(InterruptedError, match="float32, one layer in 4"):
             learn()

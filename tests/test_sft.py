@@ -247,7 +247,7 @@ def test_a_file_to_judge_on_that_is_none_costs_no_training(
     db: Database, home: Home, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_politeness(db)
-    monkeypatch.setattr(sft, "Policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sft, "training_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(NotFound, match="nowhere"):
         a_stage(db, home, tiny_base, judging="nowhere.jsonl")
     assert runs.list_all(db)[0].state == "failed"

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatbot.basemodel import Base
 from chatbot.batch import TokenBatch
 from chatbot.head import ScalarHead
 from chatbot.logits import logits_of
 from chatbot.memory import free_bytes
+from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
+from trainer.config import RefreshConfig
 
 INVALID = 0.0
 """What stands at padded positions; every mean goes through a mask."""
@@ -61,15 +64,29 @@ def hash_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 12_345) % (2**31)
 
 
-def fit_tokens_per_pass(policy: Policy, dtype: torch.dtype, depth: float) -> None:
-    """Make a pass on a GPU as large as its memory bears beside `policy`, which computes in `dtype`.
+def training_policy(base: Base, config: RefreshConfig) -> Policy:
+    """The training copy of `base` as `config` wants it, on as many threads and with passes as large as fit.
+
+    It wears nothing yet. Threads and passes are those of the whole process from then on.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device()
+    dtype = pick_dtype(config.precision, device)
+    policy = Policy(base, device=device, dtype=dtype, four_bit=config.four_bit)
+    fit_tokens_per_pass(policy, config.depth)
+    return policy
+
+
+def fit_tokens_per_pass(policy: Policy, depth: float) -> None:
+    """Make a pass on a GPU as large as its memory bears beside `policy`, once that is loaded.
 
     Half of what is free is left to the model that samples. depth: the share of the layers that learn.
     """
     if policy.device.type != "cuda":
         return
     text = policy.base.config.get_text_config()
-    by_layers = _KEPT_NUMBERS * dtype.itemsize * text.hidden_size * depth * text.num_hidden_layers
+    by_layers = _KEPT_NUMBERS * policy.dtype.itemsize * text.hidden_size * depth * text.num_hidden_layers
     fits = int(free_bytes(policy.device) / 2 / (by_layers + _KEPT_OF_LOGITS * text.vocab_size))
     TOKENS_PER_PASS["cuda"] = max(_LEAST, min(fits, _MOST))
 

@@ -63,9 +63,7 @@ class Night:
 def begin(
     db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, progress: Progress, team: Team
 ) -> Night:
-    """Settle what the stages share; the operator's seed, threads and files."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    """Settle what the stages share; the operator's seed and files."""
     if pick_device().type == "cuda":
         _limit_memory()
     torch.manual_seed(config.seed)

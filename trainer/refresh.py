@@ -31,7 +31,7 @@ from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
-from trainer.forward import Reply, fit_tokens_per_pass
+from trainer.forward import Reply, training_policy
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, load_reference, prompts_to_judge
 from trainer.night import HISTORY, Night, begin, tonight, write_report
@@ -76,8 +76,7 @@ def refresh(
     ):
         night = begin(db, home, base, config, run, progress, team)
         snapshot = freeze_snapshot(night)
-        policy = Policy(base, device=pick_device(), dtype=_dtype(config), four_bit=config.four_bit)
-        fit_tokens_per_pass(policy, _dtype(config), config.depth)
+        policy = training_policy(base, config)
         reference = _load_and_sample_reference(night, policy)
         torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
         with policy.remembering():
@@ -103,18 +102,14 @@ def refresh(
         return done
 
 
-def _dtype(config: RefreshConfig) -> Any:
-    return pick_dtype(config.precision, pick_device())
-
-
 def _merged(night: Night, version: str | None) -> PreTrainedModel:
     """A model to generate with: the base, or a version. What the GPU holds of the stage before goes first."""
     torch.cuda.empty_cache()
     path = versions.get(night.db, version).path if version not in (None, BASE_VERSION) else None
     adapter = night.home.adapters / path if path else None
-    return merged_model(
-        night.base, adapter, device=pick_device(), dtype=_dtype(night.config), four_bit=night.config.four_bit
-    )
+    device, config = pick_device(), night.config
+    dtype = pick_dtype(config.precision, device)
+    return merged_model(night.base, adapter, device=device, dtype=dtype, four_bit=config.four_bit)
 
 
 def _load_and_sample_reference(night: Night, policy: Policy) -> list[Reply]:

@@ -18,12 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chatbot.basemodel import Base
 from chatbot.manifest import RewardRecord, hash_file, read_manifest
-from chatbot.models import pick_device, pick_dtype
-from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from data.home import Home
@@ -33,7 +29,7 @@ from data.runfolder import JUDGE, reward_model
 from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.examine import ensemble_scores, examine
-from trainer.forward import Reply, fit_tokens_per_pass
+from trainer.forward import Reply, training_policy
 from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
@@ -69,16 +65,11 @@ def train_and_evaluate(
     """
     began = time.monotonic()
     taught, asked = read_parts(data, evaluate, split=split, limit=limit, seed=config.seed)
-    device = pick_device()
-    dtype = pick_dtype(config.precision, device)
-    policy = Policy(base, device=device, dtype=dtype, four_bit=config.four_bit)
-    fit_tokens_per_pass(policy, dtype, config.depth)
+    policy = training_policy(base, config)
 
     def hear(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         tell(name, step, _TRAINING_SHARE * fraction, metrics)
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
     with policy.remembering(), _kept(folder) as models:
         ensemble.fit(
             policy,
@@ -115,8 +106,7 @@ def score_file(
     """
     config = config or RefreshConfig()
     turns = read_rows([path], needs_ranking=False)
-    device = pick_device()
-    policy = Policy(base, device=device, dtype=pick_dtype(config.precision, device), four_bit=config.four_bit)
+    policy = training_policy(base, config)
     names = [reward_model(i) for i in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         policy.load(name, folder, with_head=True)

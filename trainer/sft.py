@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from chatbot.basemodel import Base
-from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
 from data import audit, demonstrations, lessons, runs, versions
 from data.database import Database
@@ -35,7 +34,7 @@ from data.records import BASE_VERSION, Prompt, Run, RunState
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.examples import as_replies, split
-from trainer.forward import Reply, fit_tokens_per_pass, forward_replies, micro_batches, reply_logprobs
+from trainer.forward import Reply, forward_replies, micro_batches, reply_logprobs, training_policy
 from trainer.optimiser import adamw
 from trainer.outcome import PATIENCE, finish, recorded
 from trainer.practice import shipped_gate_prompts
@@ -64,15 +63,11 @@ def fine_tune(
         recorded(db, run, TooFewDemonstrations),
         Progress(db, run, stages=FINE_TUNING, quiet=quiet) as progress,
     ):
-        if config.threads:
-            torch.set_num_threads(config.threads)
         before = versions.serving(db).reference
         folder = home.runs / run.id
         prompts = shipped_gate_prompts(base, config)  # a file that is none must not cost the training
         found = _freeze_demonstrations(db, folder, config, run, progress)
-        dtype = pick_dtype(config.precision, pick_device())
-        policy = Policy(base, device=pick_device(), dtype=dtype, four_bit=config.four_bit)
-        fit_tokens_per_pass(policy, dtype, config.depth)
+        policy = training_policy(base, config)
         report = _imitate(policy, found, config, progress)
         if report["sft"]["best_epoch"] == 0:
             reason = "Imitating the demonstrations made no held-out reply likelier: the reference stays."
