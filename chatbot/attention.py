@@ -78,7 +78,11 @@ class NextTokens:
 
     @staticmethod
     def of(shelf: Shelf, places: list[Place], first: int, group: int) -> "NextTokens":
-        """Of rows in the order of the shelf, from `first` in the pass. `group` queries share a key."""
+        """Of rows in the order of the shelf, from `first` in the pass. `group` queries share a key.
+
+        Where rows share a family, the shelf learns whose the tokens' columns are.
+        """
+        # 1) Where the tokens go, and in which slots their rows stand.
         columns, count = shelf.next_columns(places), len(shelf.families)
         width = max(Counter(place.index for place in places).values())
         ranks = [column - place.family.columns for place, column in zip(places, columns, strict=True)]
@@ -91,19 +95,34 @@ class NextTokens:
             ],
             device=shelf.keys.device,
         )
-        longest, seen = max(columns) + 1, None
+        if is_shared := any(place.family.is_shared for place in places):
+            shelf.own(places, at)
+
+        # 2) How far they read, and by which kernel.
+        longest = max(columns) + 1
         if by_products := count * longest > FEW and has_bfloat16(shelf.keys):
             longest = shelf.room
-        if any(place.family.is_shared for place in places):
-            shelf.own(places, at)
+
+        # 3) What each slot sees: its row's own and what belongs to all; all up to its token; or all there is.
+        seen = None
+        if is_shared:
             seen = shelf.seen(places, slots, width, longest).repeat_interleave(group, 1)[:, None]
         elif min(columns) + 1 < longest or len(places) < count:
             ends = positions.new_zeros(count).index_put((families,), at)
             seen = (torch.arange(longest, device=at.device) <= ends[:, None])[:, None, None]
-        bias = None if seen is None else _bias_of(seen, shelf.keys)
-        rows, in_order = slice(first, first + len(places)), len(places) == count * width
         return NextTokens(
-            shelf, places, rows, positions, families, at, slots, in_order, width, longest, bias, by_products
+            shelf=shelf,
+            places=places,
+            rows=slice(first, first + len(places)),
+            positions=positions,
+            families=families,
+            columns=at,
+            slots=slots,
+            in_order=len(places) == count * width,
+            width=width,
+            longest=longest,
+            bias=None if seen is None else _bias_of(seen, shelf.keys),
+            by_products=by_products,
         )
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -156,9 +156,9 @@ def _sequences(batch: TokenBatch) -> list[list[int]]:
 def _standing_in(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
     """Inside, `layers` compute `forward` instead."""
     for layer in layers:
-        layer.forward = forward
+        layer.forward = forward  # an attribute of the instance hides the class's method
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del layer.forward  # which brings that back
