@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
@@ -18,6 +19,8 @@ from tests.operating import start_run
 from trainer import outcome
 from trainer.outcome import finish, recorded
 from trainer.progress import HELD_UP, SHUT_DOWN, Cancelled, ShutDown
+from trainer.team import Deserted, Team
+from trainer.watch import take_up
 
 
 class TooLittle(Problem):
@@ -75,7 +78,22 @@ def test_a_night_that_a_full_disk_ended_says_how_it_goes_on(db: Database) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = runs.get(db, run.id).reason
     assert said.startswith("The disk is full - free some space and try again. ")
-    assert said.endswith(f'"trainer refresh --resume {run.id}" goes on where it was.')
+    assert said.endswith(f'"trainer refresh --resume {run.id}" goes on with it.')
+
+
+@pytest.mark.parametrize("error", [ShutDown(), Deserted("Gone.")], ids=lambda error: type(error).__name__)
+def test_a_team_that_lost_a_member_is_launched_again_and_no_watcher_goes_on_alone(
+    db: Database, home: Home, error: BaseException
+) -> None:
+    """The launcher ends the chief as a shutdown does."""
+    run = start_run(db)
+    with pytest.raises(type(error)), recorded(db, run, TooLittle, team=Team(0, 2)):
+        raise error
+    ended = runs.get(db, run.id)
+    assert ended.state == "interrupted" and ended.reason.startswith("A process of the team ended")
+    assert f"trainer refresh --resume {run.id}" in ended.reason
+    now = time.time()
+    assert take_up(db, home, now=now, since=now + 1) is None
 
 
 def test_a_run_that_comes_to_its_end_is_left_as_it_ended(db: Database) -> None:
@@ -119,6 +137,6 @@ def test_a_run_that_was_written_off_stays_as_whoever_did_so_left_it(db: Database
 
 def test_only_the_chief_of_a_team_writes(db: Database) -> None:
     run = start_run(db)
-    with pytest.raises(ZeroDivisionError), recorded(db, run, TooLittle, is_chief=False):
+    with pytest.raises(ZeroDivisionError), recorded(db, run, TooLittle, team=Team(1, 2)):
         raise ZeroDivisionError
     assert runs.get(db, run.id).state == "running"

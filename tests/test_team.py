@@ -20,7 +20,7 @@ from data.errors import Refused
 from data.home import Home
 from tests.flags import to_flags
 from tests.nights import rank_by_taste, tiny_night
-from trainer.team import SOLO, Team, join
+from trainer.team import SOLO, Deserted, Team, join
 
 
 def free_port() -> int:
@@ -61,6 +61,26 @@ def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
     assert not chief["are together"]
     assert chief["sum"] == [1.0, 20.0] and chief["told"] == "by 0"
     assert chief["gradients"] == [[3.0, 3.0], [0.0, 0.0, 0.0]]
+
+
+def member_that_ends(rank: int, port: int, folder: str) -> None:
+    """The chief of two hears what it hears where the other one is gone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    team = Team(rank, 2)
+    team.wait()
+    if rank == 0:
+        with pytest.raises(Deserted, match="Another process of the team ended"):
+            team.sum([1.0])
+        with pytest.raises(Deserted):
+            team.sum_gradients([torch.nn.Parameter(torch.zeros(2))])
+        Path(folder, "heard").touch()
+
+
+def test_whose_member_is_gone_hears_so_in_a_sentence(tmp_path: Path) -> None:
+    mp.spawn(member_that_ends, args=(free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    assert (tmp_path / "heard").exists()
 
 
 WAITS = """

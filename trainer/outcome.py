@@ -12,7 +12,8 @@ from data import runs
 from data.database import Database
 from data.errors import Locked, Problem, disk_full
 from data.records import Run, RunState
-from trainer.progress import Cancelled, end_of, reason_of
+from trainer.progress import Cancelled, ShutDown, end_of, reason_of
+from trainer.team import SOLO, Deserted, Team
 
 PATIENCE = 120.0
 """Seconds to wait for the database when a run ends: nothing else is left to do."""
@@ -20,34 +21,43 @@ PATIENCE = 120.0
 _ENDS: dict[type[BaseException], RunState] = {
     Cancelled: "cancelled",
     Locked: "interrupted",
+    Deserted: "interrupted",
     KeyboardInterrupt: "interrupted",
 }
 
+_DESERTED = "A process of the team ended, whose last words its launcher has shown - launch all of them again."
+
 
 @contextmanager
-def recorded(db: Database, run: Run, too_little: type[Problem], *, is_chief: bool = True) -> Iterator[None]:
+def recorded(db: Database, run: Run, too_little: type[Problem], *, team: Team = SOLO) -> Iterator[None]:
     """What ends the run in this block by an error becomes its state and its reason, and is raised again.
 
     too_little: what is raised where there is not enough to learn from.
-    is_chief: of a team (trainer/team.py), whose others write nothing.
+    team: who works on it; of several only the chief writes.
     """
     try:
         yield
     except BaseException as error:
-        state, reason = end_of(error, {too_little: "nothing_to_learn", **_ENDS}), reason_of(error)
-        if disk_full(error):
-            reason += _go_on(run)
+        state, reason = end_of(error, {too_little: "nothing_to_learn", **_ENDS}), _reason(error, run, team)
         # The lease was lost, and whoever holds it now has written this run off; or nothing can be written
         # here. What ended the run is told all the same, by the error itself.
         with suppress(Problem):
-            if is_chief:
+            if team.is_chief:
                 finish(db, run, state=state, reason=reason)
         raise
 
 
-def _go_on(run: Run) -> str:
-    """How to have the rest of a run, where it need not begin anew."""
-    return "" if run.kind == "sft" else f' "trainer refresh --resume {run.id}" goes on where it was.'
+def _reason(error: BaseException, run: Run, team: Team) -> str:
+    """Why it ended, and how to go on with it where a person has to see to that.
+
+    Where one of a team ends, the launcher tells the chief to shut down. A watcher, which knows of no launcher,
+    must not take that for the end of the machine and go on alone.
+    """
+    is_deserted = team.size > 1 and isinstance(error, ShutDown | Deserted)
+    if not (is_deserted or disk_full(error)):
+        return reason_of(error)
+    reason = _DESERTED if is_deserted else reason_of(error)
+    return reason if run.kind == "sft" else f'{reason} "trainer refresh --resume {run.id}" goes on with it.'
 
 
 def finish(db: Database, run: Run, *, state: RunState, reason: str, version: str | None = None) -> Run:

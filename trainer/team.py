@@ -9,7 +9,8 @@ versions. Without a launcher a team has one member, and nothing is sent.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -17,13 +18,17 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from data.errors import Refused
+from data.errors import Problem, Refused, out_of_memory
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=12)
 """How long members wait for one that works alone: to read a million rankings or examine a model may take more
 than the 10 or 30 minutes of torch. Where one has ended, the launcher ends the others at once."""
+
+
+class Deserted(Problem):
+    """Another process of the team has ended, and nothing can be sent to it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([cast(Tensor, p.grad).flatten() for p in parameters])
-        torch.distributed.all_reduce(flat)
+        with _together():
+            torch.distributed.all_reduce(flat)
         for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             cast(Tensor, parameter.grad).copy_(summed.view_as(parameter))
 
@@ -73,7 +79,8 @@ class Team:
     def wait(self) -> None:
         """Until every member has come this far."""
         if self.size > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
 
     def leave(self) -> None:
         """All members part, at about the same time: from here on each works alone, nothing can be sent."""
@@ -82,8 +89,20 @@ class Team:
 
     def _gather(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
+        with _together():
+            torch.distributed.all_gather_object(found, value)
         return found
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What the libraries say where a member is gone means nothing to a person."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise Deserted("Another process of the team ended - see what it said, launch all again.") from error
 
 
 SOLO = Team()
