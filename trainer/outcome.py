@@ -50,8 +50,8 @@ def recorded(db: Database, run: Run, too_little: type[Problem], *, team: Team = 
 def _reason(error: BaseException, run: Run, team: Team) -> str:
     """Why it ended, and how to go on with it where a person has to see to that.
 
-    Where one of a team ends, the launcher tells the chief to shut down. A watcher, which knows of no launcher,
-    must not take that for the end of the machine and go on alone.
+    Where one of a team ends, the launcher tells the chief to shut down. A watcher, which knows of no
+    launcher, must not take that for the end of the machine and go on alone.
     """
     is_deserted = team.size > 1 and isinstance(error, ShutDown | Deserted)
     if not (is_deserted or disk_full(error)):
