@@ -50,7 +50,7 @@ def run_server(config: ServeConfig) -> int:
     logging.getLogger("chatbot").setLevel(logging.INFO)  # not others: they tell of every request
     home = open_home()
     with _listening(config) as (sock, config), alone(home):
-        db = open_database(home)
+        db = open_database(home, check=True)
         try:
             return asyncio.run(_serve(Site(db, home, config, Metrics(db)), sock))
         finally:

@@ -238,18 +238,23 @@ def lock_of(home: Home) -> AbstractContextManager[None]:
     return lock_at(home.root / f"{home.database.name}.lock", LOCK_SECONDS, _MIGRATING)
 
 
-def open_database(home: Home) -> Database:
+def open_database(home: Home, *, check: bool = False) -> Database:
     """The home's database, migrated to this code's schema; a used one is backed up before a migration.
 
-    Refuses a damaged file, naming the newest good backup, a database of newer code, and a SQLite too old.
+    check: for whoever stays: the whole file is read, seconds for each GB, and a damaged one is Refused,
+        naming the newest good backup. Without it damage is told where something meets it.
+
+    Refuses a database of newer code, and a SQLite too old.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise Refused(_TOO_OLD.format(sqlite3.sqlite_version))
     with lock_of(home):
-        _refuse_damaged(home)
+        if check:
+            _refuse_damaged(home)
         db = Database(home.database)
         try:
-            _migrate(db, home)
+            with as_sentences(home.database):
+                _migrate(db, home)
         except BaseException:
             db.close()
             raise
@@ -277,5 +282,4 @@ def _migrate(db: Database, home: Home) -> None:
         return
     if MIGRATIONS.applied(tables):
         db.backup(backup_path(home, time.time(), "before-migration"))
-    with as_sentences(home.database):
-        prepare(tables)
+    prepare(tables)

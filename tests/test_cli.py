@@ -3,14 +3,20 @@
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
+import chatbot.__main__
+import data.__main__
+import trainer.__main__
+from data import people
 from data.cli import ENVIRONMENT, run_cli
+from data.database import Database
 from data.errors import Busy, Refused, disk_full, out_of_memory
+from data.home import Home
 
 
 def test_a_problem_is_a_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,3 +104,32 @@ def test_a_command_tells_the_libraries_how_to_wait_where_nobody_has(monkeypatch:
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "PASSIVE"})
     assert run_cli(lambda arguments: 0, []) == 0
     assert os.environ == {**ENVIRONMENT, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize(
+    ("run", "command"),
+    [
+        (data.__main__.run, ["stats"]),
+        (chatbot.__main__.run, ["person", "list"]),
+        (trainer.__main__.run, ["rollback"]),
+        (trainer.__main__.run, ["watch"]),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 100, 4096], ids=["header", "schema", "tables"])
+def test_damage_is_a_sentence_for_whichever_command_meets_it(
+    db: Database,
+    home: Home,
+    capsys: pytest.CaptureFixture[str],
+    run: Callable[[Sequence[str]], int | None],
+    command: list[str],
+    first: int,
+) -> None:
+    people.add(db, "ada")
+    db.vacuum()
+    db.close()
+    content = bytearray(home.database.read_bytes())
+    content[first:] = b"\xa5" * (len(content) - first)
+    home.database.write_bytes(content)
+    assert run_cli(run, command) == 2
+    said = capsys.readouterr().err
+    assert ("is damaged" in said or "is no database" in said) and "restore" in said

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import audit, people, recovery
+from data import audit, database, people, recovery
 from data.backups import backup_files, backup_path, made_at, newest_at, rotate
 from data.database import Database, connect, damage_of, lock_of, new_id, open_database
 from data.errors import Busy, NotFound, Problem, Refused
@@ -196,8 +196,15 @@ def test_a_damaged_database_is_refused_and_the_newest_good_backup_named(db: Data
     db.close()
     damage(home.database)
     with pytest.raises(Refused, match="is damaged") as caught:
-        open_database(home)
+        open_database(home, check=True)
     assert str(good) in str(caught.value)
+
+
+def test_a_database_is_not_read_from_end_to_end_for_a_command_that_looks_something_up(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "damage_of", lambda *_: pytest.fail("seconds for each GB"))
+    open_database(home).close()
 
 
 def test_a_backup_is_whole_and_holds_the_rows(db: Database, home: Home) -> None:

@@ -143,4 +143,4 @@ def test_a_backup_that_cannot_be_opened_is_passed_over_for_a_good_one(home: Home
     (home.backups / "20300101T000000Z.db").mkdir()
     home.database.write_bytes(b"no database" * 1000)
     with pytest.raises(Problem, match=rf'is damaged \(.*\) - run "python -m data restore {good}"'):
-        open_database(home)
+        open_database(home, check=True)

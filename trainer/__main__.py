@@ -46,8 +46,8 @@ def run(argv: Sequence[str]) -> int | None:
     if is_of_files:
         slow_commands.reward_from_files(home, arguments)
         return 0
-    with closing(open_database(home)) as db:
-        command: Command = arguments.command
+    command: Command = arguments.command
+    with closing(open_database(home, check=command in (commands.watch, slow_commands.refresh))) as db:
         return command(home, db, arguments)
 
 
