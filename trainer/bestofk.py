@@ -18,7 +18,7 @@ improved policy.
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -38,8 +38,7 @@ from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_
 from trainer.sampler import Sampler
 from trainer.sft import train_sft
 from trainer.team import SOLO, Team
-
-Tell = Callable[[int, float, dict[str, float]], None]
+from trainer.telling import Done, Step, nobody, within
 
 _MEASURED = 2
 """Batches of other prompts that are answered before and after."""
@@ -66,7 +65,7 @@ def train_best_of_k(
     sampling: Sampling,
     reference: str | None,
     ptx: Sequence[Reply] = (),
-    tell: Tell = lambda update, fraction, metrics: None,
+    tell: Step = nobody,
     team: Team = SOLO,
     checkpoints: Path | None = None,
 ) -> PolicyResult:
@@ -87,25 +86,24 @@ def train_best_of_k(
 
     # 1) What the policy says now.
     before, result.samples[0] = student.measure(asked[count:])
-    tell(0, 0.1, before)
+
+    def has_come(done: float) -> None:
+        tell(0, done, before)
+
+    has_come(0.1)
 
     # 2) K replies to each prompt, of which one is kept.
-    def chosen(done: float) -> None:
-        tell(0, 0.1 + 0.4 * done, before)
-
-    favourites = _favourites(student, checkpoints, chosen)
+    favourites = _favourites(student, checkpoints, within(has_come, 0.1, 0.5))
 
     # 3) Imitate the favourites, and with PPO-ptx as many demonstrations.
     shown = list(islice(cycle(ptx), len(favourites))) if config.ptx and ptx else []
     weights = [1.0] * len(favourites) + [config.ptx] * len(shown)
     rows = [*favourites, *shown]
-
-    def taught(step: int, fraction: float, metrics: dict[str, float]) -> None:
-        tell(0, 0.5 + 0.4 * fraction, before)
-
+    taught = within(has_come, 0.5, 0.9)
     report = train_sft(
         policy, "policy", rows, [], replace(config, sft_epochs=passes_of(len(rows), config)),
-        tell=taught, team=team, weights=weights, temperature=config.temperature,
+        tell=lambda step, done, metrics: taught(done), team=team, weights=weights,
+        temperature=config.temperature,
     )  # fmt: skip
 
     # 4) What it says then, and whether the judge likes that better.
@@ -135,9 +133,7 @@ class Student:
     policy: Policy
     task: Task
 
-    def write(
-        self, prompts: Sequence[list[int]], seed: int, tell: Callable[[float], None] = lambda done: None
-    ) -> list[Reply]:
+    def write(self, prompts: Sequence[list[int]], seed: int, tell: Done = nobody) -> list[Reply]:
         """A reply to each prompt by the policy as it is now."""
         return self.task.sampler.write(
             self.policy,
@@ -166,7 +162,7 @@ class Student:
         return rollout_metrics(rollout, score, disagreement), shown
 
 
-def _favourites(student: Student, folder: Path | None, tell: Callable[[float], None]) -> list[Reply]:
+def _favourites(student: Student, folder: Path | None, tell: Done) -> list[Reply]:
     """The ensemble's favourite among K replies to each prompt; those in `folder`, where it has them.
 
     Favourites of a run with another beginning are passed over, as checkpoints are.

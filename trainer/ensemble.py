@@ -13,7 +13,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,9 +30,7 @@ from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
 from trainer.members import members_of
 from trainer.team import SOLO, Team
-
-Tell = Callable[[str, int, float, dict[str, float]], None]
-"""Hears the model's name, its step, the fraction of the whole ensemble, and the metrics of the step."""
+from trainer.telling import ModelStep
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def fit(
     reference: Sequence[Reply],
     warm: Path | None,
     seed: int,
-    tell: Tell,
+    tell: ModelStep,
     team: Team = SOLO,
 ) -> None:
     """Train `reward-0` to `reward-{members - 1}` and save each in `folder`; one that lies there is loaded.
@@ -182,7 +180,7 @@ def fit_one(
     reference: Sequence[Reply],
     warm: Path | None,
     seed: int,
-    tell: Tell,
+    tell: ModelStep,
     team: Team = SOLO,
 ) -> None:
     """Train one reward model called `name`, normalise it and save it whole; or load it from `folder`."""

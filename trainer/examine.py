@@ -35,6 +35,7 @@ from trainer.correlation import correlation, kendall_tau
 from trainer.forward import Reply
 from trainer.intervals import bootstrap_by_group, by_group
 from trainer.reward import score_replies, tokenise
+from trainer.telling import Done, nobody, within
 
 BINS = 10
 """Equal steps of confidence, from 1/2 to 1."""
@@ -42,13 +43,6 @@ _AT_ONCE = 64
 """Replies scored between two words about how far it is."""
 _RANKINGS = 0.8
 """The part of the time that the rankings take; the rest is the paraphrases."""
-
-Tell = Callable[[float], None]
-"""Hears the fraction that is done, and may raise to end it."""
-
-
-def _quiet(fraction: float) -> None:
-    """Tells nobody."""
 
 
 class EnsembleScores(NamedTuple):
@@ -85,7 +79,7 @@ def examine(
     seed: int,
     most: int | None = None,
     paraphrases: Sequence[Paraphrase] = (),
-    tell: Tell = _quiet,
+    tell: Done = nobody,
 ) -> dict[str, Any]:
     """The report on the reward models `names` of `policy`, as JSON.
 
@@ -95,8 +89,8 @@ def examine(
     """
     held_out = [turn for turn in turns if turn.pairs()]
     asked = held_out if most is None else held_out[-most:]
-    examined, disagreement = _score(policy, names, asked, lambda done: tell(_RANKINGS * done))
-    flips = flip_rate(policy, names, paraphrases, lambda done: tell(_RANKINGS + (1 - _RANKINGS) * done))
+    examined, disagreement = _score(policy, names, asked, within(tell, 0.0, _RANKINGS))
+    flips = flip_rate(policy, names, paraphrases, within(tell, _RANKINGS, 1.0))
     outcomes = [(e.turn, hit) for e in examined for hit in hits(e.pairs, e.scores)]
     groups = by_group((turn.group, hit) for turn, hit in outcomes)
     here = [(turn, hit) for turn, hit in outcomes if turn.source != "imported"]
@@ -128,7 +122,7 @@ def examine(
 
 
 def _score(
-    policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn], tell: Tell
+    policy: Policy, names: Sequence[str], turns: Sequence[RankedTurn], tell: Done
 ) -> tuple[list[Examined], float]:
     """Every ranking with its scores, and the members' mean standard deviation."""
     data = tokenise(turns, policy.base.format, policy.base.context)
@@ -141,7 +135,7 @@ def _score(
 
 
 def ensemble_scores(
-    policy: Policy, names: Sequence[str], replies: Sequence[Reply], tell: Tell = _quiet
+    policy: Policy, names: Sequence[str], replies: Sequence[Reply], tell: Done = nobody
 ) -> EnsembleScores:
     """What the models `names` say together of each reply, in order."""
     if not replies:
@@ -196,7 +190,7 @@ def mean_tau(examined: Sequence[Examined]) -> float | None:
 
 
 def flip_rate(
-    policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraphrase], tell: Tell = _quiet
+    policy: Policy, names: Sequence[str], paraphrases: Sequence[Paraphrase], tell: Done = nobody
 ) -> float | None:
     """The share of paraphrases under which the two replies change places (a tie that breaks counts half)."""
     chat = policy.base.format

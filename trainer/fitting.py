@@ -9,7 +9,7 @@ were. Each step leaves its result in the run's folder; a run that is taken up ag
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from trainer.reliability import relied_on
 from trainer.reward import can_teach
 from trainer.sampler import sample_replies
 from trainer.scoring import check_unchanged
+from trainer.telling import ModelStep, within
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
             sampling=night.sampling,
             end_of_turn=night.base.format.end_of_turn,
             seed=hash_seed(night.config.seed, 77),
-            tell=lambda fraction: night.progress.tell(fraction, "Sampling replies of the reference."),
+            tell=partial(night.progress.tell, message="Sampling replies of the reference."),
             team=night.team,
         )
         if night.team.is_chief:
@@ -274,11 +275,11 @@ def _who(night: Night, name: str) -> str:
     return "the judge" if name == JUDGE else f"{members} reward model{'s' if members > 1 else ''}"
 
 
-def _teller(night: Night, message: str) -> Callable[[str, int, float, dict[str, float]], None]:
+def _teller(night: Night, message: str) -> ModelStep:
     def tell(name: str, step: int, fraction: float, metrics: dict[str, float]) -> None:
         mark = name.replace("-", "_")
         night.progress.log(step, {f"{mark}_{k}": v for k, v in metrics.items()})
-        night.progress.tell(fraction * _TRAINING, message)
+        night.progress.tell(_TRAINING * fraction, message)
 
     return tell
 
@@ -295,5 +296,5 @@ def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: 
         most=_EXAMINED,
         seed=seed,
         paraphrases=paraphrases(),
-        tell=lambda fraction: night.progress.tell(_TRAINING + (1 - _TRAINING) * fraction, message),
+        tell=within(partial(night.progress.tell, message=message), _TRAINING, 1.0),
     )

@@ -35,6 +35,7 @@ from trainer.probes import check_probes
 from trainer.reward import score_replies
 from trainer.rollout import distinct_2
 from trainer.sampler import sample_replies
+from trainer.telling import Done, nobody
 
 _SAMPLES_SHOWN = 10
 _SHORT = 5
@@ -133,7 +134,7 @@ def replay(
     *,
     sampling: Sampling,
     seed: int,
-    tell: Callable[[float], None] = lambda fraction: None,
+    tell: Done = nobody,
 ) -> list[Reply]:
     """One reply of `model`, a plain build on `base`, to each prompt; `tell` hears the fraction done.
 

@@ -5,7 +5,7 @@ reference, and the checkpoint that the judge likes best is the candidate.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ from trainer.practice import (
 )
 from trainer.reward import length_preference
 from trainer.sampler import MARK, WAITING, MergedSampler, Sampler, ServerSampler
+from trainer.telling import Step
 
 REFERENCE = "reference"
 """The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
@@ -100,7 +101,7 @@ def improve_policy(
     return result
 
 
-def _teller(night: Night, name: str) -> Callable[[int, float, dict[str, float]], None]:
+def _teller(night: Night, name: str) -> Step:
     logged: set[int] = set()
 
     def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:

@@ -32,8 +32,9 @@ from data.records import BASE_VERSION, Prompt, Sampling
 from trainer.canary import exact_format
 from trainer.forward import logprobs_of
 from trainer.intervals import bootstrap_by_group
-from trainer.raters import ROWS_IN_FLIGHT, Progress
+from trainer.raters import ROWS_IN_FLIGHT
 from trainer.tastes import Taste
+from trainer.telling import Counted, nobody
 
 BOOTSTRAPS = 2000
 
@@ -97,7 +98,7 @@ def measure(
     seed: int = 0,
     precision: str = "auto",
     four_bit: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Counted = nobody,
 ) -> dict[str, Any]:
     """Samples `samples` replies of each version to each prompt; returns the report that `--json` prints."""
     if not names or samples < 1 or not prompts:

@@ -13,7 +13,7 @@ base, without dropout; the reference never moves. What is kept is the checkpoint
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ from trainer.rollout import (
 )
 from trainer.sampler import Sampler
 from trainer.team import SOLO, Team
+from trainer.telling import Step, nobody
 
 _SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio_mean")
 
@@ -153,7 +154,7 @@ def train_ppo(
     ptx: Sequence[Reply] = (),
     checkpoints: Path | None = None,
     team: Team = SOLO,
-    tell: Callable[[int, float, dict[str, float]], None] = lambda update, fraction, metrics: None,
+    tell: Step = nobody,
 ) -> PolicyResult:
     """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
 

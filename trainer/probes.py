@@ -16,7 +16,6 @@ Left out on purpose: a refusal is known by its opening words, not understood; th
 import math
 import re
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from data.prompts import borderline_prompts, capability_items, passage
 from data.records import Sampling
 from trainer.forward import Reply, hash_seed, logprobs_of
 from trainer.sampler import sample_replies
+from trainer.telling import Done, nobody, within
 
 _NEW_TOKENS = 48
 """Enough for a reply to show whether it refuses, at a third of the time of a whole one."""
@@ -69,10 +69,10 @@ def probe(
     *,
     sampling: Sampling,
     seed: int,
-    tell: Callable[[float], None] = lambda fraction: None,
+    tell: Done = nobody,
 ) -> dict[str, float]:
     """The four figures of `model`, a plain build on `base`; `tell` hears the fraction done."""
-    replies = _borderline_replies(model, base, sampling, seed, lambda fraction: tell(0.7 * fraction))
+    replies = _borderline_replies(model, base, sampling, seed, within(tell, 0.0, 0.7))
     texts = [base.format.decode(reply.reply) for reply in replies]
     found = {}
     if texts:
@@ -86,7 +86,7 @@ def probe(
 
 
 def _borderline_replies(
-    model: PreTrainedModel, base: Base, sampling: Sampling, seed: int, tell: Callable[[float], None]
+    model: PreTrainedModel, base: Base, sampling: Sampling, seed: int, tell: Done
 ) -> list[Reply]:
     """The beginnings of the model's replies to the prompts that fit, in languages the base was made for."""
     short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, _NEW_TOKENS))

@@ -9,7 +9,7 @@ learned of the taste is measured by measure.py.
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,7 @@ from data.errors import Refused
 from data.prompts import practice_prompts
 from data.records import Person, Placement, Prompt
 from trainer.tastes import Taste
-
-Progress = Callable[[int, int], None]
-"""Called with how many are done, of how many."""
+from trainer.telling import Counted, nobody
 
 ROWS_IN_FLIGHT = 64
 """Replies asked for at a time: the engine decodes together what waits together."""
@@ -73,7 +71,7 @@ def simulate(
     flipped: float = 0.0,
     seed: int = 0,
     prompts: Sequence[Prompt] | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Counted = nobody,
 ) -> Simulation:
     """Sends `turns_count` turns by `people` raters in turn, and ranks the `replies` replies to each.
 

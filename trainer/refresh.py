@@ -12,6 +12,7 @@ chief's.
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,7 @@ from trainer.progress import Progress
 from trainer.publish import Candidate, write_candidate
 from trainer.reward import length_preference
 from trainer.team import SOLO, Team
+from trainer.telling import Done, within
 
 Stage = Literal["reward", "ppo", "gate"]
 
@@ -197,17 +199,17 @@ def _probe_and_replay(
     night: Night, model: PreTrainedModel, prompts: Sequence[Prompt], seed: int, number: int
 ) -> tuple[list[Reply], dict[str, float]]:
     """What one side, `number` 0 or 1, replies, and what the probes find of it."""
-    who = ("the candidate", "what serves")[number]
+    who, half = ("the candidate", "what serves")[number], _REPLAY_SHARE / 2
 
-    def tell(fraction: float, message: str) -> None:
-        night.progress.tell((number + fraction) * _REPLAY_SHARE / 2, message)
+    def tell(message: str) -> Done:
+        return within(partial(night.progress.tell, message=message), number * half, (number + 1) * half)
 
     probes = probe(
         model,
         night.base,
         sampling=night.sampling,
         seed=night.config.seed,
-        tell=lambda fraction: tell(_PROBING * fraction, f"Probing {who} for harm."),
+        tell=within(tell(f"Probing {who} for harm."), 0.0, _PROBING),
     )
     replies = replay(
         model,
@@ -215,9 +217,7 @@ def _probe_and_replay(
         prompts,
         sampling=night.sampling,
         seed=seed,
-        tell=lambda fraction: tell(
-            _PROBING + (1 - _PROBING) * fraction, f"Replaying {len(prompts)} prompts with {who}."
-        ),
+        tell=within(tell(f"Replaying {len(prompts)} prompts with {who}."), _PROBING, 1.0),
     )
     return replies, probes
 

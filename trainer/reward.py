@@ -12,7 +12,7 @@ This file trains and reads one model; ensemble.py trains several of them, examin
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS, Reply, micro_batches, reply_scores
 from trainer.optimiser import adamw
 from trainer.team import SOLO, Team
+from trainer.telling import Step
 
 _ALL_BAD_WEIGHT = 0.1
 _LENGTH_GAIN, _LENGTH_LR = 500.0, 0.15
@@ -40,9 +41,6 @@ _MOST_PADDED = 4
 """Times the room of a pass that padded sequences may take: attention unpacks what the rest shares."""
 _MAX_TOKENS = 1024
 """Of a prompt, and of a reply: what is longer is cut."""
-
-Tell = Callable[[int, float, dict[str, float]], None]
-"""Hears the step, the fraction done, and the metrics of the step."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def train_reward(
     config: RefreshConfig,
     *,
     seed: int,
-    tell: Tell,
+    tell: Step,
     start: Path | None = None,
     team: Team = SOLO,
 ) -> None:

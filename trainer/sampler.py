@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +25,8 @@ from data.errors import Problem
 from data.records import Sampling
 from trainer.forward import Reply, hash_seed
 from trainer.team import SOLO, Team
+from trainer.telling import Done, nobody
 
-Tell = Callable[[float], None]
 WAITING = 256
 """Requests that are sent ahead of the replies: enough to keep a few servers busy."""
 MARK = "rollout-"
@@ -50,7 +50,7 @@ class Sampler(Protocol):
         sampling: Sampling,
         seed: int,
         team: Team = SOLO,
-        tell: Tell = lambda fraction: None,
+        tell: Done = nobody,
     ) -> list[Reply]:
         """One reply to each prompt by the adapter `policy` as it is now; every member of a team gets all."""
 
@@ -70,7 +70,7 @@ class MergedSampler:
         sampling: Sampling,
         seed: int,
         team: Team = SOLO,
-        tell: Tell = lambda fraction: None,
+        tell: Done = nobody,
     ) -> list[Reply]:
         policy.write_merged("policy", self.model)
         end = policy.base.format.end_of_turn
@@ -87,7 +87,7 @@ def sample_replies(
     end_of_turn: int,
     seed: int,
     rows: int = 32,
-    tell: Tell = lambda fraction: None,
+    tell: Done = nobody,
     team: Team = SOLO,
     copies: bool = True,
 ) -> list[Reply]:
@@ -150,12 +150,12 @@ class ServerSampler:
         sampling: Sampling,
         seed: int,
         team: Team = SOLO,
-        tell: Tell = lambda fraction: None,
+        tell: Done = nobody,
     ) -> list[Reply]:
         return team.broadcast(self._write(policy, prompts, sampling, seed, tell) if team.is_chief else [])
 
     def _write(
-        self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Tell
+        self, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, seed: int, tell: Done
     ) -> list[Reply]:
         """Raises Problem where the servers lose a reply, or write nothing for STALLED_SECONDS."""
         directory = self.folder / f"{MARK}{uuid4()}"

@@ -34,6 +34,7 @@ from trainer.members import members_of
 from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import tokenise
+from trainer.telling import ModelStep
 
 SPLIT = 0.2
 """The share of conversations that is held out where no file is given to examine on."""
@@ -48,7 +49,7 @@ def train_and_evaluate(
     evaluate: Sequence[Path],
     config: RefreshConfig,
     *,
-    tell: ensemble.Tell,
+    tell: ModelStep,
     split: float | None = SPLIT,
     limit: int | None = None,
     folder: Path | None = None,

@@ -15,7 +15,7 @@ purpose: packing several dialogues into one sequence, and learning from the earl
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ from trainer.practice import shipped_gate_prompts
 from trainer.progress import FINE_TUNING, Progress
 from trainer.publish import Candidate, write_candidate
 from trainer.team import SOLO, Team
-
-Tell = Callable[[int, float, dict[str, float]], None]
+from trainer.telling import Step
 
 
 class TooFewDemonstrations(Problem):
@@ -182,7 +181,7 @@ def train_sft(
     held_out: Sequence[Reply],
     config: RefreshConfig,
     *,
-    tell: Tell,
+    tell: Step,
     team: Team = SOLO,
     weights: Sequence[float] | None = None,
     temperature: float = 1.0,

@@ -7,7 +7,7 @@ wrong flags are answered at once.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from data.home import Home
 from data.records import Run
 from trainer.commands import config_from
 from trainer.config import RefreshConfig
+from trainer.telling import Counted
 
 if TYPE_CHECKING:
     from chatbot.basemodel import Base
@@ -259,7 +260,7 @@ def _load_base(model: str | None, home: Home) -> "Base":
     return load_base(model, home, lambda sentence: print(sentence, file=sys.stderr))
 
 
-def _bar(unit: str) -> Callable[[int, int], None]:
+def _bar(unit: str) -> Counted:
     """A progress bar on stderr, where a person looks."""
     bar = tqdm(unit=f" {unit}", disable=not sys.stderr.isatty())
 
