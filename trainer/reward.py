@@ -186,24 +186,35 @@ def _accumulate(
     """
     batch = sorted(batch, key=lambda t: t.tokens)
     ranked, bad = [t for t in batch if t.pairs], [t for t in batch if not t.pairs]
+    own = _learn_ranked(policy, name, team.share(ranked), len(batch))
+    loss, right, decided, total, replies = team.sum(own)
+    level = total / replies if replies else level
+    if bad:
+        loss += team.sum([_learn_bad(policy, name, team.share(bad), len(batch), level)])[0]
+    return {"loss": loss, "accuracy": right / max(decided, 1.0), "level": level}
+
+
+def _learn_ranked(policy: Policy, name: str, turns: list[TokenisedTurn], count: int) -> list[float]:
+    """Adds the gradients of ranked `turns`, of `count` in the step; returns sums over them: of the loss, the
+    hits, the decided pairs, the scores, the replies."""
     loss, right, decided, total, replies = 0.0, 0.0, 0.0, 0.0, 0.0
-    for group, scores in _scored(policy, name, team.share(ranked)):
+    for group, scores in _scored(policy, name, turns):
         losses = [ranking_loss(part, t.pairs) * t.weight for t, part in zip(group, scores, strict=True)]
-        loss += _backward(losses, len(batch))
+        loss += _backward(losses, count)
         for t, part in zip(group, scores, strict=True):
             found = hits(t.pairs, part.tolist())
             right, decided = right + sum(found), decided + len(found)
             total, replies = total + float(part.detach().sum()), replies + len(part)
-    loss, right, decided, total, replies = team.sum([loss, right, decided, total, replies])
-    level = total / replies if replies else level
-    if bad:
-        mean = torch.tensor(level, device=policy.device)
-        own = 0.0
-        for group, scores in _scored(policy, name, team.share(bad)):
-            losses = [all_bad_loss(part, mean) * t.weight for t, part in zip(group, scores, strict=True)]
-            own += _backward(losses, len(batch))
-        loss += team.sum([own])[0]
-    return {"loss": loss, "accuracy": right / max(decided, 1.0), "level": level}
+    return [loss, right, decided, total, replies]
+
+
+def _learn_bad(policy: Policy, name: str, turns: list[TokenisedTurn], count: int, level: float) -> float:
+    """Adds the gradients of `all_bad` turns, of `count` in the step, held against `level`; their loss."""
+    loss, mean = 0.0, torch.tensor(level, device=policy.device)
+    for group, scores in _scored(policy, name, turns):
+        losses = [all_bad_loss(part, mean) * t.weight for t, part in zip(group, scores, strict=True)]
+        loss += _backward(losses, count)
+    return loss
 
 
 def _scored(
