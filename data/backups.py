@@ -11,10 +11,12 @@ from pathlib import Path
 from data.home import Home
 
 _STAMP = "%Y%m%dT%H%M%SZ"
-REPLACED = "replaced"
-"""The label of a database that a restore put aside."""
+BEFORE_MIGRATION, REPLACED = "before-migration", "replaced"
+"""The labels of a copy made before a migration, and of a database that a restore put aside."""
 KEPT = ((3600.0, 24), (86400.0, 7), (604800.0, 4))
 """The newest backup of each of 24 hours, 7 days and 4 weeks is kept: (seconds, how many)."""
+_LABELLED_SECONDS = 4 * 604800.0
+"""How much older than the newest backup a copy with one of our labels becomes."""
 _DAY = 86400.0
 """Hours count this long before the newest backup: daily ones would fill them all, and the disk."""
 
@@ -29,6 +31,12 @@ def backup_files(home: Home) -> list[Path]:
         key=lambda path: (not path.stem.endswith(f"-{REPLACED}"), _dated(path), path.name),
         reverse=True,
     )
+
+
+def other_copies(home: Home) -> list[Path]:
+    """What else may hold rows: logs kept beside backups, and copies whose making was cut off."""
+    found = (*home.backups.glob("*-wal"), *home.backups.glob("*.part"), *home.root.glob("restored.part"))
+    return sorted(found)
 
 
 def backup_path(home: Home, now: float, label: str = "") -> Path:
@@ -56,7 +64,8 @@ def newest_at(home: Home, now: float) -> float | None:
 
 
 def rotate(home: Home) -> list[Path]:
-    """Deletes the backups that `KEPT` does not keep, never one with a label; returns what it deleted.
+    """Deletes the backups that `KEPT` does not keep, and after four weeks those that a migration or a restore
+    made; never one with a name of somebody's own. Returns what it deleted.
 
     Also deletes half-written `.part` files that are at least a day older than the newest backup.
     """
@@ -71,8 +80,11 @@ def rotate(home: Home) -> list[Path]:
         kept.update(list(newest_of_slot.values())[:number])
     gone = [path for path, _ in ours if path not in kept]
     gone += [path for path in home.backups.glob("*.part") if (made_at(path) or newest) <= newest - _DAY]
+    for label in (BEFORE_MIGRATION, REPLACED):
+        labelled = home.backups.glob(f"*Z-{label}.db*")  # a log may lie beside it
+        gone += [path for path in labelled if (made_at(path) or newest) < newest - _LABELLED_SECONDS]
     for path in gone:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return gone
 
 

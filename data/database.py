@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlite_utils
 import uuid_utils
 
-from data.backups import backup_files, backup_path
+from data.backups import BEFORE_MIGRATION, backup_files, backup_path
 from data.errors import Locked, Problem, Refused
 from data.files import file_to_be, lock_at, private_file
 from data.home import Home
@@ -281,5 +281,5 @@ def _migrate(db: Database, home: Home) -> None:
     if not MIGRATIONS.pending(tables):
         return
     if MIGRATIONS.applied(tables):
-        db.backup(backup_path(home, time.time(), "before-migration"))
+        db.backup(backup_path(home, time.time(), BEFORE_MIGRATION))
     prepare(tables)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data import audit, lessons, runs, versions
-from data.backups import backup_files
+from data.backups import backup_files, other_copies
 from data.database import Connection, Database
 from data.errors import Busy, Problem
 from data.home import Home
@@ -53,7 +53,7 @@ class Forgotten:
     runs: list[str]
     """Their folders were emptied but for the log."""
     backups: list[str]
-    """They still hold the rows, until they are rotated out or deleted."""
+    """They still hold the rows, until they are rotated out or deleted: unfinished copies among them."""
     is_wiped: bool
     """False where old pages stay in the log: another process reads them, or the disk is full."""
 
@@ -102,7 +102,7 @@ def forget(
         reference=reference,
         snapshots=snapshots,
         runs=[folder.name for folder in folders],
-        backups=[str(path) for path in backup_files(home)],
+        backups=[str(path) for path in (*backup_files(home), *other_copies(home))],
         is_wiped=_wipe(db),
     )
 

@@ -263,6 +263,14 @@ def test_a_deletion_leaves_no_word_and_rewrites_no_file_while_others_chat(
         assert CANARY.encode() not in path.read_bytes(), path
 
 
+def test_a_deletion_names_copies_that_were_never_finished(db: Database, home: Home) -> None:
+    kept = [home.backups / "20260101T000000Z-replaced.db-wal", home.backups / "20260101T000000Z.db.7.part"]
+    for path in (*kept, home.root / "restored.part"):
+        path.touch()
+    named = forget(db, home, somebody(db, "ada")).backups
+    assert set(named) == {*map(str, kept), str(home.root / "restored.part")}
+
+
 def test_the_file_is_rewritten_once_after_a_deletion(db: Database, home: Home) -> None:
     assert not scrub(db)
     a_turn(db, ada := somebody(db, "ada"), ["long" * 4000])

@@ -236,10 +236,10 @@ def test_database_its_log_and_copies_of_it_are_their_owners_alone(home: Home, tm
     assert [stat.S_IMODE(path.stat().st_mode) for path in (home.database, aside)] == [0o600] * 2
 
 
-def test_rotation_keeps_hours_days_weeks_and_what_has_a_label(home: Home) -> None:
+def test_rotation_keeps_hours_days_weeks_and_what_somebody_named(home: Home) -> None:
     for hour in range(24 * 60):
         backup_path(home, 1_700_000_000 + hour * 3600).touch()
-    labelled = backup_path(home, 1_600_000_000, "before-migration")
+    labelled = home.backups / "20200913T122640Z-before-the-move.db"
     labelled.touch()
     rotate(home)
     left = backup_files(home)
@@ -270,6 +270,16 @@ def test_daily_backups_are_kept_for_a_week_and_then_weekly(home: Home) -> None:
     rotate(home)
     days = [(made_at(path) or 0.0) // 86400 - 1_700_000_000 // 86400 for path in backup_files(home)]
     assert days == [59, 58, 57, 56, 55, 54, 53, 50, 43]  # and not 24 of them
+
+
+@pytest.mark.parametrize("label", ["before-migration", "replaced"])
+def test_a_copy_that_a_migration_or_a_restore_made_goes_after_four_weeks(home: Home, label: str) -> None:
+    now = 1_700_000_000
+    old, new = (backup_path(home, now - days * 86400, label) for days in (29, 27))
+    for path in (old, log := old.with_name(f"{old.name}-wal"), new, newest := backup_path(home, now)):
+        path.touch()
+    assert set(rotate(home)) == {old, log}
+    assert backup_files(home) in ([newest, new], [new, newest])
 
 
 def test_a_half_written_backup_goes_once_it_is_a_day_old(home: Home) -> None:

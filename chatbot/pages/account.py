@@ -140,7 +140,7 @@ def account_page(
         f'<div class="card" id="delete"><h2>Delete me</h2>{_said(delete_problem)}'
         "<p>Deletes your account, chats and rankings, and the files of nights that read them. It cannot be "
         "undone. A version that has learned from you keeps what it learned until another serves, and backups "
-        "keep your words until they are rotated out.</p>"
+        "keep your words until they are rotated out, for four weeks where no operator keeps them longer.</p>"
         '<form method="post" action="/account/delete#delete">'
         f"{_password_field('Password', 'password', 'current-password', id='delete-password')}"
         '<button class="quiet">Delete everything of mine</button></form></div>'
