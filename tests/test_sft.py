@@ -1,6 +1,8 @@
 """trainer/sft.py: what is imitated, when it stops, and how the result becomes the reference."""
 
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from tests.learners import CPU, END, a_learner, delta_norm, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
 from tests.test_outcome import held_after_canaries, hold
-from tests.test_team import free_port
+from tests.test_team import free_port, launcher
 from trainer import publish, sft
 from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS, Reply, logprobs_of
@@ -180,6 +182,19 @@ def test_two_processes_learn_what_one_does(tiny_directory: Path, tmp_path: Path)
 
 
 # The stage as a recorded run
+
+
+def test_processes_that_were_launched_together_fine_tune_as_one_run(
+    db: Database, home: Home, tiny_base: Base
+) -> None:
+    """The chief claims it, and the other member writes nothing."""
+    import_politeness(db)
+    command = [*launcher(2), "trainer", "sft", f"--model={tiny_base.directory}", "--sft-lr=0.01"]
+    environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = runs.list_all(db)
+    assert (run.state, run.version, versions.serving(db).reference) == ("published", *["v000001"] * 2)
 
 
 def a_stage(db: Database, home: Home, base: Base, **changes: Any) -> Run:

@@ -122,13 +122,17 @@ def test_one_process_alone_hears_itself() -> None:
     assert SOLO.sum([1.5]) == [1.5] and SOLO.broadcast("x") == "x"
 
 
+def launcher(processes: int) -> list[str]:
+    """What launches so many of a module that is named after it; --multi_gpu: on a CPU it takes gloo."""
+    flags = [f"--num_processes={processes}", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
+    flags += ["--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m"]
+
+
 def a_refresh(home: Path, model: Path, config: Any, processes: int) -> Any:
     """The figures of `trainer refresh` in its own process, or in several by `accelerate launch`."""
-    alone = [sys.executable, "-m"]
-    launched = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
-    launched += ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launched += [f"--main_process_port={free_port()}", "-m"]  # --multi_gpu: on a CPU it takes gloo
-    command = [*(launched if processes > 1 else alone), "trainer", "refresh", f"--model={model}"]
+    launched = launcher(processes) if processes > 1 else [sys.executable, "-m"]
+    command = [*launched, "trainer", "refresh", f"--model={model}"]
     environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *to_flags(config)], env=environment, capture_output=True, text=True)
     db = Database(home / "nightschool.db")

@@ -51,23 +51,35 @@ class TooFewDemonstrations(Problem):
 
 
 def fine_tune(
-    db: Database, home: Home, base: Base, config: RefreshConfig, run: Run, *, quiet: bool = False
+    db: Database,
+    home: Home,
+    base: Base,
+    config: RefreshConfig,
+    run: Run,
+    *,
+    quiet: bool = False,
+    team: Team = SOLO,
 ) -> Run:
     """Learn from the demonstrations and make the result the reference; what serves stays.
 
-    `run` is claimed by the caller; it is finished here whatever happens. Raises TooFewDemonstrations,
-    Cancelled and what else went wrong after recording it; that imitation helped nothing is a normal return.
+    `run` is claimed by the caller; the chief of `team` finishes it here whatever happens. Raises
+    TooFewDemonstrations, Cancelled and what else went wrong after recording it; that imitation helped nothing
+    is a normal return.
     """
     with (
-        recorded(db, run, TooFewDemonstrations),
-        Progress(db, run, stages=FINE_TUNING, quiet=quiet) as progress,
+        recorded(db, run, TooFewDemonstrations, team=team),
+        Progress(db, run, stages=FINE_TUNING, quiet=quiet, silent=not team.is_chief) as progress,
     ):
         before = versions.serving(db).reference
         folder = home.runs / run.id
         prompts = shipped_gate_prompts(base, config)  # a file that is none must not cost the training
-        found = _freeze_demonstrations(db, folder, config, run, progress)
+        chosen = _freeze_demonstrations(db, folder, config, run, progress) if team.is_chief else []
+        found = team.broadcast(chosen)
         policy = training_policy(base, config)
-        report = _imitate(policy, found, config, progress)
+        report = _imitate(policy, found, config, progress, team)
+        team.leave()
+        if not team.is_chief:
+            return run
         if report["sft"]["best_epoch"] == 0:
             reason = "Imitating the demonstrations made no held-out reply likelier: the reference stays."
             return finish(db, run, state="refused", reason=reason)
@@ -96,7 +108,7 @@ def _freeze_demonstrations(
 
 
 def _imitate(
-    policy: Policy, found: Sequence[Demonstration], config: RefreshConfig, progress: Progress
+    policy: Policy, found: Sequence[Demonstration], config: RefreshConfig, progress: Progress, team: Team
 ) -> dict[str, Any]:
     """Train the adapter `reference`, and tell what it was taught by."""
     taught, held_out = (as_replies(part, policy.base) for part in split(found))
@@ -109,7 +121,7 @@ def _imitate(
         progress.log(step, metrics)
         progress.tell(fraction, message)
 
-    result = train_sft(policy, "reference", taught, held_out, config, tell=tell)
+    result = train_sft(policy, "reference", taught, held_out, config, tell=tell, team=team)
     return {
         "parent": BASE_VERSION,
         "reference": None,

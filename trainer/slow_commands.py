@@ -111,15 +111,19 @@ def sft(home: Home, db: Database, arguments: argparse.Namespace) -> int:
     """Stage 1: fine-tunes on demonstrations; the result is the reference, which PPO stays near."""
     from trainer.sft import fine_tune
 
-    config = config_from(arguments)
+    config, team = config_from(arguments), _team()
     base = _load_base(config.model, home)
-    done = fine_tune(db, home, base, config, _claim(db, config, "sft"))
+    done = fine_tune(db, home, base, config, _claim(db, config, "sft", team), team=team)
+    if not team.is_chief:
+        return 0
     _show_run(done, [], as_json=arguments.json)
     return EXIT_REFUSED if done.state == "refused" else 0
 
 
-def _claim(db: Database, config: RefreshConfig, kind: str) -> Run:
-    claimed = runs.claim(db, runs.new_key(kind), config=asdict(config))
+def _claim(db: Database, config: RefreshConfig, kind: str, team: "Team") -> Run:
+    """A run of one's own, which the chief claims for all."""
+    key = runs.new_key(kind)
+    claimed = team.broadcast(runs.claim(db, key, config=asdict(config)) if team.is_chief else None)
     if claimed is None:
         raise Busy('Another run is under way - wait for it, or look at "trainer runs".')
     return claimed
@@ -129,9 +133,7 @@ def _begin(home: Home, db: Database, arguments: argparse.Namespace, kind: str, u
     """Claims a new run, once all that it needs is there."""
     config, team = config_from(arguments), _team()
     base = _load_base(config.model, home)
-    run = team.broadcast(_claim(db, config, kind) if team.is_chief else None)
-    assert run is not None, "the chief has claimed one or said why not"
-    return _night(home, db, arguments, base, run, until, team)
+    return _night(home, db, arguments, base, _claim(db, config, kind, team), until, team)
 
 
 def _go_on(home: Home, db: Database, arguments: argparse.Namespace, run_id: str, until: "Stage") -> int:
