@@ -36,7 +36,7 @@ def turn(db: Database, ada: Person) -> Message:
 
 
 def view(db: Database, person: Person, turn: Message) -> dict[str, Any]:
-    return boards.board_view(db, Quiet(), person, turn.id, look=7)
+    return boards.board_view(db, Quiet(), person, turn.id)
 
 
 def sent(db: Database, person: Person, turn: Message, ranks: dict[str, int], **more: Any) -> Payload:

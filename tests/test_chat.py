@@ -142,6 +142,14 @@ def test_a_refused_message_leaves_the_page_where_it_was(actions: Actions, ada: P
     assert page[2]["reason"] == "Why."
 
 
+def test_every_part_of_the_page_says_which_look_asked_for_it(actions: Actions, ada: Person) -> None:
+    turn_id = sent(actions, ada)
+    (turn, _), (blank, _) = (actions.stay(ada, Payload({"turn_id": t, "look": 3})) for t in (turn_id, ""))
+    found = actions.search_chats(ada, Payload({"search": "Hello", "look": 3}))
+    for part in (*turn, *blank, found):
+        assert (part["look"], part["default_replies"]) == (3, actions.config.replies)
+
+
 OWN_THINGS = (
     "revisit regenerate branch send save_ranking withdraw demonstrate stop_reply stop_turn"
     " open_chat switch_branch rename_chat export_chat delete_chat set_training"

@@ -374,7 +374,7 @@ def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_agai
         soon.setattr(turns_module, "DEADLINE", 0.1)
         live = done(turns.send(ada, "Hello.", replies=2))
     assert [(row.finish_reason, row.content) for row in stored(db, live)] == [("interrupted", "")] * 2
-    board = board_view(db, turns, ada, live.turn_id, look=0)
+    board = board_view(db, turns, ada, live.turn_id)
     assert board["replies"] == []  # the page says so in a sentence, and offers to regenerate
     may_step.set()
     assert [row.finish_reason for row in stored(db, done(turns.regenerate(ada, live.turn_id, 1)))] == [

@@ -17,7 +17,7 @@ from chatbot.pages import history as histories
 from chatbot.pages import sidebar as sidebars
 from chatbot.pages import words
 from chatbot.pages.board import View
-from chatbot.pages.composer import composer_view
+from chatbot.pages.composer import Answer, composer_view
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
 from data import conversations, messages, people, rankings
@@ -28,6 +28,8 @@ from data.records import Message, Person
 MESSAGE_LENGTH = 200_000
 """Longer texts are not even read; `Turns` refuses from 32,000 characters with a sentence."""
 
+_NONE = Answer()
+"""The page waits for no message."""
 Page = tuple[View, View, View, View]
 """What the page shows: history, board, composer, sidebar."""
 
@@ -62,23 +64,31 @@ class Actions:
     # What the page shows
 
     def show(
-        self, person: Person, conversation_id: str, look: int, turn_id: str = "", **answer: object
+        self, person: Person, conversation_id: str, look: int, turn_id: str = "", answer: Answer = _NONE
     ) -> Page:
         """The whole page at a turn of a conversation: the given one, else the latest; empty is a new chat."""
-        count = self.config.replies
-        side = sidebars.sidebar_view(self.db, self.turns, person, conversation_id, look, count)
-        composer = composer_view(conversation_id, look, count, **answer)
-        if not conversation_id:
-            return histories.empty_history(look, count), boards.empty_board(look), composer, side
-        conversation = conversations.get(self.db, conversation_id, person.id)
-        turn_id = turn_id or histories.latest_turn_id(self.db, conversation_id)
-        history = histories.history_view(self.db, person, conversation, turn_id, look, count)
-        board = self.board(person, turn_id, look) if turn_id else boards.empty_board(look)
-        return history, board, composer, side
+        side = self.sidebar(person, conversation_id, look)
+        composer = self._asked(look, composer_view(conversation_id, answer))
+        history = histories.empty_history()
+        if conversation_id:
+            conversation = conversations.get(self.db, conversation_id, person.id)
+            turn_id = turn_id or histories.latest_turn_id(self.db, conversation_id)
+            history = histories.history_view(self.db, person, conversation, turn_id)
+        return self._asked(look, history), self.board(person, turn_id, look), composer, side
 
     def board(self, person: Person, turn_id: str, look: int) -> View:
-        """The board alone."""
-        return boards.board_view(self.db, self.turns, person, turn_id, look, self.config.replies)
+        """The board alone; empty without a turn."""
+        view = boards.board_view(self.db, self.turns, person, turn_id) if turn_id else boards.empty_board()
+        return self._asked(look, view)
+
+    def sidebar(self, person: Person, conversation_id: str, look: int, search: str = "") -> View:
+        """The sidebar alone."""
+        view = sidebars.sidebar_view(self.db, self.turns, person, conversation_id, search)
+        return self._asked(look, view)
+
+    def _asked(self, look: int, view: View) -> View:
+        """A part of the page, with the look that asked for it and how many replies a message usually gets."""
+        return view | {"look": look, "default_replies": self.config.replies}
 
     # What a person does: each takes who asks and what the browser sent
 
@@ -89,31 +99,25 @@ class Actions:
         answer may have been lost.
         """
         conversation_id, pending = sent.text("conversation_id"), sent.text("pending")
-        answer: View = {"answered": pending, "is_sent": True} if self._stored(person, pending) else {}
-        page = self.show(person, conversation_id, sent.look, **answer)
+        answer = Answer(pending, is_sent=True) if self._stored(person, pending) else _NONE
+        page = self.show(person, conversation_id, sent.look, answer=answer)
         return page, str(page[1]["turn_id"])
 
     def stay(self, person: Person, sent: Payload, reason: str = "") -> tuple[Page, str]:
         """Where the person was when something went wrong; an empty page where even that cannot be shown."""
-        answer: View = {"answered": sent.text("key"), "is_sent": False, "reason": reason}
+        answer = Answer(sent.text("key"), is_sent=False, reason=reason)
         try:
             turn_id = sent.text("turn_id")
             here = self.own_turn(person, turn_id).conversation_id if turn_id else sent.text("conversation_id")
-            page = self.show(person, here, sent.look, turn_id, **answer)
+            page = self.show(person, here, sent.look, turn_id, answer)
         except Problem:
-            page = self.show(person, "", sent.look, **answer)
+            page = self.show(person, "", sent.look, answer=answer)
         return page, str(page[1]["turn_id"])
 
     def unsent(self, sent: Payload, reason: str) -> View:
         """The composer's answer where the page cannot be shown: the message was not taken."""
-        return composer_view(
-            sent.text("conversation_id"),
-            sent.look,
-            self.config.replies,
-            answered=sent.text("key"),
-            is_sent=False,
-            reason=reason,
-        )
+        answer = Answer(sent.text("key"), is_sent=False, reason=reason)
+        return self._asked(sent.look, composer_view(sent.text("conversation_id"), answer))
 
     def revisit(self, person: Person, sent: Payload) -> tuple[Page, str]:
         """Go back to an earlier turn, to rank it or to go on from there."""
@@ -218,11 +222,7 @@ class Actions:
     def search_chats(self, person: Person, sent: Payload, **more: object) -> View:
         """The sidebar, filtered by what stands in the search box."""
         search = sent.text("search", sidebars.SEARCH_LENGTH)
-        here = sent.text("conversation_id")
-        view = sidebars.sidebar_view(
-            self.db, self.turns, person, here, sent.look, self.config.replies, search
-        )
-        return view | more
+        return self.sidebar(person, sent.text("conversation_id"), sent.look, search) | more
 
     def rename_chat(self, person: Person, sent: Payload) -> View:
         target = sidebars.target(self.db, person, sent)
@@ -251,8 +251,7 @@ class Actions:
                 self.turns.stop(person, message.id)
         conversations.delete(self.db, gone)
         *page, _ = self.show(person, left, sent.look, turn)
-        search, count = sent.text("search", sidebars.SEARCH_LENGTH), self.config.replies
-        side = sidebars.sidebar_view(self.db, self.turns, person, left, sent.look, count, search)
+        side = self.sidebar(person, left, sent.look, sent.text("search", sidebars.SEARCH_LENGTH))
         return (page[0], page[1], page[2], side), str(page[1]["turn_id"])
 
     def _stored(self, person: Person, key: str) -> Message | None:
@@ -293,5 +292,5 @@ class Actions:
         return 2 if wanted == 1 and draw < self.config.compare_share * 2**64 else wanted
 
     def _shown(self, person: Person, turn: Message, sent: Payload) -> tuple[Page, str]:
-        answer = {"answered": sent.text("key"), "is_sent": True}
-        return self.show(person, turn.conversation_id, sent.look, turn.id, **answer), turn.id
+        answer = Answer(sent.text("key"), is_sent=True)
+        return self.show(person, turn.conversation_id, sent.look, turn.id, answer), turn.id

@@ -58,9 +58,9 @@ class Board(gr.HTML):
         )
 
 
-def empty_board(look: int = 0) -> View:
-    """A board that shows nothing."""
-    return {"look": look, "turn_id": "", "replies": []}
+def empty_board() -> View:
+    """A board that shows nothing, as it is before the page has asked for anything."""
+    return {"look": 0, "turn_id": "", "replies": []}
 
 
 def shown_replies(db: Database, turn_id: str, person_id: str) -> list[Message]:
@@ -97,9 +97,7 @@ def latest_edits(db: Database, turn_id: str, person_id: str) -> dict[str, Messag
     }
 
 
-def board_view(
-    db: Database, turns: Turns, person: Person, turn_id: str, look: int, default_replies: int = 4
-) -> View:
+def board_view(db: Database, turns: Turns, person: Person, turn_id: str) -> View:
     """What the board shows of a turn now, whether it is being written or long ended."""
     live = turns.live(turn_id)
     turn = messages.get(db, turn_id)
@@ -113,7 +111,6 @@ def board_view(
     ]
     is_writing = live is not None and not live.is_done
     return {
-        "look": look,
         "conversation_id": turn.conversation_id,
         "turn_id": turn_id,
         "replies": views,
@@ -122,7 +119,6 @@ def board_view(
         "queue": live.queue_position if live and is_writing else 0,
         "dropped": live.dropped if live else 0,
         "is_cut_off": not shown and _was_cut_off(db, turn_id),
-        "default_replies": default_replies,
     }
 
 

@@ -1,5 +1,6 @@
 """The composer: where a message is written, sent and stopped."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -21,14 +22,17 @@ class Composer(gr.HTML):
         )
 
 
-def composer_view(conversation_id: str, look: int, default_replies: int, **answer: object) -> View:
-    """The composer of a conversation; `answered`, `is_sent` and `reason` tell what became of a message."""
-    return {
-        "look": look,
-        "conversation_id": conversation_id,
-        "default_replies": default_replies,
-        "answered": "",
-        "is_sent": False,
-        "reason": "",
-        **answer,
-    }
+@dataclass(frozen=True)
+class Answer:
+    """What became of a message that the page waits to hear of."""
+
+    answered: str = ""
+    """The message's key; empty where the page waits for none."""
+    is_sent: bool = False
+    reason: str = ""
+    """Why it was not taken, as a sentence."""
+
+
+def composer_view(conversation_id: str, answer: Answer) -> View:
+    """The composer of a conversation."""
+    return {"conversation_id": conversation_id, **asdict(answer)}

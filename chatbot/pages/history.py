@@ -29,16 +29,9 @@ class History(gr.HTML):
         )
 
 
-def empty_history(look: int, default_replies: int) -> View:
+def empty_history() -> View:
     """A new chat."""
-    return {
-        "look": look,
-        "conversation_id": "",
-        "title": "",
-        "turns": [],
-        "is_latest": True,
-        "default_replies": default_replies,
-    }
+    return {"conversation_id": "", "title": "", "turns": [], "is_latest": True}
 
 
 def latest_turn_id(db: Database, conversation_id: str) -> str:
@@ -47,9 +40,7 @@ def latest_turn_id(db: Database, conversation_id: str) -> str:
     return turn.id if turn else ""
 
 
-def history_view(
-    db: Database, person: Person, conversation: Conversation, turn_id: str, look: int, default_replies: int
-) -> View:
+def history_view(db: Database, person: Person, conversation: Conversation, turn_id: str) -> View:
     """The turns on the path to `turn_id`; of that one only the message, as the board shows its replies.
 
     Each turn names its `branches`: the turns that stand in its place, itself among them.
@@ -64,12 +55,10 @@ def history_view(
         elif turns:
             turns[-1] |= _settled(db, person, message)
     return {
-        "look": look,
         "conversation_id": conversation.id,
         "title": conversation.title,
         "turns": turns,
         "is_latest": turn_id == latest_turn_id(db, conversation.id),
-        "default_replies": default_replies,
     }
 
 

@@ -31,15 +31,7 @@ class Sidebar(gr.HTML):
         )
 
 
-def sidebar_view(
-    db: Database,
-    turns: Turns,
-    person: Person,
-    conversation_id: str,
-    look: int,
-    default_replies: int,
-    search: str = "",
-) -> View:
+def sidebar_view(db: Database, turns: Turns, person: Person, conversation_id: str, search: str = "") -> View:
     """What the sidebar shows while this conversation is open.
 
     Empty is a new one: of that only the page knows whether nights may learn from it, and says so with `send`.
@@ -47,7 +39,6 @@ def sidebar_view(
     found = conversations.list_for(db, person.id, search, MOST_CHATS + 1)
     may_train = conversations.get(db, conversation_id, person.id).may_train if conversation_id else None
     return {
-        "look": look,
         "conversation_id": conversation_id,
         "chats": [{"id": chat.id, "title": chat.title} for chat in found[:MOST_CHATS]],
         "has_more": len(found) > MOST_CHATS,
@@ -56,7 +47,6 @@ def sidebar_view(
         "version": version_view(db, person, turns.engine.version),
         "name": person.name,
         "links": links_for(person),
-        "default_replies": default_replies,
         "file": None,
     }
 
