@@ -23,6 +23,7 @@ from data.files import file_to_be, lock_at, private_file
 from data.home import Home
 from data.schema import MIGRATIONS, prepare, unknown_migrations
 from data.sqlite_errors import Damaged, as_sentences
+from data.text import folded
 
 if TYPE_CHECKING:
     import sqlite3
@@ -193,9 +194,10 @@ class Database:
 
 
 def connect(path: Path, busy_seconds: float = BUSY_SECONDS, pragmas: Sequence[str] = PRAGMAS) -> Connection:
-    """A connection in autocommit mode with this project's pragmas."""
+    """A connection in autocommit mode with this project's pragmas, and `folded` (text.py) for its queries."""
     conn = sqlite3.connect(str(path), timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     conn.row_factory = Row
+    conn.create_function("folded", 1, folded, deterministic=True)
     for pragma in pragmas:
         conn.execute(f"PRAGMA {pragma}")
     return conn

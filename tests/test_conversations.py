@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data import conversations, messages, rankings
+from data import conversations, messages, people, rankings
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Sampling
@@ -79,6 +79,12 @@ def test_search_looks_into_titles_and_texts_and_takes_signs_as_signs(
         chat = conversations.create(db, ada.id, "a title")
         conversations.add_user_message(db, chat.id, None, text, ada.id)
     assert len(conversations.list_for(db, ada.id, words)) == found
+
+
+@pytest.mark.parametrize("words", ["äpfel", "ÄPFEL", "a\u0308pfel", "STRASSE", "привет"])
+def test_search_finds_words_in_whichever_case_and_form_they_were_typed(db: Database, words: str) -> None:
+    ask(db, "Äpfel in der Straße, ПРИВЕТ")
+    assert len(conversations.list_for(db, people.list_all(db)[0].id, words)) == 1
 
 
 def test_a_conversation_can_be_renamed_and_kept_from_training(db: Database) -> None:
