@@ -1,4 +1,4 @@
-"""What runs learned from, by id, so that a deletion finds the versions that it reaches.
+"""What a run learned from, by id, so that a deletion finds the versions that it reaches.
 
 Directly (`run_rankings`): from the rankings of its snapshot, or the demonstrations of its file. Besides these
 (`run_lessons`): from messages that it practised on or imitated, and from rankings of earlier nights, which
