@@ -18,7 +18,8 @@ from data.home import Home
 from tests.operating import start_run
 from trainer import outcome
 from trainer.outcome import finish, recorded
-from trainer.progress import HELD_UP, SHUT_DOWN, Cancelled, ShutDown
+from trainer.progress import Cancelled
+from trainer.reasons import HELD_UP, SHUT_DOWN, ShutDown
 from trainer.team import Deserted, Team
 from trainer.watch import take_up
 

@@ -42,8 +42,9 @@ from trainer.guards import Guards
 from trainer.improving import _choose_once, improve_policy, shown_samples
 from trainer.night import Night, begin
 from trainer.probes import probe
-from trainer.progress import HELD_UP, Cancelled, Progress, ShutDown
+from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
+from trainer.reasons import HELD_UP, ShutDown
 from trainer.refresh import NothingToLearn, Stage, refresh
 from trainer.reward import length_preference
 from trainer.team import SOLO

@@ -24,7 +24,7 @@ from tests.flags import to_flags
 from tests.nights import tiny_night
 from tests.test_watch import wait_for
 from trainer.__main__ import run
-from trainer.progress import SHUT_DOWN
+from trainer.reasons import SHUT_DOWN
 
 COMMANDS = [
     *("refresh", "watch", "schedule", "simulate", "measure", "sft", "reward", "score", "ppo", "gate"),

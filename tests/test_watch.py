@@ -26,7 +26,7 @@ from data.home import Home, open_home
 from data.records import Run, Schedule
 from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
-from trainer.progress import SHUT_DOWN, reason_of
+from trainer.reasons import SHUT_DOWN, reason_of
 from trainer.watch import Watcher, claim_due, cores, last_slot, log_file, next_night
 
 NIGHT = datetime(2026, 11, 21, 3, 30, tzinfo=UTC).timestamp()

@@ -19,8 +19,8 @@ from data.database import Database, open_database
 from data.home import Home, open_home
 from trainer import commands, slow_commands
 from trainer.config import RefreshConfig
-from trainer.progress import ShutDown
 from trainer.prune import KEEP
+from trainer.reasons import ShutDown
 
 _QUICK = "A shorter night, to try things out: one reward model, at most 8 updates and 150 gate prompts."
 

@@ -12,18 +12,12 @@ from data import runs
 from data.database import Database
 from data.errors import Locked, Problem, disk_full
 from data.records import Run, RunState
-from trainer.progress import Cancelled, ShutDown, end_of, reason_of
+from trainer.progress import Cancelled
+from trainer.reasons import ShutDown, reason_of
 from trainer.team import SOLO, Deserted, Team
 
 PATIENCE = 120.0
 """Seconds to wait for the database when a run ends: nothing else is left to do."""
-
-_ENDS: dict[type[BaseException], RunState] = {
-    Cancelled: "cancelled",
-    Locked: "interrupted",
-    Deserted: "interrupted",
-    KeyboardInterrupt: "interrupted",
-}
 
 _DESERTED = "A process of the team ended, whose last words its launcher has shown - launch all of them again."
 
@@ -38,13 +32,24 @@ def recorded(db: Database, run: Run, too_little: type[Problem], *, team: Team = 
     try:
         yield
     except BaseException as error:
-        state, reason = end_of(error, {too_little: "nothing_to_learn", **_ENDS}), _reason(error, run, team)
+        state, reason = _state(error, too_little), _reason(error, run, team)
         # The lease was lost, and whoever holds it now has written this run off; or nothing can be written
         # here. What ended the run is told all the same, by the error itself.
         with suppress(Problem):
             if team.is_chief:
                 finish(db, run, state=state, reason=reason)
         raise
+
+
+def _state(error: BaseException, too_little: type[Problem]) -> RunState:
+    ends: dict[type[BaseException], RunState] = {
+        too_little: "nothing_to_learn",
+        Cancelled: "cancelled",
+        Locked: "interrupted",
+        Deserted: "interrupted",
+        KeyboardInterrupt: "interrupted",
+    }
+    return next((state for kind, state in ends.items() if isinstance(error, kind)), "failed")
 
 
 def _reason(error: BaseException, run: Run, team: Team) -> str:

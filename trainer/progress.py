@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from data import runs
 from data.database import Database
-from data.errors import Locked, Problem, disk_full, out_of_memory
-from data.records import FINE_TUNING_STAGES, NIGHT_STAGES, Run, RunState
+from data.errors import Problem
+from data.records import FINE_TUNING_STAGES, NIGHT_STAGES, Run
 
 log = logging.getLogger(__name__)
 
@@ -33,31 +33,6 @@ class Cancelled(Problem):
     """The operator cancelled the run, or another process took its lease."""
 
     exit_code = 4
-
-
-SHUT_DOWN = "It was stopped because the server or the machine shut down."
-HELD_UP = "It was held up"
-"""How the reason begins where others held the database for too long: later it may do."""
-
-
-class ShutDown(KeyboardInterrupt):
-    """SIGTERM: what started this process shuts down; nobody meant to end the run itself."""
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a run ended, as it is recorded."""
-    if isinstance(error, ShutDown):
-        return SHUT_DOWN
-    if isinstance(error, KeyboardInterrupt):
-        return "It was stopped by Ctrl-C."
-    if isinstance(error, Locked):
-        return f"{HELD_UP}: {error}"
-    return str(out_of_memory(error) or disk_full(error) or error) or type(error).__name__
-
-
-def end_of(error: BaseException, ends: Mapping[type[BaseException], RunState]) -> RunState:
-    """The state in which a run ends with this error: by its kind, else `failed`."""
-    return next((state for kind, state in ends.items() if isinstance(error, kind)), "failed")
 
 
 class Progress:

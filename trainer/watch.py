@@ -30,7 +30,7 @@ from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
 from data.runfolder import LOG, TAKEN_UP
-from trainer.progress import HELD_UP, SHUT_DOWN
+from trainer.reasons import KILLED, SHUT_DOWN, is_worth_resuming
 from trainer.schedule import due, slot_time
 from trainer.upkeep import Upkeep
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 5.0
 _DAY_SECONDS = 86400.0
-_KILLED = "The training process was killed"
 _NO_MEMORY = (
     " - the machine was probably out of memory: close other programs, or learn with --quick, a smaller "
     "--minibatch or a smaller --model"
@@ -99,12 +98,10 @@ def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None
     a run, across restarts: it may be the run itself that gets its process killed.
     """
     run = runs.latest(db)
-    if run is None or run.state != "interrupted" or run.cancel_requested:
+    if run is None or not is_worth_resuming(run):
         return None
     ended_at = run.finished_at or now
-    is_night = run.kind in ("slot", "manual")
-    may_go_on = run.reason in (runs.LEASE_EXPIRED, SHUT_DOWN) or run.reason.startswith((_KILLED, HELD_UP))
-    if not (is_night and may_go_on) or now - ended_at > _DAY_SECONDS:
+    if now - ended_at > _DAY_SECONDS:
         return None
     mark = home.runs / run.id / TAKEN_UP
     is_free = run.reason == SHUT_DOWN and ended_at <= since
@@ -200,9 +197,7 @@ class Watcher:
             return
         code, run = self._child.wait(), self._run
         how = (
-            f"{_KILLED} by signal {-code}"
-            if code < 0
-            else f"The training process ended with exit code {code}"
+            f"{KILLED} by signal {-code}" if code < 0 else f"The training process ended with exit code {code}"
         )
         with self.db.write():
             now = runs.get(self.db, run.id)
