@@ -219,8 +219,11 @@ def add_edit(db: Database, reply_id: str, content: str, author_id: str) -> Messa
         return messages.get(db, id)
 
 
-def add_written_reply(db: Database, turn_id: str, content: str, author_id: str | None) -> Message:
-    """A finished reply that no version of ours wrote: imported, or (with an author) a demonstration."""
+def add_written_reply(
+    db: Database, turn_id: str, content: str, author_id: str | None, is_cut: bool = False
+) -> Message:
+    """A finished reply that no version of ours wrote: imported, or (with an author) a demonstration. `is_cut`
+    where its model was stopped before it came to an end."""
     with db.write() as conn:
         turn = _turn(db, turn_id)
         id = messages.insert(
@@ -230,7 +233,7 @@ def add_written_reply(db: Database, turn_id: str, content: str, author_id: str |
             role="assistant",
             content=content,
             author_id=author_id,
-            finish_reason="stop",
+            finish_reason="length" if is_cut else "stop",
         )
         return messages.get(db, id)
 

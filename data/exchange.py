@@ -20,6 +20,7 @@ from data.errors import Refused, no_file
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
 from data.snapshots import stream_turns
+from data.text import to_json
 
 BATCH = 100
 """Rows imported in one transaction."""
@@ -135,19 +136,20 @@ def _judged(rows: Iterable[Any], fmt: str, skipped: list[str]) -> Iterator[tuple
 
 def _labelled(rows: Iterable[Any], skipped: list[str]) -> Iterator[tuple[int, Judged]]:
     """KTO's rows by prompt: only together do they compare anything."""
-    prompts: dict[str, tuple[int, Messages, list[tuple[str, bool]]]] = {}
+    prompts: dict[str, tuple[int, Messages, dict[str, tuple[bool, int]]]] = {}
     for line, row in _numbered(rows, skipped):
         try:
             prompt, reply, label = label_of(row)
         except Refused as error:
             skipped.append(_left_out(line, error))
             continue
-        labels = prompts.setdefault(json.dumps(prompt), (line, prompt, []))[2]
-        if reply not in [known for known, _ in labels]:
-            labels.append((reply, label))
+        labels = prompts.setdefault(json.dumps(prompt), (line, prompt, {}))[2]
+        said, first = labels.setdefault(reply, (label, line))
+        if said != label:
+            skipped.append(f"Line {line} is left out: line {first} labels the same reply {to_json(said)}.")
     for line, prompt, labels in prompts.values():
         try:
-            yield line, judged_labels(prompt, labels)
+            yield line, judged_labels(prompt, [(reply, label) for reply, (label, _) in labels.items()])
         except Refused as error:
             skipped.append(_left_out(line, error))
 
@@ -162,7 +164,11 @@ def _store(db: Database, person: Person, entry: Judged) -> bool:
     parent = conversations.add_history(db, chat, entry.prompt[:-1])
     turn = conversations.add_user_message(db, chat.id, parent, entry.prompt[-1]["content"], person.id, key)
     author = None if entry.places else person.id
-    replies = [conversations.add_written_reply(db, turn.id, reply, author) for reply in entry.replies]
+    cut = entry.cut or (False,) * len(entry.replies)
+    replies = [
+        conversations.add_written_reply(db, turn.id, reply, author, is_cut)
+        for reply, is_cut in zip(entry.replies, cut, strict=True)
+    ]
     if entry.places:
         placed = zip(replies, entry.places, strict=True)
         rankings.save(

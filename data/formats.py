@@ -24,8 +24,8 @@ FORMATS = {
     "preference": 'TRL: {"prompt": [...], "chosen": [reply], "rejected": [reply]}, a row a pair, no ties',
     "kto": 'TRL unpaired: {"prompt": [...], "completion": [reply], "label": bool}: best and worst place',
     "sft": '{"messages": [...]}, ending with a reply that a person wrote',
-    "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source", "reasons",'
-    ' "comment"}',
+    "tiers": 'all: {"prompt", "completions", "tiers": [[best], ..., [worst]], "kind", "source", "cut",'
+    ' "reasons", "comment"}',
     "hh": 'Anthropic: {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}',
     "normalised": '{"id", "prompt", "replies", "ranking": [best, ..., worst, ties as a list], "source"};'
     " best: a row a pair; never all bad",
@@ -46,19 +46,26 @@ class Judged:
     kind: RankingKind = "full"
     reasons: tuple[str, ...] = ()
     comment: str = ""
+    cut: tuple[bool, ...] = ()
+    """Whether each reply was cut off; empty where nothing tells."""
 
     def __post_init__(self) -> None:
         if not self.replies:
             raise Refused("there are no replies")
         if len(self.replies) > 1 and len(set(self.replies)) == 1 and self.kind != "all_bad":
             raise Refused("the replies are identical")
-        if self.prompt[-1]["role"] != "user" or any(not entry["content"].strip() for entry in self.prompt):
+        if self.prompt[-1]["role"] != "user" or any(map(_says_nothing, self.prompt)):
             raise Refused("the prompt does not end with a user's words, or has an empty message")
         roles = [entry["role"] for entry in self.prompt]
         if "system" in roles[1:] or roles[roles[0] == "system"] != "user":
             raise Refused("the dialogue does not begin with a user, after the system message if there is one")
         if self.places:
             check_kind(self.kind, self.places)
+
+
+def _says_nothing(entry: dict[str, str]) -> bool:
+    """Whether a message is empty that may not be: a model may have chosen to say nothing."""
+    return entry["role"] != "assistant" and not entry["content"].strip()
 
 
 def rows_of(turn: RankedTurn, fmt: str) -> Iterator[Row]:
@@ -78,6 +85,7 @@ def rows_of(turn: RankedTurn, fmt: str) -> Iterator[Row]:
             "tiers": tiers_of(turn.places),
             "kind": turn.kind,
             "source": turn.source,
+            "cut": list(turn.cut),
         }
     elif fmt == "normalised" and turn.kind != "all_bad":
         for id, replies, order in _orders(turn):
@@ -187,8 +195,11 @@ def _tiers(row: Row) -> Judged:
     kind, reasons, comment = row.get("kind", "full"), row.get("reasons", []), row.get("comment", "")
     if not isinstance(reasons, list) or not all(isinstance(one, str) for one in [*reasons, comment]):
         raise Refused("the reasons are not a list of texts, or the comment is no text")
+    cut = row.get("cut") or [False] * len(replies)
+    if not isinstance(cut, list) or [type(one) for one in cut] != [bool] * len(replies):
+        raise Refused("'cut' is not a list of true or false, one for each reply")
     prompt = _joined(_messages(row.get("prompt"), "user"))
-    return Judged(prompt, replies, places, kind, tuple(reasons), comment)
+    return Judged(prompt, replies, places, kind, tuple(reasons), comment, tuple(cut))
 
 
 def _normalised(row: Row) -> Judged:

@@ -104,6 +104,38 @@ def test_a_ranking_with_a_reply_that_says_nothing_comes_back_whole(
     assert [len(turn.replies) for turn in take_snapshot(other).turns] == [2 if fmt == "kto" else 3]
 
 
+@pytest.mark.parametrize("fmt", ["preference", "tiers", "normalised", "hh", "kto"])
+def test_a_ranking_after_a_reply_that_said_nothing_comes_back(
+    db: Database, other: Database, fmt: str
+) -> None:
+    ada = somebody(db)
+    silent = a_turn(db, ada, [""])[0]
+    turn = conversations.add_user_message(db, silent.conversation_id, silent.id, "Well?", ada.id)
+    written = [conversations.add_written_reply(db, turn.id, text, None) for text in ("yes", "no")]
+    rank(db, ada, written, [1, 2])
+    result = import_rows(other, export_rows(db, fmt), fmt)
+    assert (result.added, result.skipped) == (1, []) and rows(other, fmt) == rows(db, fmt)
+
+
+def test_tiers_say_which_replies_were_cut_off(db: Database, other: Database) -> None:
+    ada = somebody(db)
+    replies = a_turn(db, ada, ["whole", "cut o"])
+    with db.write() as conn:
+        conn.execute("UPDATE messages SET finish_reason = 'length' WHERE id = ?", (replies[1].id,))
+    rank(db, ada, replies, [1, 2])
+    assert import_rows(other, export_rows(db, "tiers"), "tiers").added == 1
+    assert [turn.cut for turn in take_snapshot(other).turns] == [(False, True)]
+    assert rows(other, "tiers") == rows(db, "tiers")
+
+
+def test_kto_rows_that_contradict_each_other_are_named_by_their_lines(db: Database) -> None:
+    said = [("a", True), ("b", False), ("a", False), ("b", False)]
+    given = [{"prompt": "Why?", "completion": reply, "label": label} for reply, label in said]
+    result = import_rows(db, given, "kto")
+    assert result.added == 1
+    assert result.skipped == ["Line 3 is left out: line 1 labels the same reply true."]
+
+
 def test_hh_comes_back_but_for_space_at_the_ends(filled: Database, other: Database) -> None:
     assert import_rows(other, export_rows(filled, "hh"), "hh").skipped == []
     assert [row.replace("\\n\\n\\n\\nAss", "\\n\\nAss") for row in rows(filled, "hh")] == rows(other, "hh")
