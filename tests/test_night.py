@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from chatbot.adapters import TENSORS
 from chatbot.basemodel import Base
 from data import runs, versions
 from data.comparisons import Snapshot
 from data.database import Database
-from data.errors import NotFound
+from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Run, Sampling
 from tests.adapter_files import make_version
@@ -65,6 +66,19 @@ def test_what_the_operator_gave_is_read_before_a_night_begins(
 ) -> None:
     with pytest.raises(NotFound, match="tpyo"):
         began(db, home, tiny_base, told, judging="tpyo.jsonl")
+
+
+def test_a_reference_whose_files_are_gone_is_replaced_by_another_reference(
+    db: Database, home: Home, tiny_base: Base, told: tuple[Run, Progress]
+) -> None:
+    """What serves is whole: to publish another version would mend nothing."""
+    name = make_version(db, home, tiny_base).name
+    versions.set_reference(db, name, actor="ada")
+    (home.adapters / versions.get(db, name).path / TENSORS).unlink()
+    with pytest.raises(Refused, match='are damaged - it is the reference: run "trainer reference base"'):
+        began(db, home, tiny_base, told)
+    versions.set_reference(db, "base", actor="ada")
+    assert began(db, home, tiny_base, told).reference is None
 
 
 def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(

@@ -77,8 +77,9 @@ def begin(
             'run "trainer publish base" first.'
         )
     anchor = team.broadcast(versions.reference(db, base.sha256))
-    for version in filter(None, (found, anchor)):
-        check_files(home, version)
+    check_files(home, found)
+    if anchor:
+        check_files(home, anchor, 'it is the reference: run "trainer reference base", or "trainer sft" again')
     return Night(
         db=db,
         home=home,

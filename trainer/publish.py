@@ -137,20 +137,20 @@ def verify_for(base: Base, directory: Path) -> Manifest:
     )
 
 
-def check_files(home: Home, version: Version) -> None:
+def check_files(home: Home, version: Version, remedy: str = "publish another version") -> None:
     """Refuses a version whose files are no longer those that were published (the base has none)."""
     if not version.path:
         return
     directory = home.adapters / version.path
     manifest = directory / MANIFEST
     if not manifest.is_file():
-        raise Refused(f"The files of version {version.name!r} are gone - publish another version.")
+        raise Refused(f"The files of version {version.name!r} are gone - {remedy}.")
     is_whole = hash_file(manifest) == version.sha256 and all(
         (directory / file).is_file() and hash_file(directory / file) == sha256
         for file, sha256 in read_manifest(directory).files.items()
     )
     if not is_whole:
-        raise Refused(f"The files of version {version.name!r} are damaged - publish another version.")
+        raise Refused(f"The files of version {version.name!r} are damaged - {remedy}.")
 
 
 def _copy(source: Path, directory: Path) -> None:
