@@ -66,7 +66,9 @@ class ChatFormat:
         return self._join(roles, [self._encode_content(m) for m in messages], add_reply_prompt)
 
     def fits(self, messages: Messages, room: int) -> bool:
-        """Whether the template knows their roles and they have at most `room` tokens."""
+        """Whether the template knows their roles and `fit` would leave out none of them for `room` tokens."""
+        if _last_length(messages) > MAX_CHARACTERS:
+            return False
         try:
             return len(self.encode(messages)) <= room
         except Refused:  # some templates have no place for a system message
@@ -87,7 +89,7 @@ class ChatFormat:
         What is far too old is not even tokenised, and few beginnings are tried: a conversation may be of any
         length. Raises Refused where the last message alone is too long.
         """
-        length = len(messages[-1]["content"]) if messages else 0
+        length = _last_length(messages)
         if length > MAX_CHARACTERS:
             raise Refused(
                 f"The message has {length:,} characters, more than {MAX_CHARACTERS:,} - shorten it."
@@ -209,6 +211,11 @@ class ChatFormat:
         if not isinstance(found, int):
             raise Problem("The model's chat template ends no turn - use an instruction-tuned model.")
         return found
+
+
+def _last_length(messages: Messages) -> int:
+    """Characters of the last message."""
+    return len(messages[-1]["content"]) if messages else 0
 
 
 def _starts(roles: Sequence[str], head: int) -> Iterator[int]:

@@ -261,6 +261,14 @@ def test_a_megabyte_is_refused_before_it_is_tokenised(
     monkeypatch.setattr(format, "encode_text", lambda text: pytest.fail("it was tokenised"))
     with pytest.raises(Refused, match=r"has 1,000,000 characters, more than 32,000 - shorten it"):
         format.fit(said("a" * 1_000_000), 8192)
+    assert not format.fits(said("a" * 1_000_000), 2_000_000)
+
+
+def test_what_is_said_to_fit_is_not_refused_for_its_characters(format: ChatFormat) -> None:
+    """Few tokens may be many characters."""
+    longest, longer = said("a" * 32_000), said("a" * 32_001)
+    assert format.fits(longest, 100_000) and not format.fits(longer, 100_000)
+    assert format.fit(longest, 100_000).dropped == 0
 
 
 def test_an_earlier_reply_of_any_length_does_not_end_the_conversation(format: ChatFormat) -> None:
