@@ -108,6 +108,18 @@ def test_what_is_imitated_is_the_best_of_k_to_each_prompt(
     assert len(favourites) == 2
 
 
+@pytest.mark.parametrize(("given", "kept"), [(60, 24), (56, 24), (40, 20), (33, 17), (2, 1)])
+def test_what_it_is_measured_on_was_not_taught(given: int, kept: int) -> None:
+    taught, measured = bestofk._parted([[i] for i in range(given)], 24, 32)
+    assert (len(taught), len(measured)) == (24, 32)
+    assert taught[:kept] == [[i] for i in range(kept)] and measured[0] == [kept]
+    assert not {i for [i] in taught} & {i for [i] in measured}
+
+
+def test_a_single_prompt_is_taught_and_measured_on() -> None:
+    assert bestofk._parted([[7]], 2, 3) == ([[7]] * 2, [[7]] * 3)
+
+
 def test_the_budget_of_replies_is_that_of_ppo(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = all_replies(monkeypatch)
     config = config_of(updates=6, best_of=3)

@@ -79,13 +79,13 @@ def train_best_of_k(
     """
     assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
-    asked = list(islice(cycle(prompts), count + _MEASURED * config.prompts_per_update))
+    asked, others = _parted(prompts, count, _MEASURED * config.prompts_per_update)
     roles = _prepare_roles(policy, reference)
-    student = Student(policy, Task(sampler, asked[:count], config, sampling, roles, team=team))
+    student = Student(policy, Task(sampler, asked, config, sampling, roles, team=team))
     start, result = policy.keep("policy"), PolicyResult(best_update=1, updates=1)
 
     # 1) What the policy says now.
-    before, result.samples[0] = student.measure(asked[count:])
+    before, result.samples[0] = student.measure(others)
 
     def has_come(done: float) -> None:
         tell(0, done, before)
@@ -107,7 +107,7 @@ def train_best_of_k(
     )  # fmt: skip
 
     # 4) What it says then, and whether the judge likes that better.
-    after, result.samples[1] = student.measure(asked[count:])
+    after, result.samples[1] = student.measure(others)
     after |= {"loss": report["loss"][-1], "kl_bound": kl_bound(config.best_of)}
     after["favourite_score"] = statistics.fmean(student.score(favourites))
     result.history += [before, after]
@@ -116,6 +116,18 @@ def train_best_of_k(
     for name in ("value", "start"):
         policy.drop(name)
     return result
+
+
+def _parted(
+    prompts: Sequence[list[int]], asked: int, measured: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """So many prompts to teach with, and others to measure on; where a part is short, its own come again.
+
+    Of too few for both, at most half are for measuring; a single one is for both.
+    """
+    kept = min(asked, max(len(prompts) - measured, math.ceil(len(prompts) / 2)))
+    others = prompts[kept:] or prompts
+    return list(islice(cycle(prompts[:kept]), asked)), list(islice(cycle(others), measured))
 
 
 def _prepare_roles(policy: Policy, reference: str | None) -> Roles:
