@@ -50,7 +50,6 @@ from data.prompts import practice_prompts, read_prompts
 from data.records import Prompt, Sampling
 from trainer import ppo
 from trainer.bestofk import train_best_of_k
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
@@ -58,6 +57,7 @@ from trainer.forward import Reply, logprobs_of
 from trainer.guards import Guards
 from trainer.measure import compare
 from trainer.ppo import train_ppo
+from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.sampler import MergedSampler, sample_replies
 from trainer.sft import train_sft

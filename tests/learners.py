@@ -15,11 +15,11 @@ from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.records import RankingKind, Sampling
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import Reply
 from trainer.ppo import train_ppo
+from trainer.result import PolicyResult
 from trainer.sampler import MergedSampler
 
 CPU = torch.device("cpu")

@@ -16,10 +16,10 @@ from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
 from trainer import bestofk, sampler
 from trainer.bestofk import kl_bound, passes_of, train_best_of_k
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.ensemble import rewards_of
 from trainer.forward import Reply
+from trainer.result import PolicyResult
 from trainer.rollout import minibatches
 from trainer.sampler import MergedSampler, sample_replies
 

@@ -14,8 +14,8 @@ from chatbot.basemodel import Base
 from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run, some_replies
 from trainer import checkpoint
-from trainer.checkpoint import PolicyResult
 from trainer.endings import Endings
+from trainer.result import PolicyResult
 
 CONFIG = a_config(updates=5, ppo_lr=5e-4, inner_epochs=2, minibatch=2, target_kl=0.5, ema=0.9, ptx=0.5)
 

@@ -15,9 +15,9 @@ from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
 from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_run
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import Reply
+from trainer.result import PolicyResult
 from trainer.reward import normalise
 from trainer.sampler import sample_replies
 

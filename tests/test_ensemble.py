@@ -25,7 +25,7 @@ from trainer.ensemble import (
     fit,
     fit_one,
     rank_of,
-    records,
+    reward_records,
     rewards_of,
     warm_start,
 )
@@ -197,7 +197,7 @@ def test_the_judge_is_trained_and_found_again_like_a_member(tiny_base: Base, tmp
             tell=lambda *heard: None,
         )
         found.append(scores_of(policy, "judge"))
-    (record,) = records(policy, tmp_path)
+    (record,) = reward_records(policy, tmp_path)
     head = load_file(tmp_path / JUDGE / "head.safetensors")
     normalisation = ("mean", "std", "usual_length", "length")
     assert [record[key] for key in normalisation] == [float(head[key]) for key in normalisation]

@@ -27,11 +27,11 @@ from tests.jobs import a_job
 from tests.learners import ranked
 from tests.tiny import base_of
 from trainer.canary import canaries, exact_format
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import logprobs_of
 from trainer.ppo import train_ppo
+from trainer.result import PolicyResult
 from trainer.reward import normalise, score_replies, tokenise, train_reward
 from trainer.sampler import MergedSampler
 

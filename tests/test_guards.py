@@ -212,14 +212,14 @@ def test_the_rate_of_many_replies_has_fallen_where_it_lost_ten_points() -> None:
     assert has_fallen(at_first, Rate(0.39, 4 * 1000)) and not has_fallen(at_first, Rate(0.41, 4 * 1000))
 
 
-def test_what_was_seen_can_be_written_down_and_recalled() -> None:
+def test_what_was_seen_can_be_written_down_and_restored() -> None:
     one = guards()
     for i in range(4):
         one.check_rollout(SOUND | {"judge": 0.1 * i})
         one.check_update(STEP | {"clip_fraction": 0.5 if i > 1 else 0.1})
     other = guards()
-    other.recall(json.loads(json.dumps(one.remember())))
-    assert other.remember() == one.remember() and other.judge == one.judge
+    other.restore(json.loads(json.dumps(one.facts())))
+    assert other.facts() == one.facts() and other.judge == one.judge
     assert other.check_update(STEP | {"clip_fraction": 0.5}) is not None
 
 

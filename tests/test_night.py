@@ -20,9 +20,9 @@ from data.records import Run, Sampling
 from tests.adapter_files import make_version
 from tests.learners import ranked
 from tests.nights import tiny_night
-from trainer.checkpoint import PolicyResult
-from trainer.night import Night, begin, peak_memory, tonight, write_report
+from trainer.night import Night, begin, peak_memory, with_own_seed, write_report
 from trainer.progress import Progress
+from trainer.result import PolicyResult
 from trainer.team import SOLO
 
 
@@ -86,15 +86,15 @@ def test_every_night_throws_dice_of_its_own_and_the_same_when_taken_up_again(
 ) -> None:
     night = began(db, home, tiny_base, told)
     turns = (ranked("ab", (1, 2), question="Why?"), ranked("cd", (1, 2), question="How?"))
-    seed = tonight(night, Snapshot(turns, "")).seed
-    assert tonight(night, Snapshot(turns, "")) == replace(night.config, seed=seed)
+    seed = with_own_seed(night, Snapshot(turns, "")).seed
+    assert with_own_seed(night, Snapshot(turns, "")) == replace(night.config, seed=seed)
     other = tuple(replace(turn, ranking_id="x", created_at=5.0, replies=("e", "f")) for turn in turns)
-    assert tonight(night, Snapshot(other, "")).seed == seed, "what was asked is the same"
+    assert with_own_seed(night, Snapshot(other, "")).seed == seed, "what was asked is the same"
     others = (
-        tonight(night, Snapshot(turns[:1], "")),
-        tonight(night, Snapshot((*turns, turns[0]), "")),
-        tonight(replace(night, parent="v000001"), Snapshot(turns, "")),
-        tonight(replace(night, config=replace(night.config, seed=1)), Snapshot(turns, "")),
+        with_own_seed(night, Snapshot(turns[:1], "")),
+        with_own_seed(night, Snapshot((*turns, turns[0]), "")),
+        with_own_seed(replace(night, parent="v000001"), Snapshot(turns, "")),
+        with_own_seed(replace(night, config=replace(night.config, seed=1)), Snapshot(turns, "")),
     )
     assert len({seed, *(config.seed for config in others)}) == 5
 

@@ -9,7 +9,7 @@ from chatbot.policy import Policy
 from tests.learners import a_config, a_learner, a_run, some_replies
 from tests.plain_ppo import PlainModel, plain_ptx
 from trainer.forward import logprobs_of
-from trainer.ptx import add_ptx, pick_examples, ptx_loss, sum_up
+from trainer.ptx import add_ptx, pick_examples, ptx_loss
 from trainer.team import SOLO
 
 EXAMPLES = some_replies()
@@ -60,9 +60,3 @@ def test_a_run_with_ptx_makes_demonstrations_likelier(tiny_base: Base) -> None:
     assert after[-1] > before + 1
     assert result.history[0]["ptx_loss"] > result.history[3]["ptx_loss"] > 0
     assert result.history[0]["grad_norm_ptx"] > 0 and result.history[0]["grad_norm_policy"] > 0
-
-
-def test_gradients_of_one_process_are_their_own_sum() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.tensor([3.0, 4.0])
-    assert sum_up([parameter, torch.nn.Parameter(torch.zeros(1))], SOLO) == 5.0

@@ -32,7 +32,6 @@ from tests.test_outcome import held_after_canaries, hold
 from tests.test_sft import a_stage, import_politeness
 from tests.tiny import make_tiny_model
 from trainer import refresh as refresh_module
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.examine import examine
@@ -46,6 +45,7 @@ from trainer.progress import Cancelled, Progress
 from trainer.publish import verify_for
 from trainer.reasons import HELD_UP, ShutDown
 from trainer.refresh import NothingToLearn, Stage, refresh
+from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.team import SOLO
 

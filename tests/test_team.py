@@ -52,6 +52,12 @@ def member(rank: int, size: int, port: int, folder: str) -> None:
     Path(folder, f"{rank}.json").write_text(json.dumps(heard))
 
 
+def test_gradients_of_one_process_are_their_own_sum() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert SOLO.summed_norm([parameter, torch.nn.Parameter(torch.zeros(1))]) == 5.0
+
+
 def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
     mp.spawn(member, args=(2, free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     chief, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

@@ -30,10 +30,11 @@ from chatbot.policy import Policy
 from data.files import write_json
 from data.records import Sampling
 from trainer import ensemble
-from trainer.checkpoint import PolicyResult, fingerprint_of
+from trainer.checkpoint import fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
 from trainer.members import members_of, pessimistic
+from trainer.result import PolicyResult
 from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_samples
 from trainer.sampler import Sampler
 from trainer.sft import train_sft

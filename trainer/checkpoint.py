@@ -28,6 +28,7 @@ from chatbot.policy import Policy
 from data.files import make_it_appear
 from trainer.endings import Endings
 from trainer.guards import Guards
+from trainer.result import PolicyResult
 from trainer.rollout import Task
 from trainer.team import SOLO, Team
 
@@ -35,22 +36,6 @@ KEPT = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _FORMAT = 3
 """Of what is written down. A run that was killed before an upgrade begins stage 3 again where it differs."""
-
-
-@dataclass
-class PolicyResult:
-    """What a run of PPO leaves behind. The chosen weights are in the adapter `policy`."""
-
-    best_update: int = 0
-    """The checkpoint the judge liked best, counted in updates done."""
-    updates: int = 0
-    stopped: str | None = None
-    """Why it stopped early, as a sentence."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What an operator should know of the run, as sentences."""
-    samples: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """Update -> a few of its replies: `prompt` and `reply` as token ids, `score`, `judge`."""
 
 
 @dataclass
@@ -108,7 +93,7 @@ class PPOState:
         return {
             "beta": self.beta,
             "best_judge": self.best_judge,
-            "guards": self.guards.remember(),
+            "guards": self.guards.facts(),
             "endings": asdict(self.endings),
             "result": asdict(self.result),
             "random": _random_facts(),
@@ -129,7 +114,7 @@ class PPOState:
         moments = {int(p.split(".")[1]): found for p, found in parts.items() if p.startswith("optimiser.")}
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         self.beta, self.best_judge = facts["beta"], facts["best_judge"]
-        self.guards.recall(facts["guards"])
+        self.guards.restore(facts["guards"])
         self.endings = Endings(**facts["endings"])
         samples = {int(update): found for update, found in facts["result"]["samples"].items()}
         self.result = PolicyResult(**{**facts["result"], "samples": samples})
@@ -212,25 +197,6 @@ def fingerprint_of(policy: Policy, task: Task) -> str:
             digest.update(f"{name} {key} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def notes_on(state: PPOState) -> list[str]:
-    """What an operator should know of a finished run beside why it stopped."""
-    notes, result, endings = [], state.result, state.endings
-    if not endings.is_usual:
-        gain = endings.cut_gain
-        gained = f", in the end {gain:.2f} besides for what being cut gains" if gain else ""
-        notes.append(
-            f"The reference ends {endings.rate:.0%} of its replies within the limit: "
-            f"one that ends gets {endings.rate:.2f} more{gained}."
-        )
-    far = result.history[result.best_update]["kl"]
-    if far > 30:
-        notes.append(
-            f"The policy is {far:.0f} nats a reply from the reference, past 30 - "
-            "run trainer sft and publish it, or roll back."
-        )
-    return notes
 
 
 def _random_tensors() -> dict[str, Tensor]:

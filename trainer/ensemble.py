@@ -210,7 +210,7 @@ def _save_whole(policy: Policy, name: str, folder: Path) -> None:
     make_it_appear(unfinished, folder / name)
 
 
-def records(policy: Policy, folder: Path) -> list[RewardRecord]:
+def reward_records(policy: Policy, folder: Path) -> list[RewardRecord]:
     """What a version's manifest says of the reward models in `folder` and of their normalisation."""
     return [
         {

@@ -108,13 +108,13 @@ class Guards:
     def _lately(self, name: str) -> Rate:
         return Rate(self._seen.smooth[name], _MEMORY * self._config.prompts_per_update)
 
-    def remember(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """All that was seen, as JSON."""
         return asdict(self._seen)
 
-    def recall(self, seen: dict[str, Any]) -> None:
-        """Go on from what `remember` gave."""
-        self._seen = Seen(**seen)
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Become the guards that gave `facts`."""
+        self._seen = Seen(**facts)
 
     def check_rollout(self, metrics: dict[str, float]) -> str | None:
         """Before an update: is the policy that made these replies still sound?"""

@@ -18,12 +18,12 @@ from data import lessons, runs, versions
 from data.comparisons import Snapshot
 from data.records import BASE_VERSION, Prompt
 from trainer.bestofk import train_best_of_k
-from trainer.checkpoint import PolicyResult
+from trainer.config import RefreshConfig
 from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.fitting import learned_in
 from trainer.forward import Reply
-from trainer.night import Night, tonight
+from trainer.night import Night, with_own_seed
 from trainer.ppo import train_ppo
 from trainer.practice import (
     Exercises,
@@ -33,6 +33,7 @@ from trainer.practice import (
     still_allowed,
     write_exercises,
 )
+from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.sampler import MARK, WAITING, MergedSampler, Sampler, ServerSampler
 from trainer.telling import Step
@@ -56,12 +57,12 @@ def improve_policy(
     reference: list[Reply],
 ) -> PolicyResult:
     """Make the adapter `policy` out of what serves, and improve it against the reward models."""
-    config = tonight(night, snapshot)
+    config = with_own_seed(night, snapshot)
     _load_starting_policy(night, policy)
     name = _NAMES[config.algorithm]
     tell = _teller(night, name)
     night.progress.enter("ppo", f"Improving the policy with {name}.")
-    exercises = _choose_once(night, snapshot)
+    exercises = _choose_once(night, snapshot, config)
     prompts = [night.base.format.encode(prompt.messages) for prompt in exercises.practice]
     anchor = REFERENCE if night.reference is not None else None
     checkpoints = night.folder / config.algorithm
@@ -157,12 +158,12 @@ def prompts_to_judge(night: Night) -> list[Prompt]:
 _EXERCISES = "exercises.json"
 
 
-def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
+def _choose_once(night: Night, snapshot: Snapshot, config: RefreshConfig) -> Exercises:
     """What to practise on, frozen at the first look: people chat on while a night is resumed.
 
     Where some of it was deleted or taken back since, what was learned from it goes; the stage begins anew.
     """
-    file, learned = night.folder / _EXERCISES, night.folder / night.config.algorithm
+    file, learned = night.folder / _EXERCISES, night.folder / config.algorithm
     former = read_exercises(file) if night.team.is_chief and file.is_file() else None
     if night.team.is_chief and not (former and is_still_allowed(night.db, former)):
         if learned.is_dir():  # the checkpoints first: the file is what tells that they must go
@@ -172,7 +173,6 @@ def _choose_once(night: Night, snapshot: Snapshot) -> Exercises:
         if former:  # an edit is a ranking too, by the same id: what the reward models know of it stays
             known = {ranking for rankings in learned_in(night.folder).values() for ranking in rankings}
             lessons.forget(night.db, night.run, set(_taught_by(former)) - known)
-        config = tonight(night, snapshot)
         write_exercises(choose(night.db, night.base, config, snapshot.turns), file)
     night.team.wait()
     exercises = read_exercises(file)

@@ -20,13 +20,13 @@ from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
 from data.runfolder import REPORT
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
 from trainer.gate import Verdict
 from trainer.practice import check_prompts
 from trainer.progress import Progress
 from trainer.publish import check_files
+from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.team import Team
 
@@ -104,7 +104,7 @@ def _limit_memory() -> None:
     torch.cuda.set_per_process_memory_fraction(share * (free + torch.cuda.memory_reserved()) / total)
 
 
-def tonight(night: Night, snapshot: Snapshot) -> RefreshConfig:
+def with_own_seed(night: Night, snapshot: Snapshot) -> RefreshConfig:
     """The settings with a seed of this night's own, for what is practised, sampled and judged on.
 
     With the same dice every night, each candidate would meet the same prompts and the same draws as the one
@@ -150,7 +150,7 @@ def write_report(
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),  # 0 without a GPU
         "config": asdict(night.config),
-        "seed": tonight(night, snapshot).seed,
+        "seed": with_own_seed(night, snapshot).seed,
     }
     report: dict[str, Any] = finite(facts)
     (night.folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False))

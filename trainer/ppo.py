@@ -1,6 +1,6 @@
 """Stage 3, PPO: the algorithm, equations visible.
 
-    score     s = mean_m r_m - lambda std_m r_m over the members r_m of the reward ensemble
+    score     s = mean_m r_m - pessimism * std_m r_m over the members r_m of the reward ensemble
     reward    r_t = -beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t)) + [t is the last token] s
     advantage A_t = sum_l (gamma lambda)^l delta_{t+l},  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
     policy    L_pi = E max(-A rho, -A clip(rho, 1 - eps, 1 + eps)),  rho = pi / pi_old
@@ -22,13 +22,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from chatbot.policy import Policy
 from data.records import Sampling
-from trainer.checkpoint import Checkpoints, PolicyResult, PPOState, fingerprint_of, notes_on
+from trainer.checkpoint import Checkpoints, PPOState, fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import Reply, forward_replies, hash_seed, micro_batches, reply_logprobs, reply_values
 from trainer.guards import Guards
 from trainer.members import members_of, pessimistic
-from trainer.ptx import add_ptx, pick_examples, sum_up
+from trainer.ptx import add_ptx, pick_examples
+from trainer.result import PolicyResult, notes_on
 from trainer.rollout import (
     Batch,
     Roles,
@@ -184,7 +185,7 @@ def train_ppo(
     policy.bring_back("policy", state.best)
     for name in filter(None, ("value", roles.start)):
         policy.drop(name)
-    state.result.notes += notes_on(state)
+    state.result.notes += notes_on(state.result, state.endings)
     return state.result
 
 
@@ -269,7 +270,7 @@ def take_step(
     state.optimiser.zero_grad(set_to_none=True)
     found = [add_gradients(policy, batch, [mine[place] for place in part], task, count) for part in parts]
     moved = {name: policy.parameters(name) for name in ("policy", "value")}
-    norms = {f"grad_norm_{name}": sum_up(parameters, team) for name, parameters in moved.items()}
+    norms = {f"grad_norm_{name}": team.summed_norm(parameters) for name, parameters in moved.items()}
     if examples:
         norms |= add_ptx(policy, examples, task.config.ptx, team)
     for parameters in moved.values():

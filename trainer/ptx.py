@@ -10,8 +10,7 @@ norms are logged: where that of ptx is the larger by far, the policy imitates mo
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
 
 from chatbot.policy import Policy
 from trainer.config import RefreshConfig
@@ -45,14 +44,8 @@ def add_ptx(policy: Policy, examples: Sequence[Reply], coefficient: float, team:
             part_loss = ptx_loss(reply_logprobs(policy, forward, 1.0), forward.mask, count)
             (coefficient * part_loss).backward()
         loss += float(part_loss.detach())
-    norm = sum_up(parameters, team)
+    norm = team.summed_norm(parameters)
     for parameter, grad in zip(parameters, of_ppo, strict=True):
         if grad is not None:
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
     return {"ptx_loss": team.sum([loss])[0], "grad_norm_ptx": norm}
-
-
-def sum_up(parameters: Sequence[nn.Parameter], team: Team) -> float:
-    """Let every member have the sum of all gradients of `parameters`; their norm."""
-    team.sum_gradients(parameters)
-    return float(get_total_norm([p.grad for p in parameters if p.grad is not None]))

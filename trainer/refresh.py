@@ -28,19 +28,19 @@ from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run
 from trainer.canary import canaries
-from trainer.checkpoint import PolicyResult
 from trainer.config import RefreshConfig
-from trainer.ensemble import records
+from trainer.ensemble import reward_records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.forward import Reply, training_policy
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
 from trainer.improving import improve_policy, load_reference, prompts_to_judge
-from trainer.night import HISTORY, Night, begin, tonight, write_report
+from trainer.night import HISTORY, Night, begin, with_own_seed, write_report
 from trainer.outcome import PATIENCE, finish, recorded
 from trainer.practice import shipped_gate_prompts
 from trainer.probes import probe
 from trainer.progress import Progress
 from trainer.publish import Candidate, write_candidate
+from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.team import SOLO, Team
 from trainer.telling import Done, within
@@ -168,7 +168,7 @@ def _judge(night: Night, policy: Policy, snapshot: Snapshot, judge_report: dict[
     One side is heard after the other: there is room for one plain model beside the policy.
     """
     night.progress.enter("gate", "Comparing the candidate with what serves.")
-    prompts, config = prompts_to_judge(night), tonight(night, snapshot)
+    prompts, config = prompts_to_judge(night), with_own_seed(night, snapshot)
     candidate, its_probes = _probe_and_replay(night, _candidate(night, policy), prompts, config.seed, 0)
     current, current_probes = _probe_and_replay(night, _merged(night, night.parent), prompts, config.seed, 1)
     verdict = judge_candidate(
@@ -242,7 +242,7 @@ def _publish(
         canary=canary,
         snapshot_sha256=snapshot.sha256,
         rankings=len(snapshot.turns),
-        rewards=records(policy, night.folder),
+        rewards=reward_records(policy, night.folder),
     )
     # All or nothing: a night ends with at most one version.
     with writing as candidate, night.db.write(patience=PATIENCE):

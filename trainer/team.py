@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from data.errors import Problem, Refused, out_of_memory
 
@@ -58,6 +59,11 @@ class Team:
             torch.distributed.all_reduce(flat)
         for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             cast(Tensor, parameter.grad).copy_(summed.view_as(parameter))
+
+    def summed_norm(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Sums the gradients as `sum_gradients` does; returns the norm of all that came out."""
+        self.sum_gradients(parameters)
+        return float(get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum over all members of each of `values`."""
