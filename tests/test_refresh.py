@@ -262,7 +262,7 @@ def test_best_of_k_logs_what_it_measured_before_and_after(
 
 
 def test_an_empty_database_is_nothing_to_learn(db: Database, home: Home, tiny_base: Base) -> None:
-    with pytest.raises(NothingToLearn, match=r'There are 0 .* 12 in all.*trainer refresh --min-rankings'):
+    with pytest.raises(NothingToLearn, match=r"There are 0 .* 12 in all.*trainer refresh --min-rankings"):
         a_night(db, home, tiny_base)
 
     run = runs.latest(db)
