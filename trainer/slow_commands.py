@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def score(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     version = versions.get(db, arguments.version)
     base = _load_base(arguments.model, home)
     config = _settings(version.report.get("config", {}), f"Version {version.name!r}")
+    config = replace(config, threads=0)  # the night's may have been those of another machine
     rows = score_file(base, reward_folders(home, version, base), arguments.data, config)
     lines = [f"{row['id']}  " + "  ".join(f"{value:+.3f}" for value in row["scores"]) for row in rows]
     show(rows, lines, as_json=arguments.json)
