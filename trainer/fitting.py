@@ -148,7 +148,7 @@ def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
         counted = f"{len(turns)} ranking{'s' if len(turns) != 1 else ''}"
         raise NothingToLearn(
             f"There {'is' if len(turns) == 1 else 'are'} {counted} to learn from and a night needs {fewest} "
-            'in all, however few a slot asks for - rank more, or run "trainer refresh --min-rankings N".'
+            'in all, however few a slot asks for - rank more replies, or "trainer refresh --min-rankings N".'
         )
     for part, who in (("A", "the reward model"), ("B", "the judge")):
         if not can_teach([t for t in turns if t.part == part]):
