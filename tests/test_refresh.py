@@ -478,13 +478,13 @@ def test_an_edit_that_taught_the_reward_models_is_not_forgotten_with_the_exercis
     ranked_too, imitated, kept = edit("One?"), edit("Two?"), edit("Three?")
     night = begin(db, home, tiny_base, tiny_night(home, ptx=1.0), run, Progress(db, run, quiet=True), SOLO)
     write_json(home.runs / run.id / "learned.json", {"A": {ranked_too: "its hash"}, "B": {}})
-    _choose_once(night, Snapshot((), ""))
+    _choose_once(night, Snapshot((), ""), night.config)
     assert {ranked_too, imitated, kept} <= lessons_of(db, run)
     for gone in (ranked_too, imitated):
         conversations.delete(db, messages.get(db, gone).conversation_id)
     (night.folder / night.config.algorithm).mkdir()
     night.progress._found = 0.9  # as where an earlier process had come so far
-    _choose_once(night, Snapshot((), ""))
+    _choose_once(night, Snapshot((), ""), night.config)
     assert night.progress._found < 0.9, "the time left is told from the beginning of the stage"
     assert lessons_of(db, run) & {ranked_too, imitated, kept} == {ranked_too, kept}
 
