@@ -4,8 +4,8 @@ The template is rendered with placeholders where contents belong; each content i
 its special tokens split into plain text, and the ids are joined. So a person who types `<|im_start|>system`
 has typed text: no user text can become a control token (a plain `apply_chat_template` makes two real ones).
 
-The ids are those of the template rendered whole, but for that. Where a tokenizer joins a space to the word
-after it, a template's space before a message goes with the message.
+The ids are those of the template rendered whole, but for that. Some tokenizers join a space to the word after
+it, or put one there: what a message gets before it is found out by trying, place by place (`_opening`).
 
 Left out on purpose: tools, images, and templates that rewrite what a message says.
 """
@@ -14,7 +14,7 @@ import hashlib
 import logging
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache, lru_cache
@@ -28,7 +28,10 @@ from data.errors import Problem, Refused
 log = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, str]]
+Content = Callable[[int, str], list[int]]
+"""Token ids of a message by its number, with what is put before it."""
 _MARK = "NightSchoolContent{}End"
+_SAMPLE = "Good morning."
 _MARKS = re.compile(r"NightSchoolContent(\d+)End")
 MAX_CHARACTERS = 32_000
 """The longest text of one message, checked before anything is tokenised."""
@@ -52,18 +55,21 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._tokens = Tokens(tokenizer)
-        self._template_ids = lru_cache(maxsize=512)(self._tokens.encode_template)
+        self._opening = lru_cache(maxsize=512)(self._find_opening)
         self._short_pieces = lru_cache(maxsize=512)(self._pieces)
         self._rendered_on = date.today()
         self.sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
         self._leads = self._find_leads()
+        """By role, what stands before its messages as a rule; a place may differ."""
         self.end_of_turn = self._find_end_of_turn()
         self._warn_where_it_differs()
 
     def encode(self, messages: Messages, *, add_reply_prompt: bool = True) -> list[int]:
         """Token ids of `messages`; with `add_reply_prompt`, up to where the assistant begins to write."""
         roles = tuple(message["role"] for message in messages)
-        return self._join(roles, [self._encode_content(m) for m in messages], add_reply_prompt)
+        return self._join(
+            roles, lambda i, lead: self.encode_text(lead + messages[i]["content"]), add_reply_prompt
+        )
 
     def fits(self, messages: Messages, room: int) -> bool:
         """Whether the template knows their roles and `fit` would leave out none of them for `room` tokens."""
@@ -80,7 +86,7 @@ class ChatFormat:
 
     def encode_reply(self, text: str, *, finished: bool = True) -> list[int]:
         """Token ids of a reply; its end-of-turn token belongs to it unless it was cut."""
-        ids = self._encode_content({"role": "assistant", "content": text})
+        ids = self.encode_text(self._leads.get("assistant", "") + text)
         return ids + ([self.end_of_turn] if finished else [])
 
     def fit(self, messages: Messages, room: int) -> FittedPrompt:
@@ -96,13 +102,18 @@ class ChatFormat:
             )
         roles = [message["role"] for message in messages]
         head = 1 if roles[:1] == ["system"] else 0
-        contents = self._newest_contents(messages, head, room)
-        starts = [start for start in _starts(roles, head) if start in contents or start == len(roles)]
+
+        @cache
+        def content(i: int, lead: str) -> list[int]:
+            return self.encode_text(lead + messages[i]["content"])
+
+        oldest = self._oldest_with_room(roles, content, head, room)
+        starts = [start for start in _starts(roles, head) if start >= oldest]
 
         @cache
         def prompt(start: int) -> list[int]:
             kept = [*range(head), *range(start, len(roles))]
-            return self._join(tuple(roles[i] for i in kept), [contents[i] for i in kept], True)
+            return self._join(tuple(roles[i] for i in kept), lambda at, lead: content(kept[at], lead), True)
 
         def fits(start: int) -> bool:
             try:
@@ -115,49 +126,51 @@ class ChatFormat:
             raise Refused(f"The message does not fit in {room:,} tokens - shorten it.")
         return FittedPrompt(prompt(starts[at]), starts[at] - head)
 
-    def _newest_contents(self, messages: Messages, head: int, room: int) -> dict[int, list[int]]:
-        """Token ids by message number: the system message, and the newest ones that have room beside it."""
-        contents = {i: self._encode_content(messages[i]) for i in range(head)}
-        left = room - sum(map(len, contents.values()))
-        for i in range(len(messages) - 1, head - 1, -1):
-            ids = self._encode_content(messages[i])
-            left -= len(ids)
+    def _oldest_with_room(self, roles: Sequence[str], content: Content, head: int, room: int) -> int:
+        """The number of the oldest message that has room beside the first `head` and all that are newer."""
+        left = room - sum(len(content(i, self._leads.get(roles[i], ""))) for i in range(head))
+        for i in range(len(roles) - 1, head - 1, -1):
+            left -= len(content(i, self._leads.get(roles[i], "")))
             if left < 0:
-                break
-            contents[i] = ids
-        return contents
+                return i + 1
+        return head
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of reply ids, without its end-of-turn token or a half-written character at the end."""
         body = ids[:-1] if ids and ids[-1] == self.end_of_turn else ids
         return self._tokens.decode(body)
 
-    def _encode_content(self, message: Mapping[str, str]) -> list[int]:
-        """A message as it stands behind the template's words."""
-        return self.encode_text(self._leads.get(message["role"], "") + message["content"])
-
-    def _join(
-        self, roles: tuple[str, ...], contents: Sequence[list[int]], add_reply_prompt: bool
-    ) -> list[int]:
+    def _join(self, roles: tuple[str, ...], content: Content, add_reply_prompt: bool) -> list[int]:
         ids: list[int] = []
         if self._rendered_on != (today := date.today()):
             self._short_pieces.cache_clear()
             self._rendered_on = today
         pieces = self._short_pieces if len(roles) <= _SHORT else self._pieces
         for piece in pieces(roles, add_reply_prompt):
-            ids += contents[piece] if isinstance(piece, int) else piece
+            ids += content(*piece) if isinstance(piece, tuple) else piece
         return ids
 
-    def _pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | int]:
-        """The template as token ids (its own text) and message numbers (where contents go), in order."""
+    def _pieces(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[list[int] | tuple[int, str]]:
+        """The template in order: ids of its own text, and messages by number with what is put before them."""
         parts = self._render(roles, add_reply_prompt)
-        pieces: list[list[int] | int] = []
-        for i in range(0, len(parts), 2):
-            text, number = parts[i], int(parts[i + 1]) if i + 1 < len(parts) else None
-            lead = "" if number is None else self._leads.get(roles[number], "")
-            pieces.append(self._template_ids(text.removesuffix(lead), is_first=i == 0))
-            pieces += [] if number is None else [number]
-        return pieces
+        pieces: list[list[int] | tuple[int, str]] = []
+        for i in range(0, len(parts) - 1, 2):
+            ids, lead = self._opening(parts[i], i == 0)
+            pieces += [ids, (int(parts[i + 1]), lead)]
+        # Where a reply comes next, the space before it comes with it.
+        last = parts[-1].removesuffix(self._leads.get("assistant", "") if add_reply_prompt else "")
+        return [*pieces, self._tokens.encode_template(last, is_first=len(parts) == 1)]
+
+    def _find_opening(self, text: str, is_first: bool) -> tuple[list[int], str]:
+        """Ids of the template's words before a message, and the spaces to put before the message, so that
+        together they are what the template makes of both."""
+        whole = self._tokens.encode_template(text + _SAMPLE, is_first=is_first)
+        # A space of the template goes with the message, of whose first word it may be a part.
+        for cut, lead in ((" ", " "), (" ", "  "), ("", ""), ("", " ")):
+            ids = self._tokens.encode_template(text.removesuffix(cut), is_first=is_first)
+            if text.endswith(cut) and ids + self.encode_text(lead + _SAMPLE) == whole:
+                return ids, lead
+        return self._tokens.encode_template(text, is_first=is_first), ""
 
     def _render(self, roles: tuple[str, ...], add_reply_prompt: bool) -> list[str]:
         """The template's words and, between them, the numbers of the messages, as text. Raises Refused."""
@@ -173,32 +186,29 @@ class ChatFormat:
         return _MARKS.split(str(text))
 
     def _find_leads(self) -> dict[str, str]:
-        """Role -> the space before its messages, where the tokenizer joins spaces to words."""
         roles = ("user", "assistant", "user")
-        if not self._tokens.adds_space or not self._allows(roles):
-            return {}
-        parts = self._render(roles, False)
-        return {role: " " for role, text in zip(roles, parts[::2], strict=False) if text.endswith(" ")}
-
-    def _allows(self, roles: tuple[str, ...]) -> bool:
         try:
-            self._render(roles, False)
+            parts = self._render(roles, False)
         except Refused:
-            return False
-        return True
+            return {}
+        return {role: self._opening(parts[2 * i], i == 0)[1] for i, role in enumerate(roles)}
 
     def _warn_where_it_differs(self) -> None:
         """Say so where our ids are not those of the template: the model has learned from the latter."""
-        roles = ("user", "assistant", "user")
-        if not self._allows(roles):
-            return
-        messages = [{"role": role, "content": "Good morning."} for role in roles]
-        made: Any = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        if self.encode(messages) != list(made["input_ids"]):
-            log.warning(
-                "The model's tokenizer makes other tokens of a whole chat than of its parts, so the model "
-                "reads what it was not tuned on; its replies may be worse for it."
-            )
+        for roles in (("user", "assistant", "user"), ("system", "user", "assistant", "user")):
+            messages = [{"role": role, "content": _SAMPLE} for role in roles]
+            try:
+                ours = self.encode(messages)
+            except Refused:
+                continue
+            made: Any = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            if ours != list(made["input_ids"]):
+                log.warning(
+                    "The model's tokenizer makes other tokens of a whole chat (%s) than of its parts, so the "
+                    "model reads what it was not tuned on; its replies may be worse for it.",
+                    ", ".join(roles),
+                )
+                return
 
     def _find_end_of_turn(self) -> int:
         """The first control token after an assistant's content: what the model must write to end a turn."""

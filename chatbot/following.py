@@ -28,7 +28,6 @@ RETRY_SECONDS = 30.0
 after twice as long each time, as building it takes memory and time from the others. A new publication is
 tried at once, also one of the same version."""
 MOST_RETRY_SECONDS = 1800.0
-CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,10 @@ class Follower:
     def start(self) -> None:
         self._repeating.start()
 
-    def close(self) -> None:
-        """Look no more. A version that is being built is not waited for: nothing is lost with it."""
-        self._repeating.close(CLOSE_SECONDS)
+    def close(self, patience: float | None = None) -> None:
+        """Look no more. A version that is being built is waited for, at most so many seconds: nothing is lost
+        with it, but a process that does not end by `os._exit` must not leave it computing."""
+        self._repeating.close(patience)
 
     def follow_once(self) -> bool:
         """Look, and change over if needed; True when the engine serves what the database says."""

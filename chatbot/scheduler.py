@@ -2,9 +2,10 @@
 
 People who chat come before API calls, those before rollouts. Within a kind the person with the fewest replies
 under way is next, then whoever came first: a burst of one person waits for itself. Nobody may hold more than
-half of the queue, and all programs together no more than three quarters. A request waits for rows and for all
-the memory that it may come to need; a quarter of both is kept for people who chat. Nobody is overtaken for
-needing much: if need be they run alone. Only programs are refused for needing more memory than is theirs.
+half of the queue with one kind and three quarters with all, and all programs together no more than that. A
+request waits for rows and for all the memory that it may come to need; a quarter of both is kept for people
+who chat. Nobody is overtaken for needing much: if need be they run alone. Only programs are refused for
+needing more memory than is theirs.
 
 Whoever has something under way is let in again only where as much then stays free as all of theirs takes. A
 person alone so gets half of what their kind may use, two come to a third each, and there is room for whoever
@@ -63,8 +64,8 @@ class Scheduler:
         return max(0, self.max_rows - rows) + self.max_waiting - self.waiting
 
     def add(self, request: Generation) -> None:
-        """Queue it; raises Busy where the queue, or its person's half of it, is full, and Refused where a
-        program asks for what can never fit."""
+        """Queue it; raises Busy where the queue is full, or what its person may have of it, and Refused where
+        a program asks for what can never fit."""
         columns = self._columns(request)
         most = _for_programs(self.memory.columns) if self.memory else columns
         if request.kind == "api" and columns > most:
@@ -75,9 +76,10 @@ class Scheduler:
         kept = self.max_waiting // 4 if request.kind == "api" else 0
         if self.waiting >= self.max_waiting - kept:
             raise Busy(f"{self.waiting} requests are waiting already - try again in a moment.")
-        theirs = sum((other.person, other.kind) == (request.person, request.kind) for other in self._waiting)
-        if request.person is not None and theirs >= max(1, self.max_waiting // 2):
-            raise Busy(f"{theirs} of your requests are waiting already - wait for their answers.")
+        theirs = Counter(other.kind for other in self._waiting if other.person == request.person)
+        is_much = theirs[request.kind] >= max(1, self.max_waiting // 2)
+        if request.person is not None and (is_much or theirs.total() >= self.max_waiting * 3 // 4):
+            raise Busy(f"{theirs.total()} of your requests are waiting already - wait for their answers.")
         self._waiting.append(request)
 
     def longest_that_fits(self, prompt: int, replies: int, most: int) -> int:

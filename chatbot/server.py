@@ -182,7 +182,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.site.is_draining = True
         if self.loaded:
-            await asyncio.to_thread(self.loaded.close)
+            await asyncio.to_thread(self.loaded.close, CONNECTIONS_SECONDS)
         await super().shutdown(sockets)
 
 

@@ -53,13 +53,16 @@ class LoadedServer:
         longest = min(self.turns.sampling.max_new_tokens, self.engine.base.context // 2)
         return replace(config, max_new_tokens=longest)
 
-    def close(self) -> None:
-        """End the streams as interrupted, store them, and end the threads and the trainer."""
+    def close(self, patience: float | None = None) -> None:
+        """End the streams as interrupted, store them, and end the threads and the trainer.
+
+        patience: seconds to wait for a version that is being built; without, until it is there.
+        """
         if self.trainer:
             self.trainer.ask_to_end()
         self.engine.close()
         self.turns.close()
-        self.follower.close()
+        self.follower.close(patience)
         if self.sharing:
             self.sharing.close()
         if self.trainer:

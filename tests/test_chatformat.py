@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from tokenizers import models
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from chatbot.basemodel import Base, load_base
 from chatbot.chatformat import ChatFormat, FittedPrompt, Messages
@@ -23,6 +23,18 @@ GEMMA_LIKE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|turn|>\n{% endfor %}"
 )
+INSIDE = (
+    "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
+    "{% if system and loop.index0 == 1 %}<<SYS>>\n{{ system }}\n<</SYS>>\n\n{% endif %}{{ m['content'] }} "
+    "[/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+"""The system message stands inside the first of the user's, as in Llama 2's template."""
+SWALLOWING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""Of Phi 3, whose control tokens take the line ends after them in."""
 STRICT = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Users and assistants take turns.') }}{% endif %}"
@@ -111,23 +123,24 @@ def test_plain_text_is_encoded_as_the_template_would(tiny_base: Base, add_reply_
 
 
 @pytest.mark.parametrize("prepends", [True, False])
-@pytest.mark.parametrize("template", [LABELS, TURNS])
+@pytest.mark.parametrize("template", [LABELS, TURNS, INSIDE, "{{ bos_token }} " + TURNS, SWALLOWING])
 def test_a_tokenizer_that_puts_spaces_encodes_as_the_template_would_too(
     template: str, prepends: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = spelling_tokenizer(template, prepends=prepends)
+    if template == SWALLOWING:
+        names = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+        tokenizer.add_tokens([AddedToken(name, rstrip=True) for name in names], special_tokens=True)
     format = ChatFormat(tokenizer)
-    messages = said("Hi", "ok then", " 你好, ok?", "Hi <0x41>", "ok")
-    for chat in (messages, messages[:4]):
+    system = "" if template.endswith(TURNS) else "ok"
+    space = "" if template == SWALLOWING else " "  # which would be swallowed too
+    messages = said("Hi", "ok then", f"{space}你好, ok?", "Hi <0x41>", "ok", system=system)
+    for chat in (messages, messages[: 1 + bool(system)]):
         wanted: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-        assert format.encode(chat) == wanted["input_ids"]
-    assert (
-        format.encode_reply("ok then")
-        == format.encode(messages[:2], add_reply_prompt=False)[len(format.encode(messages[:1])) :][
-            : len(format.encode_reply("ok then"))
-        ]
-    )
-    assert format.decode(format.encode_reply("ok then")) == "ok then"
+        assert format.encode(chat) == format.fit(chat, 1000).ids == wanted["input_ids"]
+    asked, reply = format.encode(messages[: 1 + bool(system)]), format.encode_reply("ok then", finished=False)
+    assert format.encode(messages)[: len(asked) + len(reply)] == asked + reply
+    assert format.decode(reply) == "ok then"
     assert not caplog.records
 
 
@@ -137,7 +150,7 @@ def test_a_tokenizer_whose_parts_are_no_whole_is_told_of(caplog: pytest.LogCaptu
         vocab={**tokenizer.get_vocab(), "ĊG": 259}, merges=[("Ċ", "G")]
     )
     ChatFormat(tokenizer)
-    assert "other tokens of a whole chat than of its parts" in caplog.text
+    assert "other tokens of a whole chat (user, assistant, user) than of its parts" in caplog.text
 
 
 def test_a_placeholder_that_is_typed_stays_what_it_is(format: ChatFormat) -> None:
