@@ -184,6 +184,7 @@ def test_two_processes_learn_what_one_does(tiny_directory: Path, tmp_path: Path)
 # The stage as a recorded run
 
 
+@pytest.mark.slow
 def test_processes_that_were_launched_together_fine_tune_as_one_run(
     db: Database, home: Home, tiny_base: Base
 ) -> None:
