@@ -7,7 +7,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -187,9 +186,15 @@ def forget_(db: Database, home: Home, options: Any) -> Answer:
         if not sys.stdin.isatty() or input(question) != person.name:
             raise Refused("Nothing was deleted - type the name when asked, or add --yes.")
     done = forget(db, home, person)
-    with suppress(Problem):  # others write, or the disk is full: the watcher tries it again
+    lines = _told(done, home)
+    try:
         scrub(db)
-    return asdict(done), "\n".join(_told(done, home))
+    except Problem as problem:
+        lines.append(
+            f"The database's file may still hold copies of rows ({problem}) - a running trainer rewrites it "
+            "within the hour."
+        )
+    return asdict(done), "\n".join(lines)
 
 
 def _told(done: Forgotten, home: Home) -> list[str]:
@@ -212,9 +217,9 @@ def _told(done: Forgotten, home: Home) -> list[str]:
             f"log: {len(done.runs)}."
         )
     if done.backups:
-        lines.append(
-            f"{len(done.backups)} backups still hold them - delete those in {home.backups} if they must go."
-        )
+        elsewhere = [path for path in done.backups if Path(path).parent != home.backups]
+        where = " and ".join((f"those in {home.backups}", *elsewhere))
+        lines.append(f"{len(done.backups)} backups still hold them - delete {where} if they must go.")
     if not done.is_wiped:
         lines.append(
             "The database's log keeps old pages, since another process reads them or the disk is full - make "

@@ -63,11 +63,12 @@ def newest_at(home: Home, now: float) -> float | None:
     return max((made for _, made in _unlabelled(home) if made <= now), default=None)
 
 
-def rotate(home: Home) -> list[Path]:
+def rotate(home: Home, now: float) -> list[Path]:
     """Deletes the backups that `KEPT` does not keep, and after four weeks those that a migration or a restore
     made; never one with a name of somebody's own. Returns what it deleted.
 
-    Also deletes half-written `.part` files that are at least a day older than the newest backup.
+    Also deletes half-written `.part` files that are at least a day older than the newest backup. Copies count
+    from the newest that is not dated after `now`: one from a time when the clock was ahead ages none of them.
     """
     ours = _unlabelled(home)
     newest = ours[0][1] if ours else 0.0
@@ -79,6 +80,7 @@ def rotate(home: Home) -> list[Path]:
                 newest_of_slot.setdefault(int(made // seconds), path)
         kept.update(list(newest_of_slot.values())[:number])
     gone = [path for path, _ in ours if path not in kept]
+    newest = newest_at(home, now) or 0.0
     gone += [path for path in home.backups.glob("*.part") if (made_at(path) or newest) <= newest - _DAY]
     for label in (BEFORE_MIGRATION, REPLACED):
         labelled = home.backups.glob(f"*Z-{label}.db*")  # a log may lie beside it

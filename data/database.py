@@ -6,6 +6,7 @@ read is `db.query(...)` on the thread's own connection. pysqlite3's wheels bring
 ones can corrupt a WAL database, and two SQLite libraries on one file lose rows, so nothing else imports one.
 """
 
+import shutil
 import threading
 import time
 import weakref
@@ -152,10 +153,13 @@ class Database:
     def vacuum(self) -> bool:
         """Rewrites the file without its free pages and empties the log, as `empty_log`.
 
-        All other writes wait, 25 s for a file of 850 MB: nothing for while a person looks at a page.
+        All other writes wait, 25 s for a file of 850 MB: nothing for while a person looks at a page. Raises
+        Problem where the disk has no room for the log and the copy that this takes.
         """
         with self._holding_writer(), as_sentences(self.path):
             assert self._writing_thread is None, "vacuum inside a write"
+            if shutil.disk_usage(self.path.parent).free < 3 * self.path.stat().st_size:
+                raise Problem("There is no room to rewrite the database - free three times its size.")
             self._writer.execute("VACUUM")
             return self.empty_log()
 

@@ -116,16 +116,17 @@ def _wipe(db: Database) -> bool:
 
 
 def scrub(db: Database) -> bool:
-    """Rewrites the database's file where somebody was forgotten since the last time; False where nobody was,
-    or a reader keeps the log.
+    """Rewrites the database's file where somebody was forgotten since the last time; False where nobody was.
 
     SQLite overwrites what is deleted (`secure_delete`), but no copies that it left in a page when it moved a
-    row to another one. Others' writes wait meanwhile; Problem where they do not let it, or the disk is full.
+    row to another one. Others' writes wait meanwhile; Problem where they do not let it, or the disk has no
+    room. What somebody still reads is overwritten as soon as they have done.
     """
-    last = audit.newest(db, FORGOTTEN, SCRUBBED)
-    if last is None or last.action == SCRUBBED or not db.vacuum():
+    forgotten, scrubbed = audit.newest(db, FORGOTTEN), audit.newest(db, SCRUBBED)
+    if forgotten is None or (scrubbed and scrubbed.detail.get("until", 0.0) >= forgotten.at):
         return False
-    audit.record(db, audit.TRAINER, SCRUBBED, {})
+    db.vacuum()
+    audit.record(db, audit.TRAINER, SCRUBBED, {"until": forgotten.at})
     return True
 
 

@@ -30,9 +30,10 @@ _LEAST_FREE = 0.05
 
 def make_backup(db: Database, home: Home, now: float | None = None) -> Path:
     """A checked copy in the home's backups; old ones are rotated out, and named in the log."""
-    target = backup_path(home, time.time() if now is None else now)
+    now = time.time() if now is None else now
+    target = backup_path(home, now)
     db.backup(target)
-    for gone in rotate(home):
+    for gone in rotate(home, now):
         log.info("The backup %s is rotated out.", gone.name)
     return target
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,12 +264,16 @@ def test_a_deletion_leaves_no_word_and_rewrites_no_file_while_others_chat(
         assert CANARY.encode() not in path.read_bytes(), path
 
 
-def test_a_deletion_names_copies_that_were_never_finished(db: Database, home: Home) -> None:
+def test_a_deletion_names_copies_that_were_never_finished(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = [home.backups / "20260101T000000Z-replaced.db-wal", home.backups / "20260101T000000Z.db.7.part"]
     for path in (*kept, home.root / "restored.part"):
         path.touch()
     named = forget(db, home, somebody(db, "ada")).backups
     assert set(named) == {*map(str, kept), str(home.root / "restored.part")}
+    assert main(["forget", somebody(db, "ben").name, "--yes"]) == 0
+    assert f"those in {home.backups} and {home.root / 'restored.part'} if" in capsys.readouterr().out
 
 
 def test_the_file_is_rewritten_once_after_a_deletion(db: Database, home: Home) -> None:
@@ -278,6 +283,35 @@ def test_the_file_is_rewritten_once_after_a_deletion(db: Database, home: Home) -
     before = home.database.stat().st_size
     assert scrub(db) and home.database.stat().st_size < before
     assert not scrub(db)
+
+
+def test_the_file_is_rewritten_once_though_somebody_reads_and_again_for_who_goes_meanwhile(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, ben = somebody(db, "ada"), somebody(db, "ben")
+    forget(db, home, ada)
+    rewrite = Database.vacuum
+
+    def vacuum(self: Database) -> bool:
+        rewrite(self)
+        forget(db, home, ben)
+        return False  # as where a reader keeps the log
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "vacuum", vacuum)
+        assert scrub(db)
+    assert scrub(db)
+    assert not scrub(db)
+
+
+def test_without_room_the_file_is_not_rewritten_and_the_command_says_so(
+    db: Database, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somebody(db, "ada")
+    monkeypatch.setattr("data.database.shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    assert main(["forget", "ada", "--yes"]) == 0
+    assert "may still hold copies of rows (There is no room to rewrite" in capsys.readouterr().out
+    assert people.by_name(db, "ada") is None
 
 
 def test_what_was_deleted_is_told_even_where_the_disk_is_too_full_to_wipe_the_log(

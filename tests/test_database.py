@@ -241,7 +241,7 @@ def test_rotation_keeps_hours_days_weeks_and_what_somebody_named(home: Home) -> 
         backup_path(home, 1_700_000_000 + hour * 3600).touch()
     labelled = home.backups / "20200913T122640Z-before-the-move.db"
     labelled.touch()
-    rotate(home)
+    rotate(home, time.time())
     left = backup_files(home)
     # 24 hours reach into 2 of the 7 days, and the days into 2 of the 4 weeks
     assert len(left) == 24 + 5 + 2 + 1
@@ -267,7 +267,7 @@ def test_a_backup_under_a_name_of_somebodys_own_is_as_old_as_its_file(home: Home
 def test_daily_backups_are_kept_for_a_week_and_then_weekly(home: Home) -> None:
     for day in range(60):
         backup_path(home, 1_700_000_000 + day * 86400).touch()
-    rotate(home)
+    rotate(home, time.time())
     days = [(made_at(path) or 0.0) // 86400 - 1_700_000_000 // 86400 for path in backup_files(home)]
     assert days == [59, 58, 57, 56, 55, 54, 53, 50, 43]  # and not 24 of them
 
@@ -278,8 +278,16 @@ def test_a_copy_that_a_migration_or_a_restore_made_goes_after_four_weeks(home: H
     old, new = (backup_path(home, now - days * 86400, label) for days in (29, 27))
     for path in (old, log := old.with_name(f"{old.name}-wal"), new, newest := backup_path(home, now)):
         path.touch()
-    assert set(rotate(home)) == {old, log}
+    assert set(rotate(home, time.time())) == {old, log}
     assert backup_files(home) in ([newest, new], [new, newest])
+
+
+def test_a_backup_of_a_clock_that_was_ahead_lets_no_copy_go(home: Home) -> None:
+    now = 1_700_000_000
+    copies = [backup_path(home, now - 86400, label) for label in ("before-migration", "replaced")]
+    for path in (*copies, backup_path(home, now), backup_path(home, now + 40 * 86400)):
+        path.touch()
+    assert rotate(home, now) == []
 
 
 def test_a_half_written_backup_goes_once_it_is_a_day_old(home: Home) -> None:
@@ -287,7 +295,7 @@ def test_a_half_written_backup_goes_once_it_is_a_day_old(home: Home) -> None:
     old, new = (backup_path(home, now - age).with_suffix(".db.part") for age in (86400, 60))
     for path in (old, new, backup_path(home, now)):
         path.touch()
-    rotate(home)
+    rotate(home, time.time())
     assert not old.exists() and new.exists()
 
 

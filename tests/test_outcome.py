@@ -73,13 +73,16 @@ def test_what_ends_a_run_early_is_its_state_and_its_reason(
     assert (ended.state, ended.reason) == (state, reason)
 
 
-def test_a_night_that_a_full_disk_ended_says_how_it_goes_on(db: Database) -> None:
-    run = start_run(db)
+@pytest.mark.parametrize(
+    ("key", "command"), [("manual-1", "refresh --resume"), ("reward-1", "ppo")], ids=["night", "reward"]
+)
+def test_a_run_that_a_full_disk_ended_says_how_it_goes_on(db: Database, key: str, command: str) -> None:
+    run = start_run(db, key)
     with pytest.raises(OSError), recorded(db, run, TooLittle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = runs.get(db, run.id).reason
     assert said.startswith("The disk is full - free some space and try again. ")
-    assert said.endswith(f'"trainer refresh --resume {run.id}" goes on with it.')
+    assert said.endswith(f'"trainer {command} {run.id}" goes on with it.')
 
 
 @pytest.mark.parametrize("error", [ShutDown(), Deserted("Gone.")], ids=lambda error: type(error).__name__)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from data import runs
 from data.database import Database
 from data.errors import Refused
 from data.home import Home
+from data.runfolder import TAKEN_UP
 from tests.flags import to_flags
 from tests.nights import rank_by_taste, tiny_night
 from trainer.team import SOLO, Deserted, Team, join
@@ -82,6 +84,25 @@ def member_that_ends(rank: int, port: int, folder: str) -> None:
         with pytest.raises(Deserted):
             team.sum_gradients([torch.nn.Parameter(torch.zeros(2))])
         Path(folder, "heard").touch()
+
+
+def test_a_fault_of_the_gpu_is_nobody_elses_end_and_what_else_is_said_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(error: Exception) -> Callable[..., None]:
+        def gather(found: list[Any], value: Any) -> None:
+            raise error
+
+        return gather
+
+    fault = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(torch.distributed, "all_gather_object", fail(fault))
+    with pytest.raises(torch.AcceleratorError):
+        Team(0, 2).broadcast(1)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", fail(RuntimeError("Connection reset")))
+    with pytest.raises(Deserted):
+        Team(0, 2).broadcast(1)
+    assert "Connection reset" in caplog.text
 
 
 def test_whose_member_is_gone_hears_so_in_a_sentence(tmp_path: Path) -> None:
@@ -172,3 +193,5 @@ def test_two_processes_learn_what_one_learns(
     counted = {key for key in figures if "fraction" in key[2]}  # a token may stand right on the clip
     for chosen, tolerance in ((figures - counted, 1e-4), (counted, 0.01)):
         assert {k: two[k] for k in chosen} == pytest.approx({k: one[k] for k in chosen}, abs=tolerance)
+    assert list((other / "runs").glob(f"*/{TAKEN_UP}")), "a watcher is not to go on with it alone"
+    assert not list(home.runs.glob(f"*/{TAKEN_UP}"))

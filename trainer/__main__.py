@@ -25,6 +25,15 @@ from trainer.reasons import ShutDown
 _QUICK = "A shorter night, to try things out: one reward model, at most 8 updates and 150 gate prompts."
 
 Command = Callable[[Home, Database, argparse.Namespace], int | None]
+_CHECKING: tuple[Command, ...] = (
+    commands.watch,
+    slow_commands.refresh,
+    slow_commands.sft,
+    slow_commands.reward,
+    slow_commands.ppo,
+    slow_commands.gate,
+)
+"""What goes on for hours: these have the whole database checked first."""
 
 
 def main() -> int:
@@ -47,7 +56,7 @@ def run(argv: Sequence[str]) -> int | None:
         slow_commands.reward_from_files(home, arguments)
         return 0
     command: Command = arguments.command
-    with closing(open_database(home, check=command in (commands.watch, slow_commands.refresh))) as db:
+    with closing(open_database(home, check=command in _CHECKING)) as db:
         return command(home, db, arguments)
 
 

@@ -19,7 +19,7 @@ from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
-from data.runfolder import REPORT
+from data.runfolder import REPORT, TAKEN_UP
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
 from trainer.gate import Verdict
@@ -80,6 +80,9 @@ def begin(
     check_files(home, found)
     if anchor:
         check_files(home, anchor, 'it is the reference: run "trainer reference base", or "trainer sft" again')
+    if team.is_chief and team.size > 1:  # a watcher, which knows of no launcher, leaves it alone
+        (home.runs / run.id).mkdir(exist_ok=True)
+        (home.runs / run.id / TAKEN_UP).touch()
     return Night(
         db=db,
         home=home,

@@ -62,7 +62,8 @@ def _reason(error: BaseException, run: Run, team: Team) -> str:
     if not (is_deserted or disk_full(error)):
         return reason_of(error)
     reason = _DESERTED if is_deserted else reason_of(error)
-    return reason if run.kind == "sft" else f'{reason} "trainer refresh --resume {run.id}" goes on with it.'
+    command = "ppo" if run.kind == "reward" else "refresh --resume"
+    return reason if run.kind == "sft" else f'{reason} "trainer {command} {run.id}" goes on with it.'
 
 
 def finish(db: Database, run: Run, *, state: RunState, reason: str, version: str | None = None) -> Run:

@@ -8,6 +8,7 @@ batch. All run on one machine, which SQLite asks for; the chief alone writes to 
 versions. Without a launcher a team has one member, and nothing is sent.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ from torch.nn.utils import get_total_norm
 
 from data.errors import Problem, Refused, out_of_memory
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+_OF_THE_GPU: Any = getattr(torch, "AcceleratorError", ())
+"""What a kernel of this process did wrong, which shows where members wait; older torch has no such class."""
 _PATIENCE = timedelta(hours=12)
 """How long members wait for one that works alone: to read a million rankings or examine a model may take more
 than the 10 or 30 minutes of torch. Where one has ended, the launcher ends the others at once."""
@@ -106,8 +111,9 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, _OF_THE_GPU):
             raise
+        log.warning("What this process was told: %s", error)
         raise Deserted("Another process of the team ended - see what it said, launch all again.") from error
 
 
