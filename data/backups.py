@@ -71,7 +71,7 @@ def rotate(home: Home, now: float) -> list[Path]:
     from the newest that is not dated after `now`: one from a time when the clock was ahead ages none of them.
     """
     ours = _unlabelled(home)
-    newest = ours[0][1] if ours else 0.0
+    newest = newest_at(home, now) or 0.0
     kept: set[Path] = set()
     for seconds, number in KEPT:
         newest_of_slot: dict[int, Path] = {}
@@ -80,7 +80,6 @@ def rotate(home: Home, now: float) -> list[Path]:
                 newest_of_slot.setdefault(int(made // seconds), path)
         kept.update(list(newest_of_slot.values())[:number])
     gone = [path for path, _ in ours if path not in kept]
-    newest = newest_at(home, now) or 0.0
     gone += [path for path in home.backups.glob("*.part") if (made_at(path) or newest) <= newest - _DAY]
     for label in (BEFORE_MIGRATION, REPLACED):
         labelled = home.backups.glob(f"*Z-{label}.db*")  # a log may lie beside it

@@ -123,7 +123,7 @@ def scrub(db: Database) -> bool:
     room. What somebody still reads is overwritten as soon as they have done.
     """
     forgotten, scrubbed = audit.newest(db, FORGOTTEN), audit.newest(db, SCRUBBED)
-    if forgotten is None or (scrubbed and scrubbed.detail.get("until", 0.0) >= forgotten.at):
+    if forgotten is None or (scrubbed and scrubbed.detail.get("until") == forgotten.at):
         return False
     db.vacuum()
     audit.record(db, audit.TRAINER, SCRUBBED, {"until": forgotten.at})

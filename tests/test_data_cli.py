@@ -304,6 +304,18 @@ def test_the_file_is_rewritten_once_though_somebody_reads_and_again_for_who_goes
     assert not scrub(db)
 
 
+def test_the_file_is_rewritten_though_the_clock_was_ahead_at_the_last_deletion(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, ben = somebody(db, "ada"), somebody(db, "ben")
+    with monkeypatch.context() as ahead:
+        ahead.setattr("data.audit.time.time", lambda: 4e9)
+        forget(db, home, ada)
+        assert scrub(db)
+    forget(db, home, ben)
+    assert scrub(db) and not scrub(db)
+
+
 def test_without_room_the_file_is_not_rewritten_and_the_command_says_so(
     db: Database, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

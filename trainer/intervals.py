@@ -78,7 +78,10 @@ def _widened(interval: Sequence[float], mean: float, groups: int) -> list[float]
 
 
 def _student_t(degrees: int) -> float:
-    """Student's t that 2.5 % lie above, by Cornish and Fisher (Abramowitz and Stegun 26.7.5)."""
+    """Student's t that 2.5 % lie above, by Cornish and Fisher (Abramowitz and Stegun 26.7.5).
+
+    Within 2 % from 4 degrees on; too small below that, by 4 % at 3 and 10 % at 2.
+    """
     z = NormalDist().inv_cdf(0.975)
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 

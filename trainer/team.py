@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_OF_THE_GPU: Any = getattr(torch, "AcceleratorError", ())
-"""What a kernel of this process did wrong, which shows where members wait; older torch has no such class."""
 _PATIENCE = timedelta(hours=12)
 """How long members wait for one that works alone: to read a million rankings or examine a model may take more
 than the 10 or 30 minutes of torch. Where one has ended, the launcher ends the others at once."""
@@ -111,7 +109,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if out_of_memory(error) or isinstance(error, _OF_THE_GPU):
+        # A fault of this process's own kernels shows where members wait for each other.
+        if out_of_memory(error) or isinstance(error, torch.AcceleratorError):
             raise
         log.warning("What this process was told: %s", error)
         raise Deserted("Another process of the team ended - see what it said, launch all again.") from error
