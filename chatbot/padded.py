@@ -13,7 +13,6 @@ whose next tokens are not those that it gives without a cache is refused.
 import inspect
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from chatbot.batch import TokenBatch
 from chatbot.logits import logits_of
 from chatbot.packing import attends_to_all
-from chatbot.sampling import Job, Row, draw
+from chatbot.sampling import Job, PlainJob, Row, draw
 from chatbot.shelves import SHORTEST
 from data.errors import Refused, out_of_memory
 from data.records import Sampling
@@ -56,13 +55,6 @@ class TransformersModel:
         return logprobs.gather(1, torch.tensor(ids[start:], device=self.model.device)[:, None])[:, 0]
 
 
-@dataclass(frozen=True)
-class _Trial:
-    prompt: list[int]
-    rows: list[Row]
-    sampling: Sampling
-
-
 def _try_to_pad(model: PreTrainedModel) -> bool:
     """Whether the logits of `model` are right where prompts are padded; raises Refused where they are not
     without padding either."""
@@ -88,7 +80,7 @@ def _is_right(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
     `lengths`, two replies each, of which one has ended."""
     most = model.config.get_text_config().vocab_size - 1
     trials = [
-        _Trial([1 + (k * i) % most for i in range(length)], [Row(k), Row(-k)], Sampling(max_new_tokens=9))
+        PlainJob([1 + (k * i) % most for i in range(length)], [Row(k), Row(-k)], Sampling(max_new_tokens=9))
         for k, length in zip((5, 7), lengths, strict=True)
     ]
     batch = _Batch(model, trials, end_of_turn=-1)

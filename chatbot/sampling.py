@@ -50,6 +50,15 @@ class Job(Protocol):
     def sampling(self) -> Sampling: ...
 
 
+@dataclass(frozen=True)
+class PlainJob:
+    """A job and nothing besides: nobody reads its replies while they are written."""
+
+    prompt: list[int]
+    rows: list[Row]
+    sampling: Sampling
+
+
 def draw(logits: Tensor, rows: Sequence[Row], sampling: Sequence[Sampling], end_of_turn: int) -> list[int]:
     """Append a token to each row from its logits, (R, V) in float32, and end the rows that are complete."""
     uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64).to(logits.device)

@@ -150,8 +150,8 @@ class Database:
             row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not row[0]
 
-    def vacuum(self) -> bool:
-        """Rewrites the file without its free pages and empties the log, as `empty_log`.
+    def vacuum(self) -> None:
+        """Rewrites the file without its free pages. The log, where a reader keeps it, is emptied later.
 
         All other writes wait, 25 s for a file of 850 MB: nothing for while a person looks at a page. Raises
         Problem where the disk has no room for the log and the copy that this takes.
@@ -161,7 +161,8 @@ class Database:
             if shutil.disk_usage(self.path.parent).free < 3 * self.path.stat().st_size:
                 raise Problem("There is no room to rewrite the database - free three times its size.")
             self._writer.execute("VACUUM")
-            return self.empty_log()
+            with suppress(Problem):
+                self.empty_log()
 
     def backup(self, target: Path) -> None:
         """A checked copy of this moment at `target`, while others write; `target` is whole or untouched."""

@@ -292,10 +292,14 @@ def test_the_file_is_rewritten_once_though_somebody_reads_and_again_for_who_goes
     forget(db, home, ada)
     rewrite = Database.vacuum
 
-    def vacuum(self: Database) -> bool:
-        rewrite(self)
+    def refuse(self: Database) -> bool:
+        raise Busy("Somebody keeps the log.")
+
+    def vacuum(self: Database) -> None:
+        with monkeypatch.context() as kept:
+            kept.setattr(Database, "empty_log", refuse)
+            rewrite(self)
         forget(db, home, ben)
-        return False  # as where a reader keeps the log
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "vacuum", vacuum)

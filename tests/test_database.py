@@ -203,8 +203,12 @@ def test_a_damaged_database_is_refused_and_the_newest_good_backup_named(db: Data
 def test_a_database_is_not_read_from_end_to_end_for_a_command_that_looks_something_up(
     db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "damage_of", lambda *_: pytest.fail("seconds for each GB"))
+    read: list[Path] = []
+    monkeypatch.setattr(database, "damage_of", lambda path, check: read.append(path))
     open_database(home).close()
+    assert read == []
+    open_database(home, check=True).close()
+    assert read == [home.database]
 
 
 def test_a_backup_is_whole_and_holds_the_rows(db: Database, home: Home) -> None:

@@ -17,17 +17,9 @@ from chatbot.logits import logits_in_parts, logits_of
 from chatbot.models import load_model
 from data.errors import Refused
 from data.home import Home
-from tests.tiny import base_of
+from tests.tiny import SMALL, base_of
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.mark.parametrize(

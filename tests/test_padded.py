@@ -26,10 +26,11 @@ from chatbot.engine import Engine
 from chatbot.models import load_model
 from chatbot.padded import PaddedRunner, TransformersModel, _are_alike
 from chatbot.runner import prepare
+from chatbot.sampling import PlainJob
 from data.errors import Refused
 from data.home import Home
 from data.records import Sampling
-from tests.jobs import TestJob, a_job, ask_tokens
+from tests.jobs import a_job, ask_tokens
 from tests.tiny import base_of
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -99,7 +100,7 @@ def a_model(kind: str) -> PreTrainedModel:
     return model
 
 
-def written(weights: TransformersModel, temperature: float) -> list[TestJob]:
+def written(weights: TransformersModel, temperature: float) -> list[PlainJob]:
     """A prompt of 4 tokens and one of 30, two replies each, of which some end before others."""
     runner = PaddedRunner(weights, end_of_turn=2)
     jobs = [

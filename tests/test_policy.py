@@ -24,17 +24,9 @@ from data.errors import Refused
 from data.home import Home
 from tests.adapter_files import write_adapter
 from tests.learners import delta_norm
-from tests.tiny import base_of
+from tests.tiny import SMALL, base_of
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 SEQUENCES = [[1, 80, 90, 100, 2], [1, 7, 8, 9, 10, 11, 12, 13], [5]]
 
 

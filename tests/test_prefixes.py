@@ -10,9 +10,9 @@ from chatbot.llama import Llama
 from chatbot.models import merged_model
 from chatbot.prefixes import Prefixes
 from chatbot.runner import LlamaRunner
-from chatbot.sampling import Row
+from chatbot.sampling import PlainJob, Row
 from data.records import Sampling
-from tests.jobs import TestJob, a_job
+from tests.jobs import a_job
 
 END = 2
 PROMPT = [1, *range(40, 70)]
@@ -27,7 +27,7 @@ def llama(tiny_base: Base) -> Llama:
     return Llama(model, "float32")
 
 
-def run(runner: LlamaRunner, job: TestJob) -> list[Row]:
+def run(runner: LlamaRunner, job: PlainJob) -> list[Row]:
     runner.add(job)
     run_out(runner)
     return job.rows

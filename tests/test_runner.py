@@ -14,10 +14,10 @@ from chatbot.models import merged_model
 from chatbot.padded import TransformersModel
 from chatbot.prefixes import Prefixes
 from chatbot.runner import ALONE, MOST_PIECES, ON_GPU, PIECE, LlamaRunner, Runner, prepare, runner_for
-from chatbot.sampling import Row
+from chatbot.sampling import PlainJob, Row
 from chatbot.shelves import Place, Shelves
 from data.records import Sampling
-from tests.jobs import TestJob, a_job
+from tests.jobs import a_job
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 END = 2
@@ -294,7 +294,7 @@ def check_schedules(base: Base, seeds: range) -> None:
                 assert_same(weights, job, row, alone)
 
 
-def assert_same(weights: Llama | TransformersModel, job: TestJob, row: Row, alone: Row) -> None:
+def assert_same(weights: Llama | TransformersModel, job: PlainJob, row: Row, alone: Row) -> None:
     """Token for token, as far as `row` came; or first differing where rounding decides between two tokens."""
     assert isinstance(weights, Llama)
     pairs = enumerate(zip(row.token_ids, alone.token_ids, strict=False))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,9 @@ def test_a_trainer_that_cannot_be_started_is_tried_again(
     until(lambda: "could not be started (No such file or directory); it is started again" in caplog.text)
     trainer._command = [sys.executable, "-c", "import time; time.sleep(600)"]
     until(lambda: trainer._child is not None and trainer._child.poll() is None)
+    assert trainer._thread.is_alive() and trainer._child
     trainer.close()
+    assert trainer._child.poll() == -signal.SIGTERM and not trainer._thread.is_alive()
 
 
 def test_replies_over_vllm_are_as_long_as_on_a_gpu_here(

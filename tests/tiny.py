@@ -1,6 +1,7 @@
 """A tiny real model: a random 2-layer Llama with a byte-level tokenizer and a chat template."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -114,6 +115,17 @@ def make_tiny_model(
     model.save_pretrained(directory)
     byte_tokenizer(eos).save_pretrained(directory)
     return directory
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""As small a configuration for `base_of`, in the names that most kinds of model use."""
 
 
 def base_of(config: PreTrainedConfig, home: Home) -> Base:

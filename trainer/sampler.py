@@ -20,7 +20,7 @@ from chatbot.memory import free_bytes
 from chatbot.padded import TransformersModel
 from chatbot.policy import Policy
 from chatbot.runner import bytes_to_prepare, prepare, runner_for
-from chatbot.sampling import Row
+from chatbot.sampling import PlainJob, Row
 from data.errors import Problem
 from data.records import Sampling
 from trainer.forward import Reply, hash_seed
@@ -101,7 +101,7 @@ def sample_replies(
     form: Format = "float32" if model.dtype == torch.float32 else "bfloat16"
     copies = copies and free_bytes(model.device) > bytes_to_prepare(model, form)
     runner = runner_for(prepare(model, form) if copies else TransformersModel(model), end_of_turn)
-    jobs = {i: _Job(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
+    jobs = {i: PlainJob(prompts[i], [Row(hash_seed(seed, i))], sampling) for i in mine}
     waiting = deque(sorted(mine, key=lambda i: len(prompts[i])))
     while waiting or not runner.is_idle:
         while waiting and runner.width < rows:
@@ -111,16 +111,7 @@ def sample_replies(
     return team.collect([_reply(jobs[i]) for i in mine])
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A prompt whose one reply is being written."""
-
-    prompt: list[int]
-    rows: list[Row]
-    sampling: Sampling
-
-
-def _reply(job: _Job) -> Reply:
+def _reply(job: PlainJob) -> Reply:
     (row,) = job.rows
     return Reply(job.prompt, row.token_ids, row.finish_reason == "stop", row.logprobs)
 
