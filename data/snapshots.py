@@ -3,15 +3,16 @@ and everybody's last edit of a reply, which beats what it replaced.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import combinations
+from itertools import combinations, islice
 
 from data.comparisons import RankedTurn, Snapshot, lines_of, weigh
 from data.database import Database, Row
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, WRITTEN, prompt_of
 from data.rankings import TEACHING
+from data.text import to_json
 from data.versions import number
 
 RECORDED = 10_000
@@ -19,35 +20,58 @@ RECORDED = 10_000
 BATCH = 100
 
 
-def take_snapshot(db: Database) -> Snapshot:
-    """All that teaches at this moment, oldest first, weighed."""
+_RANKED = (
+    f"SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id FROM {TEACHING}"
+)
+_EDITS = f"messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
+_EDITED = (
+    "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
+    f" m.content AS original, m.version, m.finish_reason FROM {_EDITS}"
+)
+_TIMES = (
+    f"SELECT r.id, r.created_at, r.source = 'imported' AS is_imported FROM {TEACHING}"
+    f" UNION ALL SELECT e.id, e.created_at, 0 FROM {_EDITS}"
+)
+
+
+def take_snapshot(db: Database, most: int | None = None) -> Snapshot:
+    """What teaches at this moment, oldest first, weighed: the newest `most`, or all of it.
+
+    Imports take only the places that people here leave to them. Texts are read of what is chosen, no more.
+    """
     with db.read():
-        found = list(stream_turns(db))
+        ids = [row["id"] for row in db.query(f"{_TIMES} ORDER BY is_imported, 2 DESC, 1 DESC")]
+        found = list(islice(turns_by_id(db, ids), most))
     turns = weigh(sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id)))
     return Snapshot(tuple(turns), hashlib.sha256(lines_of(turns)).hexdigest())
 
 
-def stream_turns(db: Database) -> Iterator[RankedTurn]:
-    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time.
+def last_taught(db: Database) -> float | None:
+    """When the newest of all that teaches was said; None where nothing does."""
+    row = db.one(f"SELECT max(created_at) AS newest FROM ({_TIMES})")
+    return row["newest"] if row else None
 
-    Without what is deleted before its turn comes.
-    """
-    for row in in_batches(
-        db,
-        "SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id"
-        f" FROM {TEACHING} AND r.id > ? ORDER BY r.id LIMIT ?",
-    ):
-        with suppress(NotFound):
-            yield from _ranked_turn(db, row)
-    for row in in_batches(
-        db,
-        "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
-        " m.content AS original, m.version, m.finish_reason"
-        f" FROM messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
-        " AND e.id > ? ORDER BY e.id LIMIT ?",
-    ):
-        with suppress(NotFound):
-            yield _edited_turn(db, row)
+
+def turns_by_id(db: Database, ids: Sequence[str]) -> Iterator[RankedTurn]:
+    """Those of the rankings and edits that teach, in the order of `ids`, each at weight 1."""
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        wanted = (to_json(batch),)
+        found = {
+            turn.ranking_id: turn
+            for rows, turn_of in (
+                (db.query(f"{_RANKED} AND r.id IN (SELECT value FROM json_each(?))", wanted), _ranked_turn),
+                (db.query(f"{_EDITED} AND e.id IN (SELECT value FROM json_each(?))", wanted), _edited_turn),
+            )
+            for turn in _turns(db, rows, turn_of)
+        }
+        yield from (found[id] for id in batch if id in found)
+
+
+def stream_turns(db: Database) -> Iterator[RankedTurn]:
+    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time."""
+    yield from _turns(db, in_batches(db, f"{_RANKED} AND r.id > ? ORDER BY r.id LIMIT ?"), _ranked_turn)
+    yield from _turns(db, in_batches(db, f"{_EDITED} AND e.id > ? ORDER BY e.id LIMIT ?"), _edited_turn)
 
 
 def in_batches(db: Database, sql: str) -> Iterator[Row]:
@@ -70,14 +94,26 @@ def opening_of(db: Database, conversation_id: str) -> str:
     return str(row["content"]) if row else ""
 
 
-def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
-    """One ranking with its texts, unless too few of them were written to say anything."""
+def _turns(
+    db: Database, rows: Iterable[Row], turn_of: Callable[[Database, Row], RankedTurn]
+) -> Iterator[RankedTurn]:
+    """The rows with their texts; without those of which too few were written to say anything, or that were
+    deleted since the row was read."""
+    for row in rows:
+        with suppress(NotFound):
+            turn = turn_of(db, row)
+            if turn.pairs() or (turn.replies and turn.kind == "all_bad"):
+                yield turn
+
+
+def _ranked_turn(db: Database, row: Row) -> RankedTurn:
+    """One ranking with those of its replies that were written."""
     placed = db.query(
         "SELECT m.content, m.version, m.finish_reason, place, shown FROM placements"
         f" JOIN messages m ON m.id = message_id WHERE ranking_id = ? AND {WRITTEN} ORDER BY m.id",
         (row["id"],),
     )
-    turn = RankedTurn(
+    return RankedTurn(
         ranking_id=row["id"],
         turn_id=row["turn_id"],
         conversation_id=row["conversation_id"],
@@ -94,8 +130,6 @@ def _ranked_turn(db: Database, row: Row) -> Iterator[RankedTurn]:
         weight=1.0,
         opening=opening_of(db, row["conversation_id"]),
     )
-    if turn.pairs() or (placed and turn.kind == "all_bad"):
-        yield turn
 
 
 def _edited_turn(db: Database, row: Row) -> RankedTurn:

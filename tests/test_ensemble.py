@@ -294,7 +294,7 @@ def test_a_ranking_that_is_gone_or_revised_is_forgotten_by_learning_everything_a
 
 def test_a_ranking_too_old_for_tonight_is_not_gone() -> None:
     turns = some_turns(12)
-    lesson = warm_start(night(turns[:10]), night(turns[2:]), CONFIG, seed=0, everything=night(turns))
+    lesson = warm_start(night(turns[:10]), night(turns[2:]), CONFIG, seed=0, still=night(turns))
     assert lesson.is_warm and lesson.turns[-2:] == tuple(turns[10:])
     assert set(lesson.learned) == {turn.ranking_id for turn in turns}
 
@@ -302,14 +302,14 @@ def test_a_ranking_too_old_for_tonight_is_not_gone() -> None:
 @pytest.mark.parametrize("change", [None, {"places": (1, 1)}], ids=["deleted", "revised"])
 def test_a_ranking_that_aged_out_nights_ago_is_missed_when_it_changes(change: dict[str, Any] | None) -> None:
     turns = some_turns(14)
-    first = warm_start(night(turns[:10]), night(turns[2:12]), CONFIG, seed=0, everything=night(turns[:12]))
+    first = warm_start(night(turns[:10]), night(turns[2:12]), CONFIG, seed=0, still=night(turns[:12]))
     there = [*turns[1:], *([replace(turns[0], **change)] if change else [])]
     now, before = night(turns[4:]), night(turns[2:12])
-    later = warm_start(before, now, CONFIG, seed=0, everything=night(there), learned=first.learned)
+    later = warm_start(before, now, CONFIG, seed=0, still=night(there), learned=first.learned)
     assert (later.turns, later.is_warm) == (now.turns, False)
     assert "of the 12 rankings learned from before, 1 is deleted, revised or in the other" in later.reason
     assert set(later.learned) == {turn.ranking_id for turn in now.turns}
-    still = warm_start(before, now, CONFIG, seed=0, everything=night(turns), learned=first.learned)
+    still = warm_start(before, now, CONFIG, seed=0, still=night(turns), learned=first.learned)
     assert still.is_warm
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data import comparisons, conversations, people
+from data import comparisons, conversations, messages, people
 from data.database import Database
 from data.records import FinishReason, Message, Sampling
-from data.snapshots import stream_turns, take_snapshot, version_record
+from data.snapshots import last_taught, stream_turns, take_snapshot, turns_by_id, version_record
 from tests.stories import a_turn, rank, somebody
 
 
@@ -118,6 +118,55 @@ def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
     conversations.delete(db, chats[4][0].conversation_id)
     found += turns
     assert [turn.turn_id for turn in found] == [chats[at][0].parent_id for at in (0, 2, 3, 5)]
+
+
+def test_the_newest_are_chosen_and_imports_take_what_people_here_leave(db: Database) -> None:
+    ada = somebody(db)
+    ranked = [rank(db, ada, a_turn(db, ada), [1, 2, 3]).id for _ in range(3)]
+    imported = [rank(db, ada, a_turn(db, ada), [1, 2, 3], source="imported").id for _ in range(2)]
+    edit = conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id).id
+    everything = [*ranked, *imported, edit]
+    newest = [{edit}, {edit, ranked[2]}, {edit, *ranked[1:]}, {edit, *ranked}, {edit, *ranked, imported[1]}]
+    for most, chosen in enumerate([set(), *newest, set(everything), set(everything)]):
+        turns = take_snapshot(db, most).turns
+        assert [turn.ranking_id for turn in turns] == [id for id in everything if id in chosen]
+
+
+def test_only_what_is_chosen_is_read_with_its_texts(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, read = somebody(db), list[str]()
+    ids = [rank(db, ada, a_turn(db, ada), [1, 2, 3]).turn_id for _ in range(7)]
+    monkeypatch.setattr("data.snapshots.BATCH", 2)
+    monkeypatch.setattr(
+        "data.snapshots.prompt_of", lambda db, turn: read.append(turn) or messages.prompt_of(db, turn)
+    )
+    assert [turn.turn_id for turn in take_snapshot(db, 3).turns] == ids[-3:]
+    assert set(read) == set(ids[-4:])
+
+
+def test_what_is_asked_for_comes_in_that_order_without_what_teaches_no_more(db: Database) -> None:
+    ada = somebody(db)
+    first, gone, changed, last = (rank(db, ada, a_turn(db, ada), [1, 2, 3]) for _ in range(4))
+    edit = conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
+    conversations.delete(db, conversation_of(db, gone.turn_id))
+    rank(db, ada, messages.replies(db, changed.turn_id), [3, 2, 1])
+    asked = [last.id, gone.id, edit.id, changed.id, "nothing", first.id]
+    assert [turn.ranking_id for turn in turns_by_id(db, asked)] == [last.id, edit.id, first.id]
+    assert list(turns_by_id(db, [])) == []
+
+
+def test_the_time_of_what_was_said_last_is_known_without_texts(db: Database) -> None:
+    assert last_taught(db) is None
+    ada = somebody(db)
+    rank(db, ada, a_turn(db, ada), [1, 2, 3], source="imported")
+    for _ in range(2):
+        rank(db, ada, a_turn(db, ada), [1, 2, 3])
+        assert last_taught(db) == take_snapshot(db).turns[-1].created_at
+    conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
+    assert last_taught(db) == take_snapshot(db).turns[-1].created_at
+
+
+def conversation_of(db: Database, turn_id: str) -> str:
+    return messages.get(db, turn_id).conversation_id
 
 
 def test_a_snapshot_is_its_file(db: Database, tmp_path: Path) -> None:

@@ -51,18 +51,18 @@ def warm_start(
     config: RefreshConfig,
     seed: int,
     *,
-    everything: Snapshot | None = None,
+    still: Snapshot | None = None,
     learned: Mapping[str, str] | None = None,
     saved_rank: int | None = None,
 ) -> TrainingSet:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
 
     previous: what last night learned from. Pruning empties it (prune.py): only `learned` is read where given.
-    everything: all rankings there are, `now` being the newest of them; left out, `now` is all.
+    still: what teaches to this day of what was learned from before; left out, what is in `now`.
     learned: `TrainingSet.learned` of last night; left out, its models had learned from `previous` alone.
     saved_rank: that of the adapters to go on from.
 
-    Where a ranking that was learned from is no longer in `everything` as it was, the models must forget it,
+    Where a ranking that was learned from is not in `still` as it was, the models must forget it,
     which only models that start anew do. (Another release may have put it in the other part.) One that only
     grew too old for `now` is still there. It stays in `learned` for as long as its models go on, so that it
     is missed when it is deleted many nights later.
@@ -77,8 +77,8 @@ def warm_start(
     if previous is None:
         return anew(": there are no reward models to go on from.")
     known = _hashes(previous) if learned is None else learned
-    present = _hashes(everything or now)
-    gone = sum(present.get(ranking) != content for ranking, content in known.items())
+    there = _hashes(still or now)
+    gone = sum(there.get(ranking) != content for ranking, content in known.items())
     if gone:
         why = f": of the {len(known)} rankings learned from before, {gone} {'is' if gone == 1 else 'are'} "
         return anew(why + "deleted, revised or in the other part now.")

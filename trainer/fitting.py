@@ -9,7 +9,7 @@ were. Each step leaves its result in the run's folder; a run that is taken up ag
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
 from data.runfolder import EXAMINATIONS, JUDGE, LEARNED, LOG, SNAPSHOT, TAKEN_UP, can_go_on
-from data.snapshots import take_snapshot
+from data.snapshots import last_taught, take_snapshot, turns_by_id
 from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.examine import examine
@@ -82,11 +82,11 @@ def freeze_snapshot(night: Night) -> Snapshot:
     file = night.folder / SNAPSHOT
     newest: float | None = None
     if night.team.is_chief:
-        present = take_snapshot(night.db).turns
-        newest = max((turn.created_at for turn in present), default=None)  # also of what finds no place
-        if not _may_go_on(night, {(turn.ranking_id, turn.part) for turn in present}):
+        newest = last_taught(night.db)  # also where it finds no place
+        if not _may_go_on(night):
             past = [v for v in versions.list_all(night.db) if v.base_sha256 == night.base.sha256]
-            turns = tuple(weigh(relied_on(_chosen(present, night.config.max_rankings), past)))
+            present = take_snapshot(night.db, night.config.max_rankings).turns
+            turns = tuple(weigh(relied_on(present, past)))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             night.progress.begin_anew()
@@ -102,24 +102,17 @@ def freeze_snapshot(night: Night) -> Snapshot:
     return snapshot
 
 
-def _chosen(turns: Sequence[RankedTurn], most: int) -> list[RankedTurn]:
-    """The newest `most`, oldest first. Imports take only the places that people here leave to them."""
-    last = sorted(turns, key=lambda turn: turn.source != "imported")[-most:]
-    return sorted(last, key=lambda turn: (turn.created_at, turn.ranking_id))
-
-
-def _may_go_on(night: Night, present: set[tuple[str, str]]) -> bool:
-    """Whether all that an earlier process left in the run's folder may be used.
-
-    present: each ranking there is, and its part.
-    """
+def _may_go_on(night: Night) -> bool:
+    """Whether all that an earlier process left in the run's folder may be used: of what it learned from,
+    everything is still there, in the same part."""
     files = (night.folder / SNAPSHOT, night.folder / _BEGINNING)
     if not all(file.is_file() for file in files):
         return False
     is_same = json.loads(files[1].read_text()) == _beginning(night)
-    used = {(turn.ranking_id, turn.part) for turn in read_snapshot(files[0]).turns}
-    known = {(ranking, part) for part, rankings in learned_in(night.folder).items() for ranking in rankings}
-    return is_same and used | known <= present
+    used: set[tuple[str, str]] = {(turn.ranking_id, turn.part) for turn in read_snapshot(files[0]).turns}
+    used |= {(ranking, part) for part, rankings in learned_in(night.folder).items() for ranking in rankings}
+    present = turns_by_id(night.db, [ranking for ranking, _ in used])
+    return is_same and used <= {(turn.ranking_id, turn.part) for turn in present}
 
 
 def learned_in(folder: Path) -> dict[str, list[str]]:
@@ -187,7 +180,7 @@ def fit_rewards(
     before, sets = None, dict[str, ensemble.TrainingSet]()
     if night.team.is_chief:  # what a member read a moment later might differ, and then so would its steps
         before = newest_accepted(night) if night.config.warm_start else None
-        sets = _training_sets(night.config, snapshot, before, take_snapshot(night.db))
+        sets = _training_sets(night, snapshot, before)
         _note_lessons(night, sets)
     sets, warm = night.team.broadcast((sets, before.folder if before else None))
     for name, own, other in (("reward", "A", "B"), (JUDGE, "B", "A")):
@@ -220,16 +213,18 @@ def _seed(config: RefreshConfig, part: str) -> int:
 
 
 def _training_sets(
-    config: RefreshConfig, snapshot: Snapshot, before: Before | None, everything: Snapshot
+    night: Night, snapshot: Snapshot, before: Before | None
 ) -> dict[str, ensemble.TrainingSet]:
-    """By part, what tonight's models learn from; `everything` is what teaches at this moment."""
+    """By part, what tonight's models learn from; models of `before` go on if all they know is still there."""
+    known = [ranking for rankings in before.learned.values() for ranking in rankings] if before else []
+    still = Snapshot(tuple(turns_by_id(night.db, known)), "")
     return {
         part: ensemble.warm_start(
             _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
-            config,
-            _seed(config, part),
-            everything=_part(everything, part),
+            night.config,
+            _seed(night.config, part),
+            still=_part(still, part),
             learned=before.learned[part] if before else None,
             saved_rank=before.rank if before else None,
         )

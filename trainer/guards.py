@@ -221,7 +221,7 @@ def has_fallen(then: Rate, now: Rate, errors: float = _CHANCE) -> bool:
 
     Ten points alone would stop a third of all sound nights: the rate of 16 replies swings by 12. So the fall
     must be three standard errors too (a two-sample test of proportions), which stops one sound night in 200.
-    With batches of 16 that asks for a fall from 20 % to 2, from half to 19 %, or from all to 76 %; with
+    With batches of 16 that asks for a fall from 20 % to 2, from half to 20 %, or from all to 76 %; with
     hundreds, for ten points.
     """
     pooled = (then.replies * then.share + now.replies * now.share) / (then.replies + now.replies)
