@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
     resumed = a_night(tiny_base, tmp_path)
-    assert resumed.notes[0] == "The checkpoint update-00003 is damaged; the one before it was used."
+    assert resumed.notes[0] == "The checkpoint update-00003 is damaged; it was left out."
     assert len(resumed.history) == 6
 
 

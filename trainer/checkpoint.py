@@ -152,7 +152,7 @@ class Checkpoints:
             try:
                 tensors, facts = _read(path)
             except (OSError, ValueError, KeyError):
-                notes.append(f"The checkpoint {path.name} is damaged; the one before it was used.")
+                notes.append(f"The checkpoint {path.name} is damaged; it was left out.")
             else:
                 if facts.pop("fingerprint") == self._fingerprint:
                     state.restore(tensors, facts)
