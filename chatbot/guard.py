@@ -1,9 +1,9 @@
 """The guard before every route and mount: pure ASGI, since BaseHTTPMiddleware breaks SSE.
 
 In this order it refuses: foreign host names, foreign origins on unsafe methods, bodies above 1 MB, people who
-are not signed in or lack the role, Gradio's routes that we do not use (some of them call other hosts), and a
-page session that belongs to somebody else. It puts the person into the scope and the security headers on the
-answer. Every route is closed unless it stands in `PUBLIC`; the pages check roles once more.
+are not signed in or lack the role, Gradio's routes that no page of ours uses, and a page session that belongs
+to somebody else. It puts the person into the scope and the security headers on the answer. Every route is
+closed unless it stands in `PUBLIC`; the pages check roles once more.
 
 Below /v1 it is programs that ask: there an API key stands for the person, and no cookie and no origin counts.
 """
@@ -31,12 +31,11 @@ PUBLIC = frozenset(
     {"/login", "/logout", "/set-password", "/healthz", "/readyz", "/account.css", "/favicon.ico", "/metrics"}
 )
 """Open to everybody; /metrics looks at the caller itself, and whoever is signed out may sign out again."""
-UNUSED = (
-    "/vibe-", "/undo-vibe-edit", "/proxy=", "/dev/reload", "/run-history", "/token", "/monitoring",
-    "/call/", "/deep_link", "/upload",
-)  # fmt: skip
-"""Gradio's routes that no page of ours uses, without their prefix. Two of them would tell a page session's
-contents to whoever names it, and one stores files.
+GRADIO = "/gradio_api"
+USED = ("/queue/join", "/queue/data", "/heartbeat/", "/cancel", "/reset")
+"""All that a page of ours asks of Gradio below its prefix. Of its other routes there one fetches any address
+and hands on what that says as if this server said it, scripts included; some store files, ask other hosts, or
+tell a page session's contents to whoever names it.
 """
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KEPT_PAGE_SESSIONS = 10_000
@@ -138,10 +137,11 @@ class Guard:
             return answer(scope, 401, "You are not signed in - sign in first.")
         if not accounts.may(person, needed_role(path)):
             return answer(scope, 403, "This page is for operators - ask one of them.")
-        inner = path.removeprefix("/operate").removeprefix("/gradio_api")
-        if inner.startswith(UNUSED):
+        inner = path.removeprefix("/operate")
+        event = inner.removeprefix(GRADIO)
+        if inner.startswith("/monitoring") or (inner.startswith(GRADIO) and not event.startswith(USED)):
             return answer(scope, 404, "There is no such page - go back to the start.")
-        if not all(self._may_use(page, person) for page in page_sessions(scope, inner)):
+        if not all(self._may_use(page, person) for page in page_sessions(scope, event)):
             return answer(scope, 403, "This page belongs to somebody else - reload it.")
         return None
 
@@ -199,11 +199,11 @@ def bearer(headers: Headers) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
-def page_sessions(scope: Scope, inner: str) -> list[str]:
+def page_sessions(scope: Scope, event: str) -> list[str]:
     """The Gradio page sessions named by a request that follows events; an honest one names one."""
-    if inner.startswith("/heartbeat/"):
-        return [inner.removeprefix("/heartbeat/")]
-    if inner.startswith("/queue/data"):
+    if event.startswith("/heartbeat/"):
+        return [event.removeprefix("/heartbeat/")]
+    if event.startswith("/queue/data"):
         return parse_qs(str(scope["query_string"].decode("latin-1"))).get("session_hash", [])
     return []
 

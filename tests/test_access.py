@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from chatbot import accounts
 from chatbot.accounts import make_key
 from chatbot.engine import Engine
-from chatbot.guard import PUBLIC
+from chatbot.guard import PUBLIC, USED
 from chatbot.openai_errors import is_api
 from chatbot.turns import Turns
 from data import people
@@ -76,6 +76,24 @@ def test_every_route_turns_away_whom_it_should(app: FastAPI) -> None:
             if expected and browser.request(method, path).status_code != expected:
                 wrong.append((role, method, path))
     assert not wrong
+
+
+def test_of_gradio_only_what_our_pages_use_is_there(app: FastAPI) -> None:
+    below = {
+        (prefix, path.removeprefix(prefix))
+        for _, path in endpoints(app.routes)
+        for prefix in ("/operate/gradio_api", "/gradio_api")
+        if path.startswith(prefix)
+    }
+    used = {(prefix, path) for prefix, path in below if path.startswith(USED)}
+    assert {path for _, path in used} >= {"/queue/join", "/queue/data", "/heartbeat/x"} and len(used) < 16
+    unused = {path for prefix, path in below - used if prefix == "/gradio_api"}
+    assert unused >= {"/file=x", "/process_recording", "/upload", "/run/x", "/proxy=x"}
+    operator = client(app, "operator")
+    paths = [prefix + path for prefix, path in below - used]
+    for path in [*paths, "/gradio_api/file=http://192.0.2.9/cat.png", "/monitoring", "/operate/monitoring/x"]:
+        for method in ("GET", "HEAD", "POST"):
+            assert operator.request(method, path).status_code == 404, path
 
 
 def test_a_key_opens_v1_for_every_role_and_nothing_else_for_any(app: FastAPI) -> None:

@@ -131,10 +131,12 @@ def test_a_user_does_not_see_the_operators_pages(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/gradio_api/vibe-code",
+        "/gradio_api/file=http://evil.example/cat.png",
+        "/operate/gradio_api/file=/tmp/cat.png",
         "/gradio_api/proxy=http://x.hf.space",
         "/operate/monitoring",
-        "/gradio_api/call/anything/abc",
+        "/gradio_api/what-comes-with-the-next-gradio",
+        "/gradio_api",
         "/operate/gradio_api/deep_link?session_hash=abc",
         "/gradio_api/upload?upload_id=1",
     ],

@@ -376,7 +376,7 @@ def test_while_the_model_loads_the_server_is_well_but_not_ready(browser: TestCli
     sign_in(browser)
     page = browser.get("/", headers=PAGE)
     assert (page.status_code, "Waking up" in page.text) == (503, True)
-    assert browser.get("/gradio_api/info").json() == {
+    assert browser.get("/gradio_api/queue/data").json() == {
         "error": "The model is loading - try again in a moment."
     }
 
