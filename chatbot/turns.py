@@ -59,7 +59,7 @@ class LiveTurn:
         self.person_id = person_id
         self.replies = replies
         self._generation = generation
-        self._stored = threading.Event()
+        self._is_over = threading.Event()
 
     @property
     def version(self) -> str:
@@ -77,11 +77,11 @@ class LiveTurn:
     @property
     def is_done(self) -> bool:
         """All replies have ended and are stored, or could not be (the log says why)."""
-        return self._stored.is_set()
+        return self._is_over.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until every reply has ended and is stored; False where `timeout` seconds passed first."""
-        return self._stored.wait(timeout)
+        return self._is_over.wait(timeout)
 
     def stop(self, message_id: str | None = None) -> None:
         """End one reply, or all, where they stand."""
@@ -89,17 +89,17 @@ class LiveTurn:
             if message_id in (None, reply.message_id):
                 reply.stream.stop()
 
-    def store(self, is_stored: Callable[[LiveReply], bool]) -> None:
-        """Hand on each reply when it ends, until it is stored. Runs in the turn's own thread."""
+    def store(self, write: Callable[[LiveReply], bool]) -> None:
+        """Hand each reply that has ended to `write` until it says True. Runs in the turn's own thread."""
         left = list(self.replies)
         while left:
             self._generation.wait(0.2)
             self._generation.end_if_late()  # the engine cannot where it hangs in a step
-            left = [reply for reply in left if not (reply.finish_reason and is_stored(reply))]
+            left = [reply for reply in left if not (reply.finish_reason and write(reply))]
 
     def end(self) -> None:
         """Nothing more will be stored: wake who waits."""
-        self._stored.set()
+        self._is_over.set()
 
 
 class Turns:
@@ -148,7 +148,7 @@ class Turns:
         if conversation_id is not None:
             conversations.get(self._db, conversation_id, person.id)
         asked = self._asked(person, self._said(person, text, parent_id, request_key), replies, sampling)
-        turn = self._stored(person, text, conversation_id, parent_id, request_key, may_train)
+        turn = self._store_message(person, text, conversation_id, parent_id, request_key, may_train)
         with self._alone_with(turn.id):
             live = self.live(turn.id)
             if live is None and messages.replies(self._db, turn.id):
@@ -156,10 +156,8 @@ class Turns:
             return live or self._begin(person, turn, asked)
 
     def regenerate(self, person: Person, turn_id: str, replies: int = 4) -> LiveTurn:
-        """Ask again for replies to a turn already asked; the earlier ones stay. Raises Refused while it is
-        still being answered."""
-        turn = messages.get(self._db, turn_id)
-        conversations.get(self._db, turn.conversation_id, person.id)
+        """Ask again for replies to a turn; the earlier ones stay. Raises Refused while it is answered."""
+        turn = self._own_turn(person, turn_id)
         if turn.role != "user":
             raise Refused("Only a person's message can be answered - choose one of yours.")
         asked = self._asked(person, messages.prompt_of(self._db, turn_id), replies)
@@ -176,10 +174,8 @@ class Turns:
 
     def stop(self, person: Person, turn_id: str, message_id: str | None = None) -> None:
         """End a turn's replies, or one of them, where they stand. Harmless where it has ended."""
-        turn = messages.get(self._db, turn_id)
-        conversations.get(self._db, turn.conversation_id, person.id)
-        live = self.live(turn_id)
-        if live:
+        self._own_turn(person, turn_id)
+        if live := self.live(turn_id):
             live.stop(message_id)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -190,6 +186,12 @@ class Turns:
         for turn in turns:
             turn.wait(max(0.0, deadline - time.monotonic()))
         self._closing.set()
+
+    def _own_turn(self, person: Person, turn_id: str) -> Message:
+        """A turn in one of the person's conversations. Raises NotFound, and Refused for another's."""
+        turn = messages.get(self._db, turn_id)
+        conversations.get(self._db, turn.conversation_id, person.id)  # refuses: no more is wanted of it
+        return turn
 
     def _said(self, person: Person, text: str, parent_id: str | None, key: str | None) -> Messages:
         """The message after all that it answers; as it is stored already, where the key was used."""
@@ -225,7 +227,7 @@ class Turns:
                 self._beginning.remove(turn_id)
                 self._lock.notify_all()
 
-    def _stored(
+    def _store_message(
         self,
         person: Person,
         text: str,
@@ -234,7 +236,7 @@ class Turns:
         key: str | None,
         may_train: bool,
     ) -> Message:
-        """The turn, in the conversation given or a new one; the one stored before where the key was used."""
+        """The turn, now in the conversation given or a new one; where the key was used, that of then."""
         with self._db.write():
             if key and (earlier := messages.by_request_key(self._db, person.id, key)):
                 return earlier
@@ -263,7 +265,7 @@ class Turns:
 
     def _follow(self, live: LiveTurn) -> None:
         try:
-            live.store(self._store)
+            live.store(self._store_reply)
         except NotFound:  # the conversation was deleted meanwhile
             live.stop()
         except Exception:
@@ -275,7 +277,7 @@ class Turns:
             if self._live.get(live.turn_id) is live:
                 del self._live[live.turn_id]
 
-    def _store(self, reply: LiveReply) -> bool:
+    def _store_reply(self, reply: LiveReply) -> bool:
         """Write a reply that has ended; False, after a pause, where the database does not take it now. One
         turn at a time, so that other writes do not queue behind many waits for a locked database. Raises
         NotFound where the turn was deleted, and the database's Problem where we are closing."""
