@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from chatbot import accounts
 from chatbot.config import ServeConfig
@@ -41,6 +43,9 @@ CONNECTIONS_SECONDS = 2
 LAST_RESORT_SECONDS = 9.0
 LOOK_SECONDS = 0.5
 """Between two looks at whether the engine is still there."""
+SILENT_SECONDS = 30.0
+"""After which a connection that has asked for nothing is closed."""
+MOST_FILES = 65_536
 
 
 def run_server(config: ServeConfig) -> int:
@@ -48,6 +53,7 @@ def run_server(config: ServeConfig) -> int:
     can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("chatbot").setLevel(logging.INFO)  # not others: they tell of every request
+    _allow_many_connections()
     home = open_home()
     with _listening(config) as (sock, config), alone(home):
         db = open_database(home, check=True)
@@ -56,6 +62,14 @@ def run_server(config: ServeConfig) -> int:
         finally:
             _end_children()
             db.close()
+
+
+def _allow_many_connections() -> None:
+    """As many open files as this account may have; many systems begin with 1,024, a socket each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextlib.contextmanager
@@ -129,6 +143,22 @@ async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") 
                 server.end()
 
 
+class _Connection(H11Protocol):
+    """One that is closed where it asks for nothing: whoever opens thousands must not keep others out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._silence = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:  # no request has come in whole
+            self.transport.close()
+
+
 class _Server(uvicorn.Server):
     """Uvicorn, with our signals and with the streams stored before the connections are cut."""
 
@@ -136,6 +166,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=_Connection,
                 lifespan="off",  # the pages come later; `_open` runs their lifespan
                 log_level="critical",
                 access_log=False,  # a sign-in link would stand in it

@@ -11,6 +11,7 @@ Left out on purpose: a second try, and the choice between servers (replicas.py).
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SECONDS_TO_LOAD = 120.0
 _PROBES_AT_A_TIME = 8
 """Few: they share the steps of the replies under way."""
 _MAX_SEED = 2**63 - 1
+_MOST_IDS = 2**31
+"""No vocabulary has as many tokens."""
 _PLAIN = {
     "top_k": 0,
     "min_p": 0.0,
@@ -203,6 +206,7 @@ class Server:
         match choice.get("finish_reason"):
             case None | "stop" | "length" as finish_reason:
                 logprobs = (choice.get("logprobs") or {}).get("token_logprobs", [])
+                _check_tokens(choice["token_ids"], logprobs)
                 return TokenDelta(choice["token_ids"], logprobs, finish_reason)
             case other:
                 await self.check()
@@ -256,6 +260,16 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes]:
         *lines, rest = (rest + read).split(b"\n")
         for line in lines:
             yield line
+
+
+def _check_tokens(ids: list[Any], logprobs: list[Any]) -> None:
+    """Raises ValueError where these are no tokens with their log-probabilities."""
+    if not all(type(id) is int and 0 <= id < _MOST_IDS for id in ids):
+        raise ValueError("no token ids")
+    if len(logprobs) != len(ids) or not all(
+        isinstance(x, float | int) and math.isfinite(x) for x in logprobs
+    ):
+        raise ValueError("no log-probabilities")
 
 
 def _reason_in(text: str) -> str | None:

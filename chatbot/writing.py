@@ -160,11 +160,14 @@ class Writing:
                         self._note_heard(reading)
                         if row.finish_reason is not None:  # stopped from outside during this step
                             return
-                        row.logprobs += piece.logprobs
-                        row.token_ids += piece.token_ids
+                        left = sampling.max_new_tokens - len(row.token_ids)
+                        row.logprobs += piece.logprobs[:left]
+                        row.token_ids += piece.token_ids[:left]
                         request.notice()  # first: a stop text may be complete with the last token allowed
                         if piece.finish_reason is not None:
                             request.finish(row, piece.finish_reason)
+                        elif len(piece.token_ids) > left:  # a server that would write for ever
+                            request.finish(row, "length")
                 finally:
                     self._readings.discard(reading)
         if row.finish_reason is None and reading.is_forgotten:

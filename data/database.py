@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import sqlite_utils
 import uuid_utils
 
@@ -154,12 +155,15 @@ class Database:
         """Rewrites the file without its free pages. The log, where a reader keeps it, is emptied later.
 
         All other writes wait, 25 s for a file of 850 MB: nothing for while a person looks at a page. Raises
-        Problem where the disk has no room for the log and the copy that this takes.
+        Problem where the disk or the memory has no room for the log and the copies that this takes.
         """
         with self._holding_writer(), as_sentences(self.path):
             assert self._writing_thread is None, "vacuum inside a write"
-            if shutil.disk_usage(self.path.parent).free < 3 * self.path.stat().st_size:
+            size = self.path.stat().st_size
+            if shutil.disk_usage(self.path.parent).free < 3 * size:
                 raise Problem("There is no room to rewrite the database - free three times its size.")
+            if psutil.virtual_memory().available < 2 * size:  # some builds of SQLite copy in memory
+                raise Problem("There is no memory to rewrite the database - free twice its size.")
             self._writer.execute("VACUUM")
             with suppress(Problem):
                 self.empty_log()

@@ -375,6 +375,16 @@ def test_a_restore_that_is_killed_leaves_the_database_that_was_there(
     again.close()
 
 
+def test_a_file_is_not_rewritten_in_memory_that_is_not_there(
+    db: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = home.database.stat().st_size
+    for free, is_enough in ((2 * size - 1, False), (2 * size, True)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        with contextlib.nullcontext() if is_enough else pytest.raises(Problem, match="no memory to rewrite"):
+            db.vacuum()
+
+
 def test_asking_whether_a_database_is_in_use_leaves_it_as_it_is(db: Database, home: Home) -> None:
     people.add(db, "ada")
     assert recovery.is_in_use(home.database)

@@ -63,7 +63,6 @@ TESTED_ELSEWHERE = {
     "chatbot/pages/payload.py": "test_board.py",
     "chatbot/pages/sidebar.py": "test_chat.py",
     "chatbot/replica.py": "test_writing.py",
-    "chatbot/server.py": "test_chatbot_cli.py",
     "chatbot/signin.py": "test_web.py",
     "chatbot/terminal.py": "test_chatbot_cli.py",
     "data/backups.py": "test_database.py",

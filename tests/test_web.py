@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.testclient import TestClient
 
 from chatbot import accounts, data_routes, signin
@@ -364,6 +364,23 @@ def test_operators_take_what_may_teach_in_the_formats_of_other_trainers(
     assert [tuple(row) for row in told] == [("Ada", '{"format":"preference"}')]
     answer = browser.get("/operate/export/excel", headers=PAGE)
     assert answer.status_code == 403 and "There is no format" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        (None, ""),
+    ],
+)
+def test_the_addresses_of_one_line_are_counted_as_one(host: str | None, counted: str) -> None:
+    request = Request({"type": "http", "client": (host, 1) if host else None})
+    assert signin.address_of(request) == counted
 
 
 # Health, and failing

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,12 @@ from tests.test_engine import done
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
 LONG = Sampling(temperature=0, max_new_tokens=400)
+
+
+def tokens(*ids: object, logprobs: Sequence[object] | None = None) -> dict[str, Any]:
+    """What a server sends that has written these tokens."""
+    said = [-1.0] * len(ids) if logprobs is None else logprobs
+    return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": said}}]}
 
 
 def check_that_another_writes(remote: RemoteEngine, servers: list[FakeVllm], **fault: Any) -> None:
@@ -126,6 +132,7 @@ def test_a_request_that_every_server_refuses_fails_alone(
         {"sends": {"choices": [{"token_ids": None}]}},
         {"sends": {"choices": "none"}},
         {"sends": {"error": "no object"}},
+        {"sends": tokens(-1)},
     ],
 )
 def test_a_server_that_refuses_all_or_answers_nonsense_fails_nobody_beside_a_healthy_one(
@@ -279,6 +286,36 @@ def test_an_error_counts_against_a_server_only_where_it_is_not_well(
 
     with pytest.raises(meaning):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "sends",
+    [
+        *(tokens(id) for id in (-1, 10**30, "x", 1.5, None, True)),
+        tokens(5, logprobs=[]),
+        tokens(5, logprobs=["x"]),
+        tokens(5, logprobs=[float("nan")]),
+    ],
+    ids=str,
+)
+def test_what_is_no_token_is_not_taken_for_one(servers: list[FakeVllm], sends: object) -> None:
+    servers[0].sends = sends
+
+    async def ask() -> None:
+        async for _ in Server(servers[0].url).write(NAME, [1, 2, 3], GREEDY, seed=0, end_of_turn=2):
+            pass
+
+    with pytest.raises(Failed, match="answered with what is no reply of vLLM"):
+        asyncio.run(ask())
+
+
+def test_a_server_that_writes_for_ever_is_left_where_the_reply_is_as_long_as_it_may_be(
+    remote: RemoteEngine, servers: list[FakeVllm]
+) -> None:
+    for server in servers:
+        server.sends = tokens(*[5] * 7)
+    reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    assert (reply.token_ids, reply.finish_reason, len(reply.logprobs)) == ([5] * 16, "length", 16)
 
 
 @pytest.mark.parametrize(
