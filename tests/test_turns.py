@@ -4,9 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from chatbot import generation as generation_module
 from chatbot import turns as turns_module
 from chatbot.engine import Engine
 from chatbot.generation import Asked, Generation
@@ -112,7 +114,7 @@ def test_a_stored_seed_gives_the_same_reply_again(turns: Turns, db: Database, ad
     assert row.seed is not None
     messages = [{"role": "user", "content": "Hello."}]
     again = turns.engine.submit(messages, sampling=row.sampling, seeds=[row.seed], version=row.version)
-    assert again.wait(60) and again.replies[0].text == row.content
+    assert again.wait(60) and clean(again.replies[0].text) == row.content
 
 
 def test_the_model_sees_what_was_said_before(turns: Turns, db: Database, ada: Person) -> None:
@@ -337,8 +339,10 @@ def test_a_turn_that_is_stuck_is_ended_and_what_was_written_is_stored(
         step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", stuck)
-    monkeypatch.setattr(turns_module, "DEADLINE", 1)
-    live = done(turns.send(ada, "Hello.", replies=2, sampling=LONG))
+    live = turns.send(ada, "Hello.", replies=2, sampling=LONG)
+    until(lambda: all(reply.tokens for reply in live.replies))
+    monkeypatch.setattr(live._generation, "_deadline", 0.1)
+    done(live)
     may_end.set()
     for row, reply in zip(stored(db, live), live.replies, strict=True):
         assert (row.finish_reason, row.content, row.tokens) == (
@@ -349,15 +353,21 @@ def test_a_turn_that_is_stuck_is_ended_and_what_was_written_is_stored(
         assert 0 < reply.tokens < LONG.max_new_tokens
 
 
-@pytest.mark.usefixtures("slowly")
 def test_a_turn_that_is_written_slowly_may_take_longer_than_the_deadline(
     turns: Turns, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "DEADLINE", 0.5)
-    began = time.monotonic()
-    sampling = Sampling(temperature=0, max_new_tokens=150)
+    step, clock = LlamaRunner.step, SimpleNamespace(now=0.0)
+
+    def step_of_a_second(self: LlamaRunner, beside: int) -> None:
+        clock.now += 1.0
+        step(self, beside)
+
+    monkeypatch.setattr(LlamaRunner, "step", step_of_a_second)
+    monkeypatch.setattr(generation_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(turns_module, "DEADLINE", 10)
+    sampling = Sampling(temperature=0, max_new_tokens=50)
     live = done(turns.send(ada, "Hello.", replies=1, sampling=sampling))
-    assert time.monotonic() - began > 1 and live.replies[0].finish_reason in ("stop", "length")
+    assert clock.now > 20 and live.replies[0].finish_reason in ("stop", "length")
 
 
 def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_again(
@@ -377,9 +387,8 @@ def test_a_turn_behind_a_step_that_hangs_ends_all_the_same_and_can_be_asked_agai
     board = board_view(db, turns, ada, live.turn_id)
     assert board["replies"] == []  # the page says so in a sentence, and offers to regenerate
     may_step.set()
-    assert [row.finish_reason for row in stored(db, done(turns.regenerate(ada, live.turn_id, 1)))] == [
-        "length"
-    ]
+    (row,) = stored(db, done(turns.regenerate(ada, live.turn_id, 1)))
+    assert row.finish_reason in ("stop", "length")
 
 
 def test_simulated_raters_have_time_and_no_person_in_the_queue(turns: Turns, db: Database) -> None:
