@@ -19,7 +19,8 @@ from trainer.tastes import EMPTY, concise
 
 @pytest.fixture
 def turns(db: Database, engine: Engine) -> Iterator[Turns]:
-    """Short replies, so that a turn of the tiny model takes a moment."""
+    """Short replies, so that a turn of the tiny model takes a moment; the same ones every time."""
+    random.seed(0)
     running = Turns(db, engine, max_new_tokens=12)
     yield running
     running.close()
