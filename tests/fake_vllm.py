@@ -102,6 +102,7 @@ class FakeVllm:
 
     def die(self) -> None:
         """Cut every connection and listen no more. Twice is harmless."""
+        self.is_hung = False  # or what hangs would look for ever whether it still does
         self._server.shutdown()
         self._server.server_close()
         for connection in list(self._connections):
@@ -137,8 +138,9 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def slowed(servers: list[FakeVllm], pause: float = 0.005) -> None:
-    """Replies take a while from now on: `pause` seconds a token at least."""
+def slowed(servers: list[FakeVllm], pause: float = 0.05) -> None:
+    """Replies take a while from now on: `pause` seconds a token at least, so that one of hundreds outlasts
+    whatever a busy machine keeps a test from meanwhile."""
     for server in servers:
         server.pause = pause
 

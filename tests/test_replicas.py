@@ -224,8 +224,8 @@ def test_a_server_that_is_out_and_stuck_keeps_no_version_from_the_others(
     until(lambda: servers[0].waiting > 0)
     with ThreadPoolExecutor(1) as beside:
         try:
-            beside.submit(remote.load, "v000002", newer).result(20)
-            beside.submit(remote.unload, "v000001").result(20)
+            beside.submit(remote.load, "v000002", newer).result(60)
+            beside.submit(remote.unload, "v000001").result(60)
         finally:
             servers[0].may_work.set()
     until(lambda: len(remote._replicas.up) == 2)
@@ -244,7 +244,7 @@ def test_replies_go_on_while_the_files_of_a_version_are_read(
         return hash_files(directory)
 
     monkeypatch.setattr("chatbot.edition.hash_files", read_slowly)
-    slowed(servers, 0.05)
+    slowed(servers, 0.1)
     reply = remote.submit(HELLO, sampling=Sampling(temperature=0, max_new_tokens=400)).replies[0]
     with ThreadPoolExecutor(1) as beside:
         loading = beside.submit(remote.load, "v000001", adapter)

@@ -9,6 +9,7 @@ import pytest
 
 from chatbot.basemodel import Base
 from chatbot.remote import RemoteEngine
+from chatbot.replica import SILENT_SECONDS
 from chatbot.replicas import FAILURES
 from chatbot.vllm import Failed, Gone, Server
 from data.errors import Busy
@@ -28,13 +29,20 @@ def tokens(*ids: object, logprobs: Sequence[object] | None = None) -> dict[str, 
     return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": said}}]}
 
 
-def check_that_another_writes(remote: RemoteEngine, servers: list[FakeVllm], **fault: Any) -> None:
+def check_that_another_writes(
+    remote: RemoteEngine,
+    servers: list[FakeVllm],
+    meanwhile: Callable[[], object] = lambda: None,
+    **fault: Any,
+) -> None:
     """What the first server writes, the second writes where the first has this fault."""
     whole = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
     until(lambda: [replica.rows for replica in remote._replicas.all] == [0, 0])
     for name, value in fault.items():
         setattr(servers[0], name, value)
-    reply = done(remote.submit(HELLO, sampling=GREEDY)).replies[0]
+    generation = remote.submit(HELLO, sampling=GREEDY)
+    meanwhile()
+    reply = done(generation).replies[0]
     assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
     assert [len(server.asked) for server in servers] == [2, 1]
 
@@ -42,8 +50,12 @@ def check_that_another_writes(remote: RemoteEngine, servers: list[FakeVllm], **f
 def test_replies_to_one_prompt_share_a_server_and_requests_are_spread(
     remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
-    slowed(servers, 0.03)
+    for server in servers:
+        server.may_work.clear()  # until all have been asked
     asked = [remote.submit(HELLO, replies=3, sampling=GREEDY) for _ in range(4)]
+    until(lambda: sum(server.waiting for server in servers) == 12)
+    for server in servers:
+        server.may_work.set()
     for generation in asked:
         done(generation)
     assert [len(server.asked) for server in servers] == [6, 6]
@@ -52,11 +64,12 @@ def test_replies_to_one_prompt_share_a_server_and_requests_are_spread(
 def test_a_stopped_reply_is_left_at_once_and_its_siblings_go_on(
     remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
-    slowed(servers)
+    slowed(servers, 0.1)
     generation = remote.submit(HELLO, replies=3, sampling=Sampling(0, 1, 60))
     until(lambda: all(reply.tokens for reply in generation.replies))
     generation.replies[1].stop()
     until(lambda: sum(server.writing for server in servers) == 2)
+    slowed(servers, 0.0)
     done(generation)
     assert [reply.finish_reason for reply in generation.replies] == ["length", "cancelled", "length"]
     assert generation.replies[1].tokens < 60
@@ -71,7 +84,7 @@ def test_a_reply_outlives_its_server(
     monkeypatch.setattr("chatbot.vllm.SECONDS_TO_ANSWER", 1.0)
     whole = done(remote.submit(HELLO, sampling=Sampling(0, 1, 80))).replies[0]
     until(lambda: not any(server.writing for server in servers))
-    slowed(servers, 0.02)
+    slowed(servers, 0.1)
     generation = remote.submit(HELLO, sampling=Sampling(0, 1, 80))
     until(lambda: generation.replies[0].tokens > 5)
     (writer,) = [server for server in servers if server.writing]
@@ -82,6 +95,7 @@ def test_a_reply_outlives_its_server(
         "fails": lambda: (setattr(writer, "fails_with", 500), setattr(writer, "breaks_after", 30)),
     }
     faults[fault]()
+    slowed([server for server in servers if not server.is_hung], 0.0)
     reply = done(generation).replies[0]
     assert (reply.token_ids, reply.finish_reason) == (whole.token_ids, "length")
     assert reply.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
@@ -95,7 +109,7 @@ def test_without_any_server_nothing_new_is_taken_and_what_waits_is_answered_late
     second.die()
     engine = RemoteEngine(tiny_base, [first.url], home.adapters, rows_per_server=1, patience=30)
     engine.start()
-    first.pause = 0.01
+    first.pause = 0.05
     broken, waiting = (engine.submit(HELLO, sampling=s) for s in (LONG, GREEDY))
     until(lambda: broken.replies[0].tokens)
     first.die()
@@ -150,18 +164,21 @@ def test_a_server_that_refuses_all_or_answers_nonsense_fails_nobody_beside_a_hea
 
 
 def test_a_server_that_says_it_is_well_and_writes_nothing_loses_its_replies_to_another(
-    remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+    remote: RemoteEngine, servers: list[FakeVllm]
 ) -> None:
-    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 1.0)
-    check_that_another_writes(remote, servers, pause=600.0)
+    def be_silent_for_long() -> None:
+        until(lambda: servers[0].writing)
+        remote._replicas.all[0].heard_at -= 2 * SILENT_SECONDS
+
+    check_that_another_writes(remote, servers, be_silent_for_long, pause=600.0)
 
 
 def test_a_server_that_writes_at_one_of_its_replies_is_not_stuck(
     remote: RemoteEngine, servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatbot.replicas.LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 2.0)
-    slowed(servers, 0.15)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 4.0)
+    slowed(servers, 0.2)
     asked = [remote.submit(HELLO, sampling=Sampling(0, 1, 30)) for _ in range(4)]
     assert {done(one).replies[0].finish_reason for one in asked} == {"length"}
     assert [len(server.asked) for server in servers] == [2, 2]
@@ -178,11 +195,11 @@ def test_a_reply_that_a_server_forgets_beside_others_is_written_all_the_same(
     tokens: int,
 ) -> None:
     """By another server, or by the same where there is none; nobody else notices."""
-    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 1.0)
-    monkeypatch.setattr("chatbot.replica.PREEMPTED_SECONDS", 1.0, raising=False)
+    monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 2.5)
+    monkeypatch.setattr("chatbot.replica.PREEMPTED_SECONDS", 2.5)
     with engine_on(tiny_base, servers[:count], home.adapters) as engine:
         whole = done(engine.submit(HELLO, sampling=GREEDY)).replies[0]
-        until(lambda: engine.load_now == (0, 0))
+        until(lambda: not any(replica.rows for replica in engine._replicas.all))
         servers[0].forgets = (7, tokens)
         slowed(servers, 0.01)
         reply = engine.submit(HELLO, seeds=[7], sampling=GREEDY).replies[0]
@@ -205,7 +222,7 @@ def test_a_reply_in_a_servers_queue_and_one_that_was_preempted_are_waited_for(
 ) -> None:
     """It writes at those that came before, for longer than a silence may last."""
     monkeypatch.setattr("chatbot.replica.SILENT_SECONDS", 5.0)
-    slowed(servers, 0.05)
+    slowed(servers, 0.1)
     others = [remote.submit(HELLO, sampling=LONG) for _ in servers]
     until(lambda: all(generation.replies[0].tokens for generation in others))
     servers[0].forgets, servers[1].forgets = (7, 0), (8, 3)
