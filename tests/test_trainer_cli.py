@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,15 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
 
 
 def test_looking_is_quick_because_torch_stays_out(home: Home) -> None:
-    code = "import sys; from trainer.__main__ import run; run(['versions']); print('torch' in sys.modules)"
-    started = time.monotonic()
+    code = (
+        "import sys, time; from trainer.__main__ import run; run(['versions']);"
+        "print(); print('torch' in sys.modules, time.process_time())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
-    # Well under 2 s on an idle machine; the bound leaves room for a busy one.
-    assert time.monotonic() - started < 10
+    has_torch, seconds = done.stdout.split()[-2:]
+    assert has_torch == "False"
+    # Of a core, not of a clock: what else the machine does counts little. Well under 2 s.
+    assert float(seconds) < 10
 
 
 OF_A_HOME = [
@@ -339,9 +341,9 @@ def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
     flags = [f"--model={tiny_base.directory}", *to_flags(tiny_night(home, reward_epochs=10_000))]
     night = subprocess.Popen([sys.executable, "-m", "trainer", "refresh", *flags])
     try:
-        wait_for(lambda: (run := runs.latest(ranked)) is not None and run.message.startswith("Training"), 60)
+        wait_for(lambda: (run := runs.latest(ranked)) is not None and run.message.startswith("Training"), 120)
         night.terminate()
-        assert night.wait(30) == 130
+        assert night.wait(60) == 130
     finally:
         night.kill()
     stopped = runs.latest(ranked)
