@@ -20,11 +20,27 @@ PROCESSES.set_forkserver_preload(["tests.test_checkpoint"])  # a child begins wi
 UPDATES = 12
 
 
-def night_in_a_process(model: str, home: str, checkpoints: str, out: str, begun: Event) -> None:
+class Resting(list[int]):
+    """The updates that a night makes; after `last` it waits to be killed, so that it is not over before."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def append(self, update: int) -> None:
+        super().append(update)
+        if update > self.last:
+            time.sleep(120)
+
+
+def night_in_a_process(
+    model: str, home: str, checkpoints: str, out: str, begun: Event, kill_at: int | None
+) -> None:
     torch.set_num_threads(1)
     base = load_base(model, open_home(Path(home)), lambda text: None)
     begun.set()
-    result = a_night(base, Path(checkpoints), updates=UPDATES)
+    made = Resting(kill_at) if kill_at is not None else None
+    result = a_night(base, Path(checkpoints), updates=UPDATES, made=made)
     Path(out).write_text(json.dumps([figures(result), result.best_update, result.notes]))
 
 
@@ -36,7 +52,8 @@ def go(base: Base, folder: Path, out: Path, *, kill_at: int | None = None, later
     begun = PROCESSES.Event()
     home = folder.parent / "home"
     child = PROCESSES.Process(
-        target=night_in_a_process, args=(str(base.directory), str(home), str(folder), str(out), begun)
+        target=night_in_a_process,
+        args=(str(base.directory), str(home), str(folder), str(out), begun, kill_at),
     )
     child.start()
     assert begun.wait(120)
