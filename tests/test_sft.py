@@ -26,7 +26,7 @@ from tests.learners import CPU, END, a_learner, delta_norm, some_replies
 from tests.nights import known_conversations, tiny_night
 from tests.stories import a_turn, somebody
 from tests.test_outcome import held_after_canaries, hold
-from tests.test_team import free_port, launcher
+from tests.test_team import launcher
 from trainer import publish, sft
 from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS, Reply, logprobs_of
@@ -164,10 +164,8 @@ def a_lesson(model: str, home: str, team: Team) -> list[float]:
     return [*report["loss"], *report["held_out_loss"]]
 
 
-def member(rank: int, port: int, model: str, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def member(rank: int, model: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     losses = a_lesson(model, f"{folder}/home-{rank}", Team(rank, 2))
     Path(folder, f"{rank}.json").write_text(json.dumps(losses))
     torch.distributed.destroy_process_group()
@@ -175,7 +173,7 @@ def member(rank: int, port: int, model: str, folder: str) -> None:
 
 def test_two_processes_learn_what_one_does(tiny_directory: Path, tmp_path: Path) -> None:
     spawn: Any = mp.spawn
-    spawn(member, args=(free_port(), str(tiny_directory), str(tmp_path)), nprocs=2)
+    spawn(member, args=(str(tiny_directory), str(tmp_path)), nprocs=2)
     alone = a_lesson(str(tiny_directory), str(tmp_path / "home"), SOLO)
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(alone, abs=1e-4)

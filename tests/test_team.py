@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,18 +24,15 @@ from tests.nights import rank_by_taste, tiny_night
 from trainer.team import SOLO, Deserted, Team, join
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def meet(rank: int, folder: str) -> Team:
+    """One of two processes that find each other by a file: a port that is free now may be taken then."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    return Team(rank, 2)
 
 
-def member(rank: int, size: int, port: int, folder: str) -> None:
-    """One process of a team: what it heard from the others, as a file."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
-    team = Team(rank, size)
+def member(rank: int, folder: str) -> None:
+    """One process of a team: what it heard from the other, as a file."""
+    team = meet(rank, folder)
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))]
     parameters[0].grad = torch.full((2,), rank + 1.0)  # and nobody has a gradient of the second
     team.sum_gradients(parameters)
@@ -61,7 +57,7 @@ def test_gradients_of_one_process_are_their_own_sum() -> None:
 
 
 def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
-    mp.spawn(member, args=(2, free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(member, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     chief, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (chief.pop("share"), other.pop("share")) == ([0, 2, 4], [1, 3])
     assert chief == other
@@ -71,12 +67,9 @@ def test_what_two_members_hear_is_the_same(tmp_path: Path) -> None:
     assert chief["gradients"] == [[3.0, 3.0], [0.0, 0.0, 0.0]]
 
 
-def member_that_ends(rank: int, port: int, folder: str) -> None:
+def member_that_ends(rank: int, folder: str) -> None:
     """The chief of two hears what it hears where the other one is gone."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    team = Team(rank, 2)
+    team = meet(rank, folder)
     team.wait()
     if rank == 0:
         with pytest.raises(Deserted, match="Another process of the team ended"):
@@ -106,7 +99,7 @@ def test_a_fault_of_the_gpu_is_nobody_elses_end_and_what_else_is_said_is_logged(
 
 
 def test_whose_member_is_gone_hears_so_in_a_sentence(tmp_path: Path) -> None:
-    mp.spawn(member_that_ends, args=(free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(member_that_ends, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     assert (tmp_path / "heard").exists()
 
 
@@ -123,7 +116,7 @@ torch.distributed.destroy_process_group()
 
 def test_members_wait_for_hours_while_the_chief_works_alone() -> None:
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = {**os.environ, **launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run([sys.executable, "-c", WAITS], env=environment, capture_output=True, text=True)
     assert done.stdout == "0 1 12:00:00\n", done.stderr[-3000:]
 
@@ -152,7 +145,7 @@ def test_one_process_alone_hears_itself() -> None:
 def launcher(processes: int) -> list[str]:
     """What launches so many of a module that is named after it; --multi_gpu: on a CPU it takes gloo."""
     flags = [f"--num_processes={processes}", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
-    flags += ["--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    flags += ["--dynamo_backend=no", "--main_process_port=0"]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m"]
 
 
