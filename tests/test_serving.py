@@ -124,9 +124,9 @@ def test_a_server_whose_engine_broke_ends_so_that_it_is_started_again_and_its_lo
             env={**os.environ, "NIGHTSCHOOL_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
         )
     try:
-        until(lambda: "Ready" in log.read_text(), 90)
+        until(lambda: "Ready" in log.read_text(), 240)
         publish(db, make_version(db, home, tiny_base).name)
-        until(lambda: "chatbot.following: Serving v000001." in log.read_text(), 90)
+        until(lambda: "chatbot.following: Serving v000001." in log.read_text(), 240)
         sign.touch()
         assert server.wait(60) == 1
     finally:

@@ -164,6 +164,7 @@ def a_refresh(home: Path, model: Path, config: Any, processes: int) -> Any:
         db.close()
 
 
+@pytest.mark.timeout(900)  # a minute and a half of one process on a machine with nothing else to do
 def test_two_processes_learn_what_one_learns(
     db: Database, home: Home, tiny_base: Base, tmp_path: Path
 ) -> None:
