@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import (
@@ -44,7 +45,9 @@ FLAGS = [
 EVENTS = "**/queue/join*"
 """Where a page's events go."""
 PATIENCE = 60_000
-"""Milliseconds that a test waits for what a busy machine may be slow to do."""
+"""Milliseconds that a test waits for what a busy machine may be slow to do, wherever it names no others."""
+expect.set_options(timeout=PATIENCE)
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -56,43 +59,47 @@ class Server:
 
 
 @contextmanager
-def running_server(model: Path, home: Path, *flags: str) -> Iterator[Server]:
+def running_server(
+    model: Path, home: Path, *flags: str, program: Literal["chatbot", "tests.endless"] = "chatbot"
+) -> Iterator[Server]:
     """`chatbot serve` on a free port, ready to chat; ended in order afterwards.
 
     In float32, whatever this machine computes fastest: coarser, a prompt read again and the same prompt
     remembered differ by so much that one seed no longer draws one reply.
     """
-    command = [sys.executable, "-m", "chatbot", "serve", "--model", str(model), "--no-trainer", "--port", "0"]
+    command = [sys.executable, "-m", program, "serve", "--model", str(model), "--no-trainer", "--port", "0"]
     command += ["--precision", "float32"]
     environment = {**os.environ, "NIGHTSCHOOL_HOME": str(home), "OMP_NUM_THREADS": "1"}
     log = home.with_suffix(".log")
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, *flags], stdout=out, stderr=subprocess.STDOUT, text=True, env=environment
+            [*command, *flags], stdout=out, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
         )
     try:
         yield Server(_when_ready(process, log), process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE / 1000)
 
 
 @contextmanager
-def running_site(model: Path, home: Path, *flags: str) -> Iterator[tuple[Server, Database]]:
+def running_site(
+    model: Path, home: Path, *flags: str, program: Literal["chatbot", "tests.endless"] = "chatbot"
+) -> Iterator[tuple[Server, Database]]:
     """The same, with its database."""
-    with running_server(model, home, *flags) as server:
+    with running_server(model, home, *flags, program=program) as server:
         db = open_database(open_home(home))
         yield server, db
         db.close()
 
 
-def _when_ready(process: "subprocess.Popen[str]", log: Path, seconds: float = 90.0) -> str:
+def _when_ready(process: "subprocess.Popen[str]", log: Path, seconds: float = 240.0) -> str:
     """The server's address, once /readyz says so."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         said = log.read_text()
         if (found := re.search(r"http://127\.0\.0\.1:\d+", said)) and "Ready" in said:
-            with urllib.request.urlopen(f"{found[0]}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{found[0]}/readyz", timeout=seconds) as answer:
                 assert answer.status == 200
             return found[0]
         time.sleep(0.1)
@@ -140,7 +147,7 @@ class Visitor:
     def wait_until_written(self) -> None:
         """Until every reply on the board is finished."""
         self.page.locator(".card").first.wait_for()
-        self.page.locator(".card[aria-busy='true']").first.wait_for(state="detached", timeout=20_000)
+        self.page.locator(".card[aria-busy='true']").first.wait_for(state="detached")
 
 
 @contextmanager
@@ -176,6 +183,7 @@ def visit(
     context.add_cookies(
         [{"name": accounts.COOKIE, "value": accounts.open_session(db, person), "url": server.url}]
     )
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     visitor = Visitor(person, page, context)
 

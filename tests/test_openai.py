@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,18 +209,17 @@ def test_many_streams_at_once_are_each_whole(api: Api) -> None:
 def test_the_server_that_chats_answers_programs_too(db: Database, home: Home, tiny_directory: Path) -> None:
     key, _ = make_key(db, somebody(db))
     with (
-        running_server(tiny_directory, home.root) as server,
+        running_server(tiny_directory, home.root, program="tests.endless") as server,
         OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client,
     ):
-        whole = ask(client, seed=1)
+        whole = ask(client, seed=1, max_tokens=8)
         assert whole.model == "base" and whole.choices[0].message.content
-        assert texts(stream(client, seed=1)) == [whole.choices[0].message.content]
+        assert texts(stream(client, seed=1, max_tokens=8)) == [whole.choices[0].message.content]
         with pytest.raises(NotFoundError, match="no such endpoint"):
             client.embeddings.create(model="base", input="x", encoding_format="float")
         long = client.chat.completions.create(**ASKED | {"max_tokens": 900, "n": 9}, stream=True)
         next(long)
-        began = time.monotonic()
         server.process.terminate()
         with pytest.raises(APIError, match="shutting down"):
             list(long)
-        assert server.process.wait(15) == 0 and time.monotonic() - began < 10
+        assert server.process.wait(60) == 0

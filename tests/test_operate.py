@@ -27,7 +27,7 @@ from data.database import Database
 from data.home import Home
 from data.records import Metric, Person, Schedule
 from data.recovery import FAILED
-from tests.browser import chromium
+from tests.browser import PATIENCE, chromium
 from tests.operating import NASTY, add_version, built_page, call, end_run, obedient, served, start_run
 from tests.stories import a_turn, rank
 
@@ -468,14 +468,15 @@ def test_an_operator_follows_a_run_and_rolls_back(db: Database, address: str) ->
     run = start_run(db, stage="ppo", progress=0.4, eta_seconds=600, message=NASTY)
     with chromium() as browser:
         tab = browser.new_page()
+        tab.set_default_timeout(PATIENCE)
         alerts: list[str] = []
         tab.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
         tab.goto(address)
         bar = tab.get_by_role("progressbar", name="Practising")
-        expect(bar).to_have_attribute("aria-valuenow", "40", timeout=20_000)
+        expect(bar).to_have_attribute("aria-valuenow", "40")
         runs.report(db, run, stage="ppo", progress=0.6)
         tab.reload()
-        expect(bar).to_have_attribute("aria-valuenow", "60", timeout=20_000)
+        expect(bar).to_have_attribute("aria-valuenow", "60")
         tab.get_by_role("tab", name="Versions").click()
         tab.get_by_role("button", name="Roll back to base").click()
         tab.get_by_role("button", name="Yes, roll back").click()
@@ -491,24 +492,21 @@ def test_a_schedule_typed_wrongly_is_refused_with_a_sentence_and_the_old_one_sta
     before = schedules.set_(db, Schedule("0 4 * * *", "Europe/Berlin", 30), "olga")
     with chromium() as browser:
         tab = browser.new_page()
+        tab.set_default_timeout(PATIENCE)
         tab.goto(address)
-        tab.get_by_role("tab", name="Schedule").click(timeout=60_000)
-        for label, wrong, sentence in (
-            (
-                "Cron",
-                "99 3 * * *",
-                "'99 3 * * *' is not a cron expression",
-            ),
-            ("Time zone", "Mars/Olympus", "There is no time zone 'Mars/Olympus'"),
-            ("New rankings needed", "-5", "A refresh needs at least 1 new ranking"),
+        tab.get_by_role("tab", name="Schedule").click()
+        for label, right, wrong, sentence in (
+            ("Cron", before.cron, "99 3 * * *", "'99 3 * * *' is not a cron expression"),
+            ("Time zone", before.zone, "Mars/Olympus", "There is no time zone 'Mars/Olympus'"),
+            ("New rankings needed", "30", "-5", "A refresh needs at least 1 new ranking"),
         ):
             field = tab.get_by_label(label)
-            right = field.input_value()
+            expect(field).to_have_value(right)
             for text, said in ((wrong, sentence), (right, "The schedule is saved.")):
                 field.fill(text)
                 field.press("Enter")
                 tab.get_by_role("button", name="Save").click()
-                expect(tab.get_by_text(said).first).to_be_visible(timeout=20_000)
+                expect(tab.get_by_text(said).first).to_be_visible()
                 saved = schedules.get(db)
                 assert (saved.cron, saved.zone, saved.min_rankings) == (
                     before.cron,

@@ -24,7 +24,7 @@ from data.database import Database
 from data.home import Home
 from data.records import Person, Run
 from tests.attacks import ATTACKS
-from tests.browser import chromium
+from tests.browser import PATIENCE, chromium
 from tests.operating import (
     add_version,
     built_page,
@@ -329,18 +329,19 @@ def test_a_run_is_read_in_a_browser_wide_and_narrow(
     foreign: list[str] = []
     with served(page, operator) as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.set_default_timeout(PATIENCE)
         tab.on("request", lambda r: foreign.append(r.url) if "evil.example" in r.url else None)
         tab.goto(address)
         tab.get_by_role("tab", name="Runs").click()
         bar = tab.get_by_role("tabpanel").filter(visible=True).get_by_role("progressbar")
-        expect(bar).to_have_attribute("aria-valuenow", "20", timeout=20_000)
+        expect(bar).to_have_attribute("aria-valuenow", "20")
         runs.report(db, living, stage="ppo", progress=0.7)
-        expect(bar).to_have_attribute("aria-valuenow", "70", timeout=20_000)
+        expect(bar).to_have_attribute("aria-valuenow", "70")
 
         tab.get_by_role("listbox").or_(tab.get_by_label("Which run")).first.click()
         tab.get_by_role("option", name="published").click()
         figure = tab.get_by_role("img", name="Score over distance")
-        expect(figure).to_be_visible(timeout=20_000)
+        expect(figure).to_be_visible()
         expect(tab.locator(".ns-ring").first).to_be_visible()
         for summary in tab.locator("summary:visible").all():
             summary.click()

@@ -18,8 +18,6 @@ from tests.stories import a_turn, rank, somebody
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "24", "--compare-share", "0")
 ARRIVAL = Callable[..., Visitor]
-SLOW = 20_000
-"""Milliseconds for what a busy machine, or an answer that Gradio must be asked for again, may take."""
 
 
 @pytest.fixture
@@ -363,10 +361,10 @@ def test_only_what_is_new_enters_the_log_that_screen_readers_read_out(arrive: AR
     page.evaluate(ENTERED)
     for number, text in enumerate(["First words.", "Second words."], start=1):
         visitor.say(text)
-        expect(page.locator(".said")).to_have_count(number + 1, timeout=SLOW)
+        expect(page.locator(".said")).to_have_count(number + 1)
         visitor.wait_until_written()
     page.get_by_role("button", name="See the replies").last.click()
-    expect(page.locator(".said")).to_have_count(2, timeout=SLOW)
+    expect(page.locator(".said")).to_have_count(2)
     expect(page.locator(".answered")).to_have_count(1)
     assert page.evaluate("window.entered") == ["answered", "said"] * 2
 
@@ -406,7 +404,7 @@ def test_all_bad_is_said_only_of_the_replies_that_were_there(
     visitor.wait_until_written()
     expect(page.get_by_role("button", name="All bad")).to_have_attribute("aria-pressed", "false")
     visitor.say("Go on.")
-    expect(page.locator(".answered .tag")).to_have_text("None of them is good", timeout=SLOW)
+    expect(page.locator(".answered .tag")).to_have_text("None of them is good")
     visitor.wait_until_written()
     ranking = rankings.current(db, first.id, visitor.person.id)
     assert ranking and ranking.kind == "all_bad" and len(ranking.placements) == 4
@@ -425,7 +423,7 @@ def test_the_best_of_the_first_replies_beats_none_that_came_later(arrive: ARRIVA
     visitor.wait_until_written()
     expect(page.locator(".saved")).to_have_text("Saved")
     visitor.say("Go on.")
-    expect(page.locator(".answered .tag")).to_have_text(re.compile("^[A-H] is best$"), timeout=SLOW)
+    expect(page.locator(".answered .tag")).to_have_text(re.compile("^[A-H] is best$"))
     [ranking] = rankings.revisions(db, first.id, visitor.person.id)
     assert ranking.kind == "best" and len(ranking.placements) == 4
 
@@ -438,7 +436,7 @@ def test_a_vote_of_some_replies_is_not_widened_by_writing_on(arrive: ARRIVAL, db
     visitor.page.locator(".chat-title").click()
     expect(visitor.page.locator(".saved")).to_have_text("Saved")
     visitor.say("Go on.")
-    expect(visitor.page.locator(".answered")).to_have_count(1, timeout=SLOW)
+    expect(visitor.page.locator(".answered")).to_have_count(1)
     [ranking] = rankings.revisions(db, str(replies[0].parent_id), visitor.person.id)
     assert len(ranking.placements) == 2
 
@@ -453,10 +451,10 @@ def test_a_vote_outlasts_the_replies_that_another_tab_asked_for(arrive: ARRIVAL,
     [late] = conversations.start_replies(db, turn_id, "base", Sampling(), [1])
     conversations.finish_reply(db, late.id, "late", 1, "stop")
     visitor.say("Go on.")
-    expect(page.locator(".unsent")).to_contain_text("Replies were added in another tab", timeout=SLOW)
+    expect(page.locator(".unsent")).to_contain_text("Replies were added in another tab")
     expect(page.locator(".card")).to_have_count(4)
     page.locator(".composer textarea").press("Enter")
-    expect(page.locator(".answered .tag")).to_have_text("None of them is good", timeout=SLOW)
+    expect(page.locator(".answered .tag")).to_have_text("None of them is good")
     [ranking] = rankings.revisions(db, turn_id, visitor.person.id)
     assert late.id not in {entry.message_id for entry in ranking.placements}
     visitor.wait_until_written()
@@ -578,17 +576,17 @@ def test_back_leads_past_a_chat_that_was_deleted(arrive: ARRIVAL, db: Database) 
     said = page.locator(".said .bubble")
     for name in ("Two", "Three"):
         page.locator(".chat-title", has_text=name).click()
-        expect(said).to_have_text([name], timeout=SLOW)
+        expect(said).to_have_text([name])
     conversations.delete(db, chats["Two"])
     page.go_back()
-    expect(said).to_have_count(0, timeout=SLOW)
+    expect(said).to_have_count(0)
     expect(page).to_have_url(re.compile("/$"))
     page.go_back()
-    expect(said).to_have_text(["One"], timeout=SLOW)
+    expect(said).to_have_text(["One"])
     page.go_forward()
-    expect(said).to_have_count(0, timeout=SLOW)
+    expect(said).to_have_count(0)
     page.go_forward()
-    expect(said).to_have_text(["Three"], timeout=SLOW)
+    expect(said).to_have_text(["Three"])
 
 
 def test_escape_closes_the_menu_of_a_chat_and_does_nothing_else(arrive: ARRIVAL, db: Database) -> None:

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from data.database import Database
-from tests.browser import PATIENCE, Server, Visitor, is_in_view, visit, wait_for
+from tests.browser import Server, Visitor, is_in_view, visit, wait_for
 from tests.stories import a_turn, somebody
 
 # ruff: noqa: RUF001 - Chinese is written with full-width punctuation.
@@ -26,7 +26,7 @@ def open_turn(
         name = request.node.name[-40:]
         chat = a_turn(site[1], somebody(site[1], name), texts)[0].conversation_id
         visitors.append(visit(browser, *site, name, path=f"/?c={chat}", **options))
-        expect(visitors[-1].page.locator(".card")).to_have_count(len(texts), timeout=PATIENCE)
+        expect(visitors[-1].page.locator(".card")).to_have_count(len(texts))
         return visitors[-1].page
 
     yield open_turn

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from data import conversations, messages, rankings
 from data.database import Database
-from tests.browser import EVENTS, PATIENCE, Server, Visitor, before_three, wait_for
+from tests.browser import EVENTS, Server, Visitor, before_three, wait_for
 
 pytestmark = pytest.mark.browser
 SITE = ("--max-new-tokens", "12")
@@ -73,7 +73,7 @@ def test_what_was_marked_and_not_saved_goes_with_a_reworded_message(
     page.get_by_role("button", name="Best").nth(1).click()
     reword_message(page).fill("Another question")
     branch_button(page).click()
-    expect(page.locator(".said .bubble")).to_have_text("Another question", timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text("Another question")
     ranking = rankings.current(site[1], turn.id, visitor.person.id)
     assert ranking is not None and ranking.kind == "best"
 
@@ -83,28 +83,28 @@ def test_a_refused_rewording_stays_in_its_box_over_a_reload(page: Page) -> None:
     almost = box.input_value() + " "
     box.fill(almost)
     save_reply(page)
-    expect(page.get_by_text("word for word")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("word for word")).to_be_visible()
     expect(box).to_have_value(almost)
     page.reload()
-    expect(box).to_have_value(almost, timeout=PATIENCE)
+    expect(box).to_have_value(almost)
     box.fill("Better.")
     save_reply(page)
-    expect(page.locator(".edited:visible .written")).to_have_text("Better.", timeout=PATIENCE)
+    expect(page.locator(".edited:visible .written")).to_have_text("Better.")
     expect(box).to_have_count(0)
     page.reload()
-    expect(page.locator(".edited:visible .written")).to_have_text("Better.", timeout=PATIENCE)
+    expect(page.locator(".edited:visible .written")).to_have_text("Better.")
     expect(box).to_have_count(0)
 
 
 def test_more_replies_leave_an_open_box_alone(page: Page) -> None:
     reword_reply(page).fill("Half a rewording")
     page.get_by_role("button", name="Regenerate").click()
-    expect(page.locator(".card")).to_have_count(7, timeout=PATIENCE)
+    expect(page.locator(".card")).to_have_count(7)
     expect(page.locator(".card textarea")).to_have_value("Half a rewording")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".card textarea")).to_have_count(0)
     page.reload()
-    expect(page.locator(".card")).to_have_count(7, timeout=PATIENCE)
+    expect(page.locator(".card")).to_have_count(7)
     expect(page.locator(".card textarea")).to_have_count(0)
 
 
@@ -120,10 +120,10 @@ def test_a_refused_branch_keeps_its_words_and_is_sent_again(
     box.fill("Other words.")
     page.route(EVENTS, spoil, times=1)
     branch_button(page).click()
-    expect(page.get_by_text("does not understand")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("does not understand")).to_be_visible()
     expect(box).to_have_value("Other words.")
     branch_button(page).click()
-    expect(page.locator(".said .bubble")).to_have_text(["Other words."], timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text(["Other words."])
     visitor.wait_until_written()
     assert said(site, visitor) == ["Count for me.", "Other words."]
 
@@ -131,7 +131,7 @@ def test_a_refused_branch_keeps_its_words_and_is_sent_again(
 def test_a_double_click_makes_one_branch(visitor: Visitor, page: Page, site: tuple[Server, Database]) -> None:
     reword_message(page).fill("Other words.")
     branch_button(page).dblclick()
-    expect(page.locator(".said .bubble")).to_have_text(["Other words."], timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text(["Other words."])
     visitor.wait_until_written()
     assert said(site, visitor) == ["Count for me.", "Other words."]
 
@@ -147,11 +147,11 @@ def test_a_branch_whose_answer_is_lost_is_stored_once(
     box.fill("Other words.")
     page.route(EVENTS, lose, times=1)
     branch_button(page).click()
-    expect(branch_button(page)).to_be_enabled(timeout=PATIENCE)
+    expect(branch_button(page)).to_be_enabled()
     expect(box).to_have_value("Other words.")
     wait_for(page, lambda: len(said(site, visitor)) == 2)
     branch_button(page).click()
-    expect(page.locator(".said .bubble")).to_have_text(["Other words."], timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text(["Other words."])
     visitor.wait_until_written()
     assert said(site, visitor) == ["Count for me.", "Other words."]
 

@@ -62,7 +62,7 @@ def switch(page: Page) -> Locator:
 
 def can_send(page: Page) -> None:
     """Waits until the message that went off last is answered, or given up."""
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled()
 
 
 def the_chat(db: Database, visitor: Visitor) -> Conversation:
@@ -118,7 +118,7 @@ def test_a_late_answer_leaves_another_chats_draft_alone(visitor: Visitor, db: Da
     expect(page.locator(".said .bubble")).to_have_text(["About apples"])
     expect(box(page)).to_have_value("Half a thought")
     page.locator(".new-chat").click()
-    expect(box(page)).to_have_value("", timeout=PATIENCE)
+    expect(box(page)).to_have_value("")
 
 
 def test_who_was_signed_out_sends_the_same_text_once_back_in(visitor: Visitor, db: Database) -> None:
@@ -144,7 +144,7 @@ def say_without_an_answer(visitor: Visitor, db: Database) -> None:
 
     visitor.page.route(EVENTS, lose, times=1)
     visitor.say("Hello.")
-    expect(visitor.page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
+    expect(visitor.page.get_by_text("No answer came.")).to_be_visible()
     wait_for(visitor.page, lambda: len(conversations.list_for(db, visitor.person.id)) == 2)
 
 
@@ -174,11 +174,18 @@ def test_after_a_lost_answer_the_board_still_says_what_is_saved(visitor: Visitor
     page.locator(".card").first.wait_for()
     page.route(EVENTS, lambda route: route.fulfill(status=500, json={"detail": "lost"}), times=1)
     visitor.say("Hello.")
-    expect(page.get_by_text("No answer came.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("No answer came.")).to_be_visible()
     page.locator(".card").first.focus()
     page.keyboard.press("x")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".saved")).to_have_text("Saved")
+
+
+HEARS_WHEN_ONE_MAY_ACT_AGAIN = """() => {
+  window.again = new Promise((hear) => {
+    document.addEventListener('night:again', () => hear(), { once: true });
+  });
+}"""
 
 
 def test_after_a_lost_regeneration_the_board_still_says_what_is_saved(visitor: Visitor) -> None:
@@ -186,8 +193,9 @@ def test_after_a_lost_regeneration_the_board_still_says_what_is_saved(visitor: V
     page.locator(".chat-title", has_text="About apples").click()
     page.locator(".card").first.wait_for()
     page.route(EVENTS, lambda route: route.fulfill(status=500, json={"detail": "lost"}), times=1)
+    page.evaluate(HEARS_WHEN_ONE_MAY_ACT_AGAIN)
     page.get_by_role("button", name="Regenerate").click()
-    page.wait_for_timeout(11_000)  # after ten seconds a person may act again
+    page.evaluate("window.again")  # after ten seconds
     page.locator(".card").first.focus()
     page.keyboard.press("x")
     page.keyboard.press("Control+Enter")
@@ -227,7 +235,7 @@ def test_what_comes_during_a_lost_deletion_is_shown_after_it(visitor: Visitor) -
     page.locator(".card").first.focus()
     page.keyboard.press("x")
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".saved")).to_have_text("Saved", timeout=PATIENCE)
+    expect(page.locator(".saved")).to_have_text("Saved")
 
 
 def test_a_chat_that_begins_during_a_lost_deletion_is_gone_on_with(visitor: Visitor, db: Database) -> None:
@@ -235,11 +243,11 @@ def test_a_chat_that_begins_during_a_lost_deletion_is_gone_on_with(visitor: Visi
     box(page).fill("Hello.")
     [message] = delete_in_vain(page)
     message.continue_()
-    expect(page.locator(".said .bubble")).to_have_text(["Hello."], timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text(["Hello."])
     visitor.wait_until_written()
     expect(box(page)).to_have_value("")
     visitor.say("And then?")
-    expect(page.locator(".said .bubble")).to_have_text(["Hello.", "And then?"], timeout=PATIENCE)
+    expect(page.locator(".said .bubble")).to_have_text(["Hello.", "And then?"])
     assert len(conversations.list_for(db, visitor.person.id)) == 2
 
 
@@ -352,7 +360,7 @@ def test_what_is_marked_while_a_save_is_on_its_way_outlasts_a_reload(visitor: Vi
     with late(page):
         page.get_by_role("button", name="Save ranking").click()
         page.get_by_role("textbox", name="Comment").press_sequentially(" And kindly.")
-    expect(page.get_by_role("button", name="Save changes")).to_be_enabled(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Save changes")).to_be_enabled()
     page.reload()
     expect(page.get_by_role("textbox", name="Comment")).to_have_value("It counts well. And kindly.")
     expect(page.get_by_role("button", name="Save changes")).to_be_enabled()
@@ -401,7 +409,7 @@ def test_the_switch_of_a_new_chat_outlasts_a_refused_message(visitor: Visitor, d
     switch(page).check()
     page.route(EVENTS, spoil, times=1)
     visitor.say("Between us.")
-    expect(page.get_by_text("Not sent.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Not sent.")).to_be_visible()
     expect(switch(page)).to_be_checked()
     box(page).press("Enter")
     visitor.wait_until_written()
@@ -445,7 +453,7 @@ def sign_in(page: Page, server: Server, person: Person) -> None:
     page.get_by_label("Name").fill(person.name)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
-    expect(page.locator(".who .name")).to_have_text(person.name, timeout=PATIENCE)
+    expect(page.locator(".who .name")).to_have_text(person.name)
 
 
 @pytest.mark.parametrize("way", ["Sign out", "Sign out everywhere"])

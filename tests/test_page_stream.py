@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, expect
 
 from data import conversations, messages
 from data.database import Database
 from tests.attacks import ATTACKS
-from tests.browser import PATIENCE, Server, Visitor, running_site, visit, wait_for
+from tests.browser import Server, Visitor, running_site, visit, wait_for
 from tests.stories import a_turn, somebody
-from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.browser
 FORBIDDEN = "img, iframe, object, script, link, meta, base, video, math, form:not(.composer)"
@@ -19,23 +19,21 @@ FORBIDDEN = "img, iframe, object, script, link, meta, base, video, math, form:no
 
 @pytest.fixture(scope="module")
 def slow_site(
-    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+    browser: Browser, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, Database]]:
-    """A server whose replies take long enough to be stopped: a deep model, still tiny in width."""
+    """A server whose replies go on until they are stopped."""
     root = tmp_path_factory.mktemp("slow") / "var"
-    model = make_tiny_model(root.parent / "deep", layers=96)
-    with running_site(model, root, "--max-new-tokens", "900") as site:
+    flags = ("--max-new-tokens", "900", "--compare-share", "0")
+    with running_site(tiny_directory, root, *flags, program="tests.endless") as site:
         yield site
 
 
-def talk_at_length(visitor: Visitor) -> None:
-    """The tiny model may end a reply early: ask until more than one is being written."""
-    for attempt in range(5):
-        visitor.say(f"Talk at length, please. {attempt}")
-        visitor.page.locator(".card").first.wait_for()
-        if visitor.page.locator(".card[aria-busy='true']").count() > 1:
-            return
-        visitor.wait_until_written()
+def talk_at_length(visitor: Visitor) -> Locator:
+    """The four replies that are being written."""
+    visitor.say("Talk at length, please.")
+    busy = visitor.page.locator(".card[aria-busy='true']")
+    expect(busy).to_have_count(4)
+    return busy
 
 
 def how_replies_ended(db: Database, visitor: Visitor) -> list[str | None]:
@@ -50,23 +48,19 @@ def test_stopping_one_and_all_and_coming_back_in_mid_stream(
 ) -> None:
     visitor = visit(browser, *slow_site, "patient")
     page = visitor.page
-    talk_at_length(visitor)
+    busy = talk_at_length(visitor)
     page.reload()
     visitor.start_chat()
     visitor.errors.clear()  # leaving in mid-stream aborts a request, which Gradio says in the console
-    busy = page.locator(".card[aria-busy='true']")
-    busy.first.wait_for()
-    writing = busy.count()
-    stopped = page.locator(".card .state", has_text="stopped")
-    for _ in range(writing):  # a reply may end by itself before the click arrives
-        if stopped.count() == 0:
-            page.locator(".card[aria-busy='true'] .tools button:visible").first.click()
-            page.wait_for_timeout(1500)
-    expect(stopped.first).to_be_visible(timeout=PATIENCE)
+    expect(busy).to_have_count(4)
+    busy.first.locator(".tools button:visible").first.click()
+    expect(busy).to_have_count(3)
+    expect(page.locator(".card .state:visible", has_text="stopped")).to_have_count(1)
+    wait_for(page, lambda: "cancelled" in how_replies_ended(slow_site[1], visitor))
+    assert how_replies_ended(slow_site[1], visitor).count(None) == 3
     page.keyboard.press("Escape")
-    expect(busy).to_have_count(0, timeout=PATIENCE)
-    reasons = how_replies_ended(slow_site[1], visitor)
-    assert reasons.count("cancelled") >= min(writing, 1) and None not in reasons
+    expect(busy).to_have_count(0)
+    wait_for(page, lambda: how_replies_ended(slow_site[1], visitor) == ["cancelled"] * 4)
     assert visitor.errors == [] and visitor.foreign == []
     visitor.context.close()
 
@@ -141,17 +135,18 @@ def test_no_attack_runs_as_reply_or_as_message(browser: Browser, slow_site: tupl
     visitor = visit(browser, *slow_site, "mallory")
     page = visitor.page
     page.on("dialog", lambda dialog: visitor.errors.append(f"a dialog: {dialog.message}"))
-    settled = 0
-    for index in range(page.locator(".chat-title").count()):
+    chats = conversations.list_for(db, mallory.id)
+    expect(page.locator(".chat-title")).to_have_count(len(chats))
+    for index, shown in enumerate(chats):
         page.locator(".chat-title").nth(index).click()
         expect(page.locator(".chat-title").nth(index)).to_have_attribute("aria-current", "page")
+        settled = len(ATTACKS) - 1 if shown.id == chat.id else 0  # the last one stands on the board
+        expect(page.locator(".answered")).to_have_count(settled)
         page.locator(".card .written").first.wait_for()
         page.wait_for_timeout(200)
         assert page.evaluate("window.pwned") is None
         assert page.locator(f"#room :is({FORBIDDEN})").count() == 0
         for link in page.locator(".written a").all():
             assert re.match("https?:|mailto:", str(link.get_attribute("href")))
-        settled = max(settled, page.locator(".answered").count())
-    assert settled == len(ATTACKS) - 1  # the last one stands on the board
     assert visitor.errors == [] and visitor.foreign == []
     visitor.context.close()

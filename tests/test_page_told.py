@@ -9,7 +9,7 @@ from chatbot import accounts
 from data import conversations
 from data.database import Database
 from data.records import Sampling
-from tests.browser import PATIENCE, Server, Visitor, before_three, is_in_view, wait_for
+from tests.browser import Server, Visitor, before_three, is_in_view, wait_for
 from tests.test_page_lost import late
 
 pytestmark = pytest.mark.browser
@@ -62,7 +62,7 @@ def test_a_menu_that_was_closed_asks_again_before_it_deletes(page: Page) -> None
 def test_a_renamed_chat_has_its_new_name_everywhere(page: Page) -> None:
     type_name(page, "On counting")
     page.keyboard.press("Enter")
-    expect(page.locator(".top-bar .title")).to_have_text("On counting", timeout=PATIENCE)
+    expect(page.locator(".top-bar .title")).to_have_text("On counting")
     expect(page).to_have_title("On counting · Night School")
 
 
@@ -74,7 +74,7 @@ def test_a_name_is_kept_where_one_clicks_elsewhere_and_not_after_escape(
     type_name(page, "Kept")
     page.locator(".composer textarea").click()
     wait_for(page, lambda: the_title(db, visitor) == "Kept")
-    expect(page.locator(".chats .chat-title")).to_have_text("Kept", timeout=PATIENCE)
+    expect(page.locator(".chats .chat-title")).to_have_text("Kept")
 
 
 def test_a_name_that_is_being_typed_stays_while_the_list_is_drawn_anew(
@@ -84,12 +84,12 @@ def test_a_name_that_is_being_typed_stays_while_the_list_is_drawn_anew(
         type_name(page, "First")
         page.keyboard.press("Enter")
         type_name(page, "Half")
-    expect(page.locator(".top-bar .title")).to_have_text("First", timeout=PATIENCE)
+    expect(page.locator(".top-bar .title")).to_have_text("First")
     expect(page.get_by_role("textbox", name="Rename")).to_be_focused()
     page.keyboard.type(" and whole")
     assert the_title(db, visitor) == "First"
     page.keyboard.press("Enter")
-    expect(page.locator(".top-bar .title")).to_have_text("Half and whole", timeout=PATIENCE)
+    expect(page.locator(".top-bar .title")).to_have_text("Half and whole")
 
 
 def test_beside_the_box_stands_how_much_too_long_a_message_is(page: Page) -> None:
@@ -107,12 +107,12 @@ def test_marks_that_are_cleared_leave_the_saved_ranking_and_the_foot_says_so(pag
     for key in ("Escape", *"A1B2"):  # out of the box for a message, then two marks
         page.keyboard.press(key)
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".saved")).to_have_text("Saved", timeout=PATIENCE)
+    expect(page.locator(".saved")).to_have_text("Saved")
     page.get_by_role("button", name="Start over").click()
     said = "Saved, and it still counts: A > B. To take it back, press Undo."
     expect(page.locator(".order")).to_have_text(said)
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator(".order")).to_contain_text("Rank at least two", timeout=PATIENCE)
+    expect(page.locator(".order")).to_contain_text("Rank at least two")
 
 
 def test_no_two_buttons_of_the_board_have_one_name(page: Page) -> None:
@@ -126,7 +126,7 @@ def test_new_replies_come_into_view(page: Page) -> None:
     again = page.get_by_role("button", name="Regenerate")
     again.scroll_into_view_if_needed()
     again.click()
-    expect(page.locator(".card")).to_have_count(7, timeout=PATIENCE)
+    expect(page.locator(".card")).to_have_count(7)
     fourth = page.locator(".card").nth(3)
     wait_for(page, lambda: is_in_view(page, fourth))
 
@@ -142,7 +142,7 @@ def test_who_was_signed_out_elsewhere_reads_it_once_with_the_way_back(
         for key in ("Escape", *"A1B2", "Control+Enter"):
             page.keyboard.press(key)
     alert = page.get_by_role("alert").filter(has_text="signed out")
-    expect(alert).to_have_count(1, timeout=PATIENCE)
+    expect(alert).to_have_count(1)
     page.wait_for_timeout(4000)  # by then a page that goes on asking has asked three times more
     expect(page.get_by_text("sign", exact=False).and_(page.locator(".toast-body"))).to_have_count(0)
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
@@ -162,11 +162,11 @@ def test_replies_that_a_stopped_server_cut_off_and_why_a_message_was_refused(
     page.goto(f"{site[0].url}/?c={chat.id}")
     visitor.start_chat()
     notice = page.get_by_text("The server was stopped before the replies were complete.")
-    expect(notice).to_be_visible(timeout=PATIENCE)
+    expect(notice).to_be_visible()
     visitor.say("And now?")
     said = (
         "Not sent. Your text is still here. This turn has no finished reply - wait for one, press Regenerate"
     )
-    expect(page.locator(".unsent")).to_contain_text(said, timeout=PATIENCE)
+    expect(page.locator(".unsent")).to_contain_text(said)
     page.locator(".composer textarea").fill("Something else?")
     expect(page.locator(".unsent")).to_be_hidden()
