@@ -38,13 +38,14 @@ class Api:
 
     def client(self, key: str | None = None) -> httpx2.Client:
         """Plain HTTP with the key of ada, or another."""
-        return httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"})
+        headers = {"authorization": f"Bearer {key or self.key}"}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60)
 
     def ask(self, **fields: Any) -> httpx2.Response:
         """A request for one short greedy reply; `fields` replace or add to it."""
         body = {"model": "night-school", "messages": HELLO, "max_tokens": 4, "temperature": 0} | fields
         with self.client() as client:
-            return client.post("/chat/completions", content=json.dumps(body), timeout=60)
+            return client.post("/chat/completions", content=json.dumps(body))
 
 
 @contextmanager
@@ -77,10 +78,9 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
     monkeypatch.setattr(LlamaRunner, "step", slow)
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> float:
-    """Waits until it holds; how long that took."""
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits until it holds."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds
         time.sleep(0.005)
-    return time.monotonic() - began
