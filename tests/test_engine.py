@@ -56,6 +56,19 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
     return lambda engine: engine.submit(HELLO, sampling=LONG)
 
 
+@pytest.fixture
+def may_step(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """A step is done for each time that it is released."""
+    step, may_step = LlamaRunner.step, threading.Semaphore(0)
+
+    def step_when_told(self: LlamaRunner, beside: int) -> None:
+        assert may_step.acquire(timeout=END_OF_WAITING)
+        step(self, beside)
+
+    monkeypatch.setattr(LlamaRunner, "step", step_when_told)
+    return may_step
+
+
 @pytest.mark.parametrize("replies", range(1, 10))
 def test_a_prompt_has_as_many_replies_as_asked_for(engine: Engine, replies: int) -> None:
     generation = done(engine.submit(HELLO, replies=replies, sampling=Sampling(max_new_tokens=6)))
@@ -151,15 +164,8 @@ def test_a_request_wider_than_the_batch_is_served_alone(tiny_base: Base) -> None
 
 
 def test_who_chats_is_read_before_long_prompts_that_were_let_in_first(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, may_step: threading.Semaphore
 ) -> None:
-    step, may_step = LlamaRunner.step, threading.Semaphore(0)
-
-    def step_when_told(self: LlamaRunner, beside: int) -> None:
-        assert may_step.acquire(timeout=END_OF_WAITING)
-        step(self, beside)
-
-    monkeypatch.setattr(LlamaRunner, "step", step_when_told)
     long = [ask_tokens(engine, LONG_PROMPT, sampling=GREEDY, seeds=[0]) for _ in range(5)]
     may_step.release()
     until(lambda: engine.load_now == (5, 0))
@@ -194,11 +200,15 @@ def test_what_memory_cannot_hold_together_is_answered_one_after_the_other_and_ch
     engine.close()
 
 
-def test_stopping_one_reply_leaves_its_siblings_to_be_written(engine: Engine, endless: Endless) -> None:
+def test_stopping_one_reply_leaves_its_siblings_to_be_written(
+    engine: Engine, may_step: threading.Semaphore
+) -> None:
     generation = engine.submit(HELLO, replies=3, sampling=Sampling(temperature=0, max_new_tokens=40))
     first, second, third = generation.replies
+    may_step.release(3)
     until(lambda: second.tokens)
     second.stop()
+    may_step.release(1000)
     done(generation)
     assert [r.finish_reason for r in generation.replies] == ["length", "cancelled", "length"]
     assert first.token_ids == third.token_ids

@@ -4,7 +4,10 @@ One person ranks one turn; a hundred rankings of simulated raters keep it compan
 nothing. While the new version takes over, a turn is in flight and ends on the version it began with.
 """
 
+import threading
 import time
+
+import pytest
 
 from chatbot import adapters
 from chatbot.basemodel import Base
@@ -12,6 +15,7 @@ from chatbot.engine import Engine
 from chatbot.following import Follower
 from chatbot.pages.board import save_ranking, shown_replies
 from chatbot.pages.payload import Payload
+from chatbot.runner import LlamaRunner
 from chatbot.turns import Turns
 from data import messages, people, rankings, runs, schedules, versions
 from data.comparisons import read_snapshot
@@ -24,7 +28,7 @@ from trainer.watch import claim_due
 
 
 def test_a_ranking_travels_from_the_click_to_the_version_that_answers_the_next_turn(
-    ranked: Database, home: Home, tiny_base: Base, engine: Engine
+    ranked: Database, home: Home, tiny_base: Base, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = Turns(ranked, engine, max_new_tokens=24)
     person = people.add(ranked, "ada")
@@ -67,9 +71,17 @@ def test_a_ranking_travels_from_the_click_to_the_version_that_answers_the_next_t
     assert (manifest.run_id, manifest.rankings) == (run.id, 101)
 
     # 7) A turn is in flight while the server takes the new version up; it ends on the old one.
+    step, may_write = LlamaRunner.step, threading.Event()
+
+    def held(runner: LlamaRunner, beside: int) -> None:
+        assert may_write.wait(60)
+        step(runner, beside)
+
+    monkeypatch.setattr(LlamaRunner, "step", held)
     flying = turns.send(person, "moon", replies=2, sampling=Sampling(max_new_tokens=900))
     assert Follower(ranked, home, engine).follow_once()
-    assert not flying.is_done, "the turn ended before the swap: make it longer"
+    assert not flying.is_done
+    may_write.set()
     following = turns.send(person, "star", replies=2)
     assert following.wait(30)
     assert flying.wait(60)

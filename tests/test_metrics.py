@@ -99,7 +99,7 @@ def test_the_version_named_is_the_one_that_answers(db: Database, engine: Engine)
 def test_the_times_to_tokens_of_each_reply_are_noted(db: Database, engine: Engine) -> None:
     metrics = Metrics(db)
     generation = engine.submit(
-        [{"role": "user", "content": "Hi"}], replies=3, sampling=Sampling(max_new_tokens=8)
+        [{"role": "user", "content": "Hi"}], replies=3, sampling=Sampling(temperature=0, max_new_tokens=8)
     )
     generation.wait(60)
     metrics.count(generation)
