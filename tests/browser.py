@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    ConsoleMessage,
     Error,
     Locator,
     Page,
@@ -195,9 +196,23 @@ def visit(
         if not (error.name == "AbortError" and "/assets/" in (error.stack or "")):
             visitor.errors.append(str(error))  # Gradio ends its own streams so when a page is left
 
+    def hear(message: ConsoleMessage) -> None:
+        nonlocal is_left
+        if message.type != "error":
+            return
+        is_left |= message.text.startswith("AbortError") and "/assets/" in message.text
+        if not is_left:
+            visitor.errors.append(message.text)
+
+    def arrive(page: Page) -> None:
+        nonlocal is_left
+        is_left = False
+
+    is_left = False  # with a stream still open, of which Gradio then says in the console that it was cut
     page.on("request", note)
     page.on("pageerror", fail)
-    page.on("console", lambda m: visitor.errors.append(m.text) if m.type == "error" else None)
+    page.on("console", hear)
+    page.on("domcontentloaded", arrive)
     page.goto(server.url + path)
     visitor.start_chat()
     return visitor

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot.pages.board import shown_replies
+from chatbot.pages.markdown import blocks
 from data import conversations, messages, rankings
 from data.database import Database
 from data.records import Message, Ranking, Sampling
@@ -60,6 +61,13 @@ def save(page: Page) -> None:
     expect(page.locator(".saved")).to_have_text("Saved")
 
 
+TEXT_OF = """(html) => {
+  const node = document.createElement('div');
+  node.innerHTML = html;
+  return node.textContent;
+}"""
+
+
 def test_a_ranking_by_keyboard_is_saved_as_shown_and_continued(arrive: ARRIVAL, db: Database) -> None:
     visitor = arrive()
     page = visitor.page
@@ -67,7 +75,7 @@ def test_a_ranking_by_keyboard_is_saved_as_shown_and_continued(arrive: ARRIVAL, 
     expect(page.locator(".card")).to_have_count(4)
     visitor.wait_until_written()
     shown = [
-        page.get_by_role("listitem", name=f"Reply {letter}").locator("> .written").inner_text()
+        page.get_by_role("listitem", name=f"Reply {letter}").locator("> .written").text_content() or ""
         for letter in "ABCD"
     ]
     for key in "B1A2C2D3":
@@ -76,7 +84,8 @@ def test_a_ranking_by_keyboard_is_saved_as_shown_and_continued(arrive: ARRIVAL, 
     save(page)
     ranking = the_ranking(db, visitor)
     assert rankings.order_text(ranking.placements) == "B > A = C > D"
-    texts = [messages.get(db, place.message_id).content for place in ranking.placements]
+    replies = [messages.get(db, place.message_id).content for place in ranking.placements]
+    texts = [page.evaluate(TEXT_OF, "".join(blocks(reply))) for reply in replies]
     letters = [re.sub(r"\W+", "", text)[:8] for text in texts]
     assert letters == [re.sub(r"\W+", "", text)[:8] for text in shown]
 
@@ -229,7 +238,7 @@ def test_a_rewording_a_comparison_and_a_regeneration(arrive: ARRIVAL, db: Databa
     page.get_by_role("button", name="Save as demonstration").click()
     expect(page.locator(".edited strong")).to_have_text("better")
     page.get_by_role("button", name="Compare").click()
-    assert page.locator(".difference :is(ins, del)").count() > 0
+    page.locator(".difference :is(ins, del)").first.wait_for()
     page.get_by_role("button", name="Regenerate").click()
     expect(page.locator(".card")).to_have_count(8)
     visitor.wait_until_written()
