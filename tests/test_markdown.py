@@ -215,9 +215,9 @@ def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     "text", ["", " \n", "\0", "[" * 5000, "> " * 2000 + "x", "*a_" * 5000, "`" * 9999, "|a" * 5000]
 )
 def test_strange_text_is_rendered_in_time(text: str) -> None:
-    start = time.monotonic()
+    started = time.thread_time()
     render(text)
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - started < 5
 
 
 def test_code_has_colours_for_light_and_dark() -> None:
