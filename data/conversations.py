@@ -154,7 +154,7 @@ def start_replies(
     versions = [version] * len(seeds) if isinstance(version, str) else list(version)
     assert len(versions) == len(seeds), f"{len(versions)} versions for {len(seeds)} seeds"
     with db.write() as conn:
-        turn = _turn(db, turn_id)
+        turn, now = _turn(db, turn_id), time.time()
         ids = [
             messages.insert(
                 conn,
@@ -164,6 +164,7 @@ def start_replies(
                 version=name,
                 sampling=to_json(asdict(sampling)),
                 seed=seed,
+                created_at=now,  # of all: by that a page knows which were asked for together
             )
             for name, seed in zip(versions, seeds, strict=True)
         ]

@@ -41,7 +41,7 @@ def message_of(row: Row) -> Message:
 def insert(conn: Connection, *, content: str = "", **columns: Any) -> str:
     """Writes one message and moves its conversation to the top; returns its id."""
     id, now = new_id(), time.time()
-    columns |= {"id": id, "content": clean(content), "created_at": now}
+    columns = {"created_at": now, **columns, "id": id, "content": clean(content)}
     names = ", ".join(columns)
     marks = ", ".join("?" * len(columns))
     conn.execute(f"INSERT INTO messages ({names}) VALUES ({marks})", tuple(columns.values()))

@@ -1,6 +1,7 @@
 """conversations.py and messages.py: a tree in which alternatives are siblings and nothing is overwritten."""
 
 import json
+from itertools import count
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_replies_begin_unfinished_and_carry_what_made_them(db: Database) -> None
     assert first.sampling == sampling
     assert not first.is_finished
     assert messages.replies(db, turn) == [first, second]
+
+
+def test_replies_that_were_asked_for_together_begin_together(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, clock = ask(db, "hello"), count(1e9)
+    monkeypatch.setattr("time.time", lambda: next(clock))  # as where the machine stalls between two of them
+    replies = conversations.start_replies(db, turn, "base", Sampling(), [1, 2, 3])
+    assert len({reply.created_at for reply in replies}) == 1
 
 
 def test_a_reply_is_finished_once(db: Database) -> None:
