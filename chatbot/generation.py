@@ -152,13 +152,13 @@ class Generation:
         self.sampling = asked.sampling
         self.person = asked.person
         self.kind: Kind = asked.kind
-        self._stop = asked.stop
+        self._stop_texts = asked.stop
         # A token is a byte at least; a few more, since the first ones of a window may lose a space.
-        self._longest_stop = max((len(stop.encode()) for stop in self._stop), default=0) + 8
+        self._longest_stop = max((len(stop.encode()) for stop in self._stop_texts), default=0) + 8
         self.submitted_at = time.monotonic()
         self._deadline = asked.deadline
         self.rows = [
-            Row(seed, has_met_stop=partial(self._has_met_stop, number))
+            Row(seed, look_for_stop=partial(self._look_for_stop, number))
             for number, seed in enumerate(asked.seeds)
         ]
         self._looked_at = [0] * len(self.rows)  # tokens of each row that were searched for stop texts
@@ -186,7 +186,7 @@ class Generation:
     def text_of(self, row: Row) -> str:
         """The text of a row up to the first stop text."""
         text = self._chat.decode(list(row.token_ids))
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [at for stop in self._stop_texts if (at := text.find(stop)) >= 0]
         return text[: min(found)] if found else text
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -223,19 +223,19 @@ class Generation:
         now = time.monotonic()
         for reply in self.replies:
             reply.note_tokens(now)
-        for number, row in enumerate(self.rows if self._stop else ()):
-            if row.finish_reason is None and self._has_met_stop(number):
+        for number, row in enumerate(self.rows if self._stop_texts else ()):
+            if row.finish_reason is None and self._look_for_stop(number):
                 self.finish(row, "stop")
         if self.is_done:
             with self._changed:
                 self._changed.notify_all()
         self._ring()
 
-    def _has_met_stop(self, number: int) -> bool:
-        """Whether a stop text ends in the tokens that this row got since the last look."""
-        if not self._stop:
+    def _look_for_stop(self, number: int) -> bool:
+        """Whether a stop text ends in the tokens that this row got since the last look, which is now this."""
+        if not self._stop_texts:
             return False
         tokens = self.rows[number].token_ids
         seen, self._looked_at[number] = self._looked_at[number], len(tokens)
         text = self._chat.decode(tokens[max(0, seen - self._longest_stop) :])
-        return any(stop in text for stop in self._stop)
+        return any(stop in text for stop in self._stop_texts)

@@ -31,8 +31,8 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     """Natural logarithm of each token's probability under the model itself, at temperature 1."""
     finish_reason: FinishReason | None = None
-    has_met_stop: Callable[[], bool] = lambda: False
-    """Asked at the last token that it may have: whether a stop text ends the reply there, not its length."""
+    look_for_stop: Callable[[], bool] = lambda: False
+    """Called at the last token that it may have: whether a stop text ends the reply there, not its length."""
 
     def __post_init__(self) -> None:
         # One number a token, whatever else is in the batch.
@@ -73,7 +73,7 @@ def draw(logits: Tensor, rows: Sequence[Row], sampling: Sequence[Sampling], end_
         if token == end_of_turn:
             row.finish_reason = "stop"
         elif len(row.token_ids) >= settings.max_new_tokens:
-            row.finish_reason = "stop" if row.has_met_stop() else "length"
+            row.finish_reason = "stop" if row.look_for_stop() else "length"
     return tokens
 
 
