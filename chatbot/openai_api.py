@@ -75,28 +75,28 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
         try:
             async with door.passed():
                 # Reading and tokenising take their time, and others wait for this loop.
-                asked, generation = await asyncio.to_thread(_begin, site, turns, request, body)
+                wanted, generation = await asyncio.to_thread(_begin, site, turns, request, body)
         except Problem as problem:
             return problem_answer(problem)
         completion = Completion(generation, build_of(turns))
         decode = turns.engine.base.format.decode
-        readings = [ReplyReader(reply, asked.stop, decode) for reply in generation.replies]
-        if asked.streams:
-            frames = _events(asked, generation, readings, completion, turns.engine.bell)
+        readings = [ReplyReader(reply, wanted.stop, decode) for reply in generation.replies]
+        if wanted.streams:
+            frames = _events(wanted, generation, readings, completion, turns.engine.bell)
             return EventStream(frames, generation)
         async with _while_listened_to(request.receive, generation):
             await turns.engine.bell.until(lambda: generation.is_done)
         if failed := failure(generation):
             return error_answer(*failed)
         async with door.threads:  # decoding nine long replies token by token takes a third of a second
-            return await asyncio.to_thread(_whole_answer, completion, readings, asked)
+            return await asyncio.to_thread(_whole_answer, completion, readings, wanted)
 
     return router
 
 
-def _whole_answer(completion: Completion, readings: Sequence[ReplyReader], asked: ChatRequest) -> Response:
+def _whole_answer(completion: Completion, readings: Sequence[ReplyReader], wanted: ChatRequest) -> Response:
     """Every reply at once. Runs in a thread."""
-    return JSONResponse(completion.whole(readings, has_logprobs=asked.has_logprobs))
+    return JSONResponse(completion.whole(readings, has_logprobs=wanted.has_logprobs))
 
 
 def models_of(site: "Site", turns: Turns) -> dict[str, dict[str, Any]]:
@@ -172,15 +172,13 @@ def _begin(site: "Site", turns: Turns, request: Request, body: bytes) -> tuple[C
     key: ApiKey = request.scope["api_key"]
     with contextlib.suppress(Problem):  # a full disk is no reason to be silent: nothing else is stored here
         api_keys.note_use(site.db, key)
-    asked = read_request(body)
-    if asked.model not in ALIASES and asked.model not in turns.engine.known_versions:
-        raise _no_model(asked.model)
-    prompt = _whole_prompt(turns.engine.base, asked)
-    sampling = _sampling(turns.engine, prompt, asked)
-    work = Asked(
-        prompt, sampling, asked.seeds, person=person.id, kind="api", stop=asked.stop, deadline=API_DEADLINE
-    )
-    return asked, turns.engine.accept(work, None if asked.model in ALIASES else asked.model)
+    wanted = read_request(body)
+    if wanted.model not in ALIASES and wanted.model not in turns.engine.known_versions:
+        raise _no_model(wanted.model)
+    prompt = _whole_prompt(turns.engine.base, wanted)
+    sampling = _sampling(turns.engine, prompt, wanted)
+    asked = Asked(prompt, sampling, wanted.draw_seeds(), person.id, "api", wanted.stop, API_DEADLINE)
+    return wanted, turns.engine.accept(asked, None if wanted.model in ALIASES else wanted.model)
 
 
 def _no_model(name: str) -> NotFound:
@@ -190,12 +188,12 @@ def _no_model(name: str) -> NotFound:
     )
 
 
-def _whole_prompt(base: Base, asked: ChatRequest) -> FittedPrompt:
+def _whole_prompt(base: Base, wanted: ChatRequest) -> FittedPrompt:
     """All messages as tokens. Raises Invalid where some would have to be left out to make them fit."""
-    ids, longest = base.format.encode(asked.messages), asked.sampling.max_new_tokens
+    ids, longest = base.format.encode(wanted.messages), wanted.sampling.max_new_tokens
     are = f"The messages are {len(ids):,} tokens"
     problem = None
-    if asked.has_limit and len(ids) + longest > base.context:
+    if wanted.has_limit and len(ids) + longest > base.context:
         problem = (
             f"{are} and the reply may have {longest:,}, more than the {base.context:,} that fit - "
             "shorten them, or lower `max_tokens`."
@@ -207,13 +205,13 @@ def _whole_prompt(base: Base, asked: ChatRequest) -> FittedPrompt:
     return FittedPrompt(ids, 0)
 
 
-def _sampling(engine: AnyEngine, prompt: FittedPrompt, asked: ChatRequest) -> Sampling:
+def _sampling(engine: AnyEngine, prompt: FittedPrompt, wanted: ChatRequest) -> Sampling:
     """With the length that was asked for, else with what the context leaves and memory has for programs."""
-    if asked.has_limit:
-        return asked.sampling
-    left = min(asked.sampling.max_new_tokens, engine.base.context - len(prompt.ids))
-    longest = engine.longest_that_fits(len(prompt.ids), asked.replies, left)
-    return replace(asked.sampling, max_new_tokens=longest)
+    if wanted.has_limit:
+        return wanted.sampling
+    left = min(wanted.sampling.max_new_tokens, engine.base.context - len(prompt.ids))
+    longest = engine.longest_that_fits(len(prompt.ids), wanted.replies, left)
+    return replace(wanted.sampling, max_new_tokens=longest)
 
 
 @contextlib.asynccontextmanager
@@ -253,7 +251,7 @@ class EventStream(Response):
 
 
 async def _events(
-    asked: ChatRequest,
+    wanted: ChatRequest,
     generation: Generation,
     readings: Sequence[ReplyReader],
     completion: Completion,
@@ -265,7 +263,7 @@ async def _events(
     told_at = time.monotonic()
     while True:
         ring = bell.next_ring()
-        pieces = b"".join(_event(chunk) for chunk in _news(asked, readings, completion))
+        pieces = b"".join(_event(chunk) for chunk in _news(wanted, readings, completion))
         if failed := failure(generation):  # asked last: so no reply that failed is taken for one that ended
             yield pieces + _event(error_object(*failed))
             return
@@ -275,21 +273,21 @@ async def _events(
         if all(reading.has_ended for reading in readings):
             break
         await asyncio.wait([ring], timeout=SILENCE_SECONDS)
-    if asked.counts_tokens:
+    if wanted.counts_tokens:
         yield _event(completion.last_chunk())
     yield b"data: [DONE]\n\n"
 
 
 def _news(
-    asked: ChatRequest, readings: Sequence[ReplyReader], completion: Completion
+    wanted: ChatRequest, readings: Sequence[ReplyReader], completion: Completion
 ) -> Iterator[dict[str, Any]]:
     """The chunks that tell what was written since the last look."""
     for index, reading in enumerate(readings):
         if reading.has_ended:
             continue
         text, tokens = reading.news()
-        if text or (tokens and asked.has_logprobs):
-            yield completion.chunk(index, {"content": text}, tokens=tokens if asked.has_logprobs else None)
+        if text or (tokens and wanted.has_logprobs):
+            yield completion.chunk(index, {"content": text}, tokens=tokens if wanted.has_logprobs else None)
         if reading.finish_reason in FINISHED:
             yield completion.chunk(index, {}, finish=reading.finish_reason)
 

@@ -95,9 +95,8 @@ class ChatRequest:
     """Whether a stream ends with its usage; whole answers always have it."""
     has_logprobs: bool
 
-    @property
-    def seeds(self) -> list[int]:
-        """One a reply, drawn where none is given; the first reply to a seed is the same whatever `n` is."""
+    def draw_seeds(self) -> list[int]:
+        """One a reply, others at each call where none is given; that of the first reply depends on no `n`."""
         first = random.getrandbits(31) if self.seed is None else self.seed
         return [first + i for i in range(self.replies)]
 

@@ -26,7 +26,7 @@ def test_what_is_not_said_is_the_projects_default() -> None:
 
 def test_without_a_seed_every_request_and_reply_has_dice_of_its_own() -> None:
     asked = read(n=9)
-    assert len(set(read(n=9).seeds + asked.seeds)) == 18
+    assert len(set(read(n=9).draw_seeds() + asked.draw_seeds())) == 18
 
 
 def test_what_is_said_is_done() -> None:
@@ -42,7 +42,7 @@ def test_what_is_said_is_done() -> None:
         logprobs=True,
     )
     assert asked.sampling == Sampling(temperature=0.0, top_p=0.5, max_new_tokens=9)
-    assert (asked.seeds, asked.stop) == ([7, 8, 9], ("END",))
+    assert (asked.draw_seeds(), asked.stop) == ([7, 8, 9], ("END",))
     assert asked.has_limit and asked.streams and asked.counts_tokens and asked.has_logprobs
 
 
