@@ -167,7 +167,7 @@ class Engine(AnyEngine):
         theirs = [request for request in self._scheduler.running if request.version == name]
         try:
             for request in let_in:
-                version.runner.add(request, request.rank)
+                version.runner.add(request, request.priority)
             version.runner.step(beside)
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.

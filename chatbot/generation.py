@@ -165,8 +165,8 @@ class Generation:
         self.replies = tuple(ReplyStream(self, row) for row in self.rows)
 
     @property
-    def rank(self) -> int:
-        """How urgent its kind is; 0 is the most urgent."""
+    def priority(self) -> int:
+        """That of its kind; 0, that of a chat, is the most urgent."""
         return KINDS.index(self.kind)
 
     @property
@@ -208,15 +208,15 @@ class Generation:
         self._ring()
 
     def end_if_late(self) -> None:
-        """End what is not finished at `Asked.deadline`: to a program it was cut by a limit, as by its
+        """End what is not finished at `Asked.deadline`: to an API's caller it was cut by a limit, as by its
         `max_tokens`; a person reads that it was interrupted, for they stopped nothing."""
         if self._deadline is None:
             return
-        since, is_program = self.submitted_at, self.kind == "api"
-        if not is_program:
+        since, is_api = self.submitted_at, self.kind == "api"
+        if not is_api:
             since = max(since, *(reply.last_token_at or since for reply in self.replies))
         if time.monotonic() > since + self._deadline:
-            self.stop("cancelled" if is_program else "interrupted")
+            self.stop("cancelled" if is_api else "interrupted")
 
     def notice(self) -> None:
         """After a step: note when tokens came, end what met a stop text, wake who waits."""

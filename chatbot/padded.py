@@ -116,7 +116,7 @@ class PaddedRunner:
     def __init__(self, weights: TransformersModel, end_of_turn: int) -> None:
         self._model, self._can_pad = weights.model, weights.can_pad
         self._end_of_turn = end_of_turn
-        self._waiting: list[tuple[int, Job]] = []  # the most urgent rank first, of one rank as they came
+        self._waiting: list[tuple[int, Job]] = []  # the most urgent first, of one priority as they came
         self._batches: list[_Batch] = []
 
     @property
@@ -134,9 +134,9 @@ class PaddedRunner:
     def is_idle(self) -> bool:
         return not (self._waiting or self._batches)
 
-    def add(self, job: Job, rank: int = 0) -> None:
-        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
-        insort(self._waiting, (rank, job), key=lambda waiting: waiting[0])
+    def add(self, job: Job, priority: int = 0) -> None:
+        """Take a job, the more urgent the lower `priority`; its prompt and longest reply fit the context."""
+        insort(self._waiting, (priority, job), key=lambda waiting: waiting[0])
 
     def step(self, beside: int = 0) -> None:
         """A token to every row of every batch, and of the one that is begun now, whoever waits `beside`."""
@@ -148,9 +148,9 @@ class PaddedRunner:
 
     def _next(self) -> list[Job]:
         """Take the next batch from those that wait: as urgent as the first, and about as long."""
-        waiting = [(r, job) for r, job in self._waiting if not all(row.finish_reason for row in job.rows)]
+        waiting = [(p, job) for p, job in self._waiting if not all(row.finish_reason for row in job.rows)]
         size_of = _doublings if self._can_pad else len
-        alike = [(rank, size_of(job.prompt)) for rank, job in waiting]
+        alike = [(priority, size_of(job.prompt)) for priority, job in waiting]
         self._waiting = [pair for pair, kind in zip(waiting, alike, strict=True) if kind != alike[0]]
         return [job for (_, job), kind in zip(waiting, alike, strict=True) if kind == alike[0]]
 

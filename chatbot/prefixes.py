@@ -22,7 +22,7 @@ class _Kept:
     token_ids: tuple[int, ...]
     keys: Tensor
     values: Tensor
-    rank: int = 0
+    priority: int = 0
     """Of the most urgent request that had it."""
     replies: "OrderedDict[tuple[int, ...], _Kept]" = field(default_factory=OrderedDict)
 
@@ -41,9 +41,9 @@ class Prefixes:
         self._held = 0
         self._prompts: OrderedDict[tuple[int, ...], _Kept] = OrderedDict()
 
-    def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place, rank: int = 0) -> None:
-        """Keep what `place` holds of a prompt and of the reply to it, up to half of the memory. `rank` is
-        that of the request, 0 the most urgent."""
+    def remember(self, prompt: Sequence[int], reply: Sequence[int], place: Place, priority: int = 0) -> None:
+        """Keep what `place` holds of a prompt and of the reply to it, up to half of the memory. `priority`
+        is that of the request; 0 is a chat."""
         if place.length < len(prompt):
             return
         one = _column_bytes(place)
@@ -52,9 +52,9 @@ class Prefixes:
             return
         entry = self._prompts.get(key)
         if entry is None:
-            entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)), rank)
+            entry = self._prompts[key] = _Kept(key, *place.copy(0, len(key)), priority)
             self._held += entry.size
-        entry.rank = min(entry.rank, rank)
+        entry.priority = min(entry.priority, priority)
         self._prompts.move_to_end(key)
         said = tuple(reply[: place.length - len(prompt)]) if len(key) == len(prompt) else ()
         fits = entry.size + len(said) * one <= self._most // 2
@@ -62,7 +62,7 @@ class Prefixes:
             entry.replies[said] = _Kept(said, *place.copy(len(prompt)))
             self._held += entry.replies[said].size
         while self._held > self._most and self._prompts:
-            theirs = [key for key, kept in self._prompts.items() if kept.rank]
+            theirs = [key for key, kept in self._prompts.items() if kept.priority > 0]
             is_much = sum(self._prompts[key].size for key in theirs) > self._most // 4
             oldest = theirs[0] if is_much else next(iter(self._prompts))
             self._held -= self._prompts.pop(oldest).size

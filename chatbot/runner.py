@@ -49,8 +49,8 @@ class Runner(Protocol):
     def under_way(self) -> int: ...
     @property
     def is_idle(self) -> bool: ...
-    def add(self, job: Job, rank: int = 0) -> None:
-        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
+    def add(self, job: Job, priority: int = 0) -> None:
+        """Take a job, the more urgent the lower `priority`; its prompt and longest reply fit the context."""
 
     def step(self, beside: int = 0) -> None:
         """A token to every row under way, and to some of those that have none yet. So many rows of other
@@ -92,7 +92,7 @@ class _Prefilling:
 
     job: Job
     place: Place
-    rank: int
+    priority: int
 
 
 @dataclass(eq=False)
@@ -103,7 +103,7 @@ class _Decoding:
     place: Place
     prompt: list[int]
     sampling: Sampling
-    rank: int
+    priority: int
 
 
 class LlamaRunner:
@@ -115,7 +115,7 @@ class LlamaRunner:
         self._shelves = llama.shelves()
         self._kept = keep
         self._times = 1 if llama.device.type == "cpu" else ON_GPU
-        self._reading: list[_Prefilling] = []  # the most urgent first, of one rank as they came
+        self._reading: list[_Prefilling] = []  # the most urgent first, of one priority as they came
         self._writing: dict[Place, _Decoding] = {}
 
     @property
@@ -132,12 +132,12 @@ class LlamaRunner:
     def is_idle(self) -> bool:
         return not (self._reading or self._writing)
 
-    def add(self, job: Job, rank: int = 0) -> None:
-        """Take a job, the more urgent the lower `rank`; its prompt and longest reply fit the context."""
+    def add(self, job: Job, priority: int = 0) -> None:
+        """Take a job, the more urgent the lower `priority`; its prompt and longest reply fit the context."""
         place = self._shelves.take(len(job.prompt), rows=len(job.rows))
         if self._kept:
             self._kept.recall(job.prompt, place)
-        insort(self._reading, _Prefilling(job, place, rank), key=lambda reading: reading.rank)
+        insort(self._reading, _Prefilling(job, place, priority), key=lambda reading: reading.priority)
 
     def step(self, beside: int = 0) -> None:
         """One pass: a token to every row under way, and to those whose prompt is read with it."""
@@ -184,7 +184,7 @@ class LlamaRunner:
         if not rows:
             self._shelves.leave(reading.place)
         begun = [
-            _Decoding(row, place, reading.job.prompt, reading.job.sampling, reading.rank)
+            _Decoding(row, place, reading.job.prompt, reading.job.sampling, reading.priority)
             for row, place in zip(rows, places, strict=False)
         ]
         self._writing |= {writing.place: writing for writing in begun}
@@ -198,5 +198,5 @@ class LlamaRunner:
         for writing in [w for w in self._writing.values() if w.row.finish_reason]:
             del self._writing[writing.place]
             if self._kept:
-                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place, writing.rank)
+                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place, writing.priority)
             self._shelves.leave(writing.place)

@@ -2,10 +2,10 @@
 
 People who chat come before API calls, those before rollouts. Within a kind the person with the fewest replies
 under way is next, then whoever came first: a burst of one person waits for itself. Nobody may hold more than
-half of the queue with one kind and three quarters with all, and all programs together no more than that. A
-request waits for rows and for all the memory that it may come to need; a quarter of both is kept for people
-who chat. Nobody is overtaken for needing much: if need be they run alone. Only programs are refused for
-needing more memory than is theirs.
+half of the queue with one kind and three quarters with all; to API calls it is full at three quarters. A
+request waits for rows and for all the memory that it may come to need; programs, which are API calls and
+rollouts, leave a quarter of both to people who chat. Nobody is overtaken for needing much: if need be they
+run alone. Only API calls are refused for needing more memory than is for programs.
 
 Whoever has something under way is let in again only where as much then stays free as all of theirs takes. A
 person alone so gets half of what their kind may use, two come to a third each, and there is room for whoever
@@ -65,7 +65,7 @@ class Scheduler:
 
     def add(self, request: Generation) -> None:
         """Queue it; raises Busy where the queue is full, or what its person may have of it, and Refused where
-        a program asks for what can never fit."""
+        an API call asks for what programs can never have."""
         columns = self._columns(request)
         most = _for_programs(self.memory.columns) if self.memory else columns
         if request.kind == "api" and columns > most:
@@ -123,7 +123,7 @@ class Scheduler:
         return rows, columns
 
     def _usable(self, request: Generation) -> tuple[int, int]:
-        """Rows and columns that there are for its kind: programs leave a part to people who chat."""
+        """Rows and columns that there are for its kind: API calls and rollouts leave a part to chats."""
         rows, columns = self.max_rows, self.memory.columns if self.memory else 0  # or nothing needs any
         return (rows, columns) if request.kind == "chat" else (_for_programs(rows), _for_programs(columns))
 
@@ -149,9 +149,9 @@ class Scheduler:
         under_way: Counter[str | None] = Counter()
         for request in self._running:
             under_way[request.person] += request.width
-        return sorted(  # a stable sort: within a rank as they came
+        return sorted(  # a stable sort: within a priority as they came
             self._waiting,
-            key=lambda r: (r.rank, under_way[r.person] if r.person is not None else 0),
+            key=lambda r: (r.priority, under_way[r.person] if r.person is not None else 0),
         )
 
 

@@ -200,8 +200,8 @@ def test_an_urgent_job_and_one_that_would_be_padded_much_are_batches_of_their_ow
     )
     sampling = Sampling(max_new_tokens=8)
     short, long, urgent = (a_job([5] * length, [0], sampling) for length in (3, 200, 3))
-    for job, rank in ((long, 1), (short, 1), (urgent, 0)):
-        runner.add(job, rank)
+    for job, priority in ((long, 1), (short, 1), (urgent, 0)):
+        runner.add(job, priority)
     written = []
     for _ in range(3):
         runner.step()

@@ -91,9 +91,9 @@ def test_programs_have_a_quarter_of_it_where_chats_want_the_rest(llama: Llama) -
     kept = Prefixes(4 * ONE_TOKEN * (len(PROMPT) + 11))
     runner = LlamaRunner(llama, END, keep=kept)
 
-    def after(firsts: range, rank: int) -> list[int]:
+    def after(firsts: range, priority: int) -> list[int]:
         for first in firsts:
-            runner.add(a_job([first, *PROMPT[1:]], [0], GREEDY), rank)
+            runner.add(a_job([first, *PROMPT[1:]], [0], GREEDY), priority)
             run_out(runner)
         return sorted(key[0] for key in kept._prompts)
 

@@ -249,7 +249,7 @@ def test_an_urgent_prompt_overtakes_those_that_came_first_and_they_go_on_where_t
     runner.add(going)
     runner.step()
     for job in crowd:
-        runner.add(job, rank=1)
+        runner.add(job, priority=1)
     runner.step()
     runner.add(urgent)
     runner.step()
@@ -282,7 +282,7 @@ def check_schedules(base: Base, seeds: range) -> None:
                 prompt = [*jobs[-1].prompt, *jobs[-1].rows[0].token_ids, *prompt[:20]]
             sampling = Sampling(dice.choice([0.0, 0.7, 1.2]), 1.0, dice.randint(1, 40))
             jobs.append(a_job(prompt, [dice.getrandbits(31) for _ in range(dice.randint(1, 4))], sampling))
-            runner.add(jobs[-1], rank=len(jobs) % 3)
+            runner.add(jobs[-1], priority=len(jobs) % 3)
             for _ in range(dice.randint(0, 20)):
                 runner.step()
             if dice.random() < 0.2:
