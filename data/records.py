@@ -243,6 +243,10 @@ class Metric:
     value: float
 
 
+FEWEST_RANKINGS = 12
+"""From which a night learns anything, new and old together, unless it is told to take fewer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """When a refresh is due: the cron slot has come **and** enough new rankings lie there.

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from data import audit
 from data.database import Database
 from data.errors import Refused
-from data.records import Schedule
+from data.records import FEWEST_RANKINGS, Schedule
 from data.text import clean
 
 _TIMEZONE = Path("/etc/timezone")
@@ -45,6 +45,12 @@ def set_(db: Database, schedule: Schedule, actor: str) -> Schedule:
         detail = dict(zip(("cron", "zone", "min_rankings", "is_paused"), values[:4], strict=True))
         audit.record(db, actor, "set_schedule", detail | {"is_paused": stored.is_paused})
     return stored
+
+
+def wanted(schedule: Schedule) -> str:
+    """The rankings that start a night, in words."""
+    also = f", {FEWEST_RANKINGS} in all," if schedule.min_rankings < FEWEST_RANKINGS else ""
+    return f"{schedule.min_rankings} new ranking{'s' * (schedule.min_rankings != 1)}{also}"
 
 
 def machine_zone() -> str:

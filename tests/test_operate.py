@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 from chatbot.config import ServeConfig
 from chatbot.following import Answering
+from chatbot.kept import Kept
 from chatbot.pages.operate_desk import Desk, Visit
 from chatbot.pages.operate_learning import CURVES, RUNS_DRAWN, _drawn, plot
 from chatbot.pages.operate_now import backup_html, bar_html, refresh_html, serving_html
@@ -21,7 +22,7 @@ from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
 from chatbot.pages.operate_versions import listing_html, record_html
 from chatbot.pages.operate_words import WORDS, duration, moment, say
-from data import audit, forecast, people, requests, runs, schedules, versions
+from data import audit, forecast, people, rankings, requests, runs, schedules, versions
 from data.backups import backup_path
 from data.database import Database
 from data.home import Home
@@ -161,6 +162,16 @@ def test_new_rankings_are_counted_once_for_all_who_look(
     assert "0 new rankings" in refresh_html(desk, visit, None, False)
     rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
     assert "0 new rankings" in refresh_html(desk, visit, None, False)
+
+
+def test_a_first_night_needs_as_many_rankings_as_any(db: Database, desk: Desk, visit: Visit) -> None:
+    schedules.set_(db, replace(schedules.get(db), min_rankings=3), "a test")
+    rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "1 new ranking; a scheduled refresh needs 12." in refresh_html(desk, visit, None, False)
+    for _ in range(11):
+        rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    fresh = replace(desk, count_rankings=Kept(rankings.count))
+    assert "12 new rankings; a scheduled refresh needs 3." in refresh_html(fresh, visit, None, False)
 
 
 def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(

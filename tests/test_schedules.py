@@ -89,3 +89,16 @@ def test_the_last_word_counts(db: Database) -> None:
 def test_a_minimum_out_of_range_is_refused(db: Database, minimum: int) -> None:
     with pytest.raises(Refused, match="out of range - use 0 to 1000000"):
         schedules.set_(db, Schedule(min_rankings=minimum), "ada")
+
+
+@pytest.mark.parametrize(
+    ("least", "words"),
+    [
+        (20, "20 new rankings"),
+        (12, "12 new rankings"),
+        (3, "3 new rankings, 12 in all,"),
+        (1, "1 new ranking, 12 in all,"),
+    ],
+)
+def test_what_starts_a_night_is_said_with_what_any_night_needs(least: int, words: str) -> None:
+    assert schedules.wanted(Schedule(min_rankings=least)) == words

@@ -65,10 +65,23 @@ def test_a_slot_with_too_few_rankings_is_recorded_and_not_asked_again(db: Databa
     assert claim(db, NIGHT + 5) is None
     run = runs.latest(db)
     assert run is not None and run.state == "nothing_to_learn"
-    assert run.reason.startswith("Only 1 new rankings lay there when it was time, 2 are asked for - ")
+    assert run.reason.startswith("Only 1 of 2 new rankings lay there when it was time - what serves stays; ")
     rank_at(db, NIGHT + 60)  # enough by now, but the slot is over
     assert claim(db, NIGHT + 120) is None and len(runs.list_all(db)) == 1
     assert claim(db, NIGHT + DAY) is not None
+
+
+def test_a_slot_with_enough_new_rankings_and_too_few_in_all_starts_no_process_that_could_only_say_so(
+    db: Database,
+) -> None:
+    config = {"min_rankings": 5}
+    rank_at(db, NIGHT - 60, count=4)
+    rank_at(db, NIGHT + 60, count=1)  # too late for this night
+    assert claim_due(db, NIGHTLY, config, now=NIGHT + 120, since=NIGHT - DAY) is None
+    run = runs.latest(db)
+    assert run is not None and run.state == "nothing_to_learn"
+    assert run.reason.startswith("Only 4 of the 5 rankings that a night needs in all lay there")
+    assert claim_due(db, NIGHTLY, config, now=NIGHT + DAY, since=NIGHT - DAY) is not None
 
 
 def test_a_slot_with_too_few_rankings_is_not_left_running_where_the_database_is_held(

@@ -65,7 +65,7 @@ def schedule(home: Home, db: Database, arguments: argparse.Namespace) -> None:
     times = [time.isoformat() for time in next_times(now, 5)]
     state = "Paused; otherwise next" if now.is_paused else "Next"
     lines = [
-        f"{now.cron!r} in {now.zone}, if there are at least {now.min_rankings} new rankings.",
+        f"{now.cron!r} in {now.zone}, if there are {schedules.wanted(now)} or more.",
         f"{state}: {', '.join(time[:16].replace('T', ' ') for time in times)}",
     ]
     show({**asdict(now), "next": times}, lines, as_json=arguments.json)

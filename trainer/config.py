@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from chatbot.config import MOST_THREADS, server_urls
 from data.errors import Refused
+from data.records import FEWEST_RANKINGS
 from trainer.intervals import wilson_interval
 
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -61,7 +62,7 @@ class RefreshConfig:
     ] = 0
     temperature: Annotated[float, "Sampling temperature of rollouts and replays, as in the chat."] = 0.8
 
-    min_rankings: Annotated[int, "Fewest rankings worth a night."] = 12
+    min_rankings: Annotated[int, "Fewest rankings worth a night."] = FEWEST_RANKINGS
     max_rankings: Annotated[
         int, "Most rankings a night learns from: people's before imported ones, the newest first."
     ] = 1000

@@ -138,7 +138,7 @@ def _clear(folder: Path) -> None:
 
 def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
     if len(turns) < fewest:
-        counted = f"{len(turns)} ranking{'s' if len(turns) != 1 else ''}"
+        counted = "1 ranking" if len(turns) == 1 else f"{len(turns)} rankings and edited replies"
         raise NothingToLearn(
             f"There {'is' if len(turns) == 1 else 'are'} {counted} to learn from and a night needs {fewest} "
             'in all, however few a slot asks for - rank more replies, or "trainer refresh --min-rankings N".'

@@ -74,20 +74,31 @@ def claim_due(
     if key is None:
         return None
     at = slot_time(key)
-    fresh = max(0, rankings.count(db, after=runs.learned_until(db, now)) - rankings.count(db, after=at))
-    is_enough = fresh >= schedule.min_rankings
-    if not is_enough and last is None and at < since:
+    after = rankings.count(db, after=at)
+    fresh = max(0, rankings.count(db, after=runs.learned_until(db, now)) - after)
+    reason = too_few(fresh, rankings.count(db) - after, schedule.min_rankings, config.get("min_rankings", 0))
+    if reason and last is None and at < since:
         return None
-    reason = (
-        f"Only {fresh} new rankings lay there when it was time, {schedule.min_rankings} are asked for - "
-        'what serves stays; rank more, or lower "trainer schedule --min-rankings".'
-    )
     with db.write():  # one that is not to run is never seen running
         run = runs.claim(db, key, config=config, now=now)
-        if run is None or is_enough:
+        if run is None or reason is None:
             return run
         runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason=reason)
     return None
+
+
+def too_few(fresh: int, total: int, wanted: int, fewest: int) -> str | None:
+    """Why `fresh` new rankings of `total` start no night: for one, `wanted` new ones are asked for and `fewest`
+    in all. None where they start one."""
+    if fresh < wanted:
+        lay = f"Only {fresh} of {wanted} new rankings"
+        remedy = 'rank more, or lower "trainer schedule --min-rankings"'
+    elif total < fewest:
+        lay = f"Only {total} of the {fewest} rankings that a night needs in all"
+        remedy = "rank more"
+    else:
+        return None
+    return f"{lay} lay there when it was time - what serves stays; {remedy}."
 
 
 def take_up(db: Database, home: Home, *, now: float, since: float) -> Run | None:
@@ -241,8 +252,7 @@ def next_night(schedule: Schedule) -> str:
     except Problem as problem:
         return str(problem)
     return (
-        f"Learns next at {at:%Y-%m-%d %H:%M} {schedule.zone}, if {schedule.min_rankings} new rankings lie "
-        "there then."
+        f"Learns next at {at:%Y-%m-%d %H:%M} {schedule.zone}, if {schedules.wanted(schedule)} lie there then."
     )
 
 

@@ -13,12 +13,12 @@ import gradio as gr
 from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, verdict
 from chatbot.pages.operate_words import duration, known, moment
-from data import people, requests, runs, schedules, versions
+from data import people, rankings, requests, runs, schedules, versions
 from data.backups import backup_files, newest_at
 from data.database import Database
 from data.errors import Refused
 from data.formats import FORMATS
-from data.records import BASE_VERSION, Run
+from data.records import BASE_VERSION, FEWEST_RANKINGS, Run
 from data.recovery import backup_problem
 
 LOOKS_EVERY = 2.0
@@ -149,10 +149,11 @@ def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) ->
         parts.append(f"<p role='status'>{visit.html(key)}</p>")
     if not parts:
         parts.append(f"<p>{visit.html('idle')}</p>")
-    new: int | str = desk.count_rankings(desk.db, runs.learned_until(desk.db), MOST_COUNTED)
-    new = f"{MOST_COUNTED:,}+" if new == MOST_COUNTED else new
-    need = schedules.get(desk.db).min_rankings
-    parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=new, need=need)}</p>")
+    new = desk.count_rankings(desk.db, runs.learned_until(desk.db), MOST_COUNTED)
+    missing = FEWEST_RANKINGS - rankings.count(desk.db, most=FEWEST_RANKINGS)
+    need = max(schedules.get(desk.db).min_rankings, new + missing if missing else 0)
+    counted: int | str = f"{MOST_COUNTED:,}+" if new == MOST_COUNTED else new
+    parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=counted, need=need)}</p>")
     if run is not None and run.state != "running":
         parts.append(last_run_html(visit, run))
     return card(visit.html("refresh"), "".join(parts))

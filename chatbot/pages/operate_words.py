@@ -10,6 +10,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from chatbot.pages.operate_run_words import RUN_WORDS
+from data.records import FEWEST_RANKINGS
 
 WORDS: dict[str, tuple[str, str]] = {
     **RUN_WORDS,
@@ -187,7 +188,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "zone": ("Time zone", "时区"),
     "minimum": ("New rankings needed", "所需新排序数"),
-    "minimum_info": ("A slot with fewer is passed over.", "少于此数时跳过。"),
+    "minimum_info": (
+        f"A slot with fewer is passed over, as with fewer than {FEWEST_RANKINGS} new and old ones in all.",
+        f"少于此数时跳过；新旧排序总数少于 {FEWEST_RANKINGS} 条时也跳过。",
+    ),
     "paused": ("Paused", "暂停"),
     "paused_info": ("No scheduled refresh; Refresh now still works.", "不按计划训练；仍可立即训练。"),
     "save": ("Save the schedule", "保存计划"),
