@@ -88,8 +88,8 @@ def claim_due(
 
 
 def too_few(fresh: int, total: int, wanted: int, fewest: int) -> str | None:
-    """Why `fresh` new rankings of `total` start no night: for one, `wanted` new ones are asked for and `fewest`
-    in all. None where they start one."""
+    """Why `fresh` new rankings of `total` start no night, where `wanted` new ones are asked for and `fewest`
+    in all; None where they start one."""
     if fresh < wanted:
         lay = f"Only {fresh} of {wanted} new rankings"
         remedy = 'rank more, or lower "trainer schedule --min-rankings"'
