@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("file", help="Where to write; - is the terminal.")
     out.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
     into = _command(commands, "import", import_, "Read other people's rankings or demonstrations from JSONL.")
-    into.add_argument("source", type=Path, metavar="file", help="The JSONL file.")
+    into.add_argument("source", type=Path, metavar="file", help="The JSONL file, also gzip'd.")
     into.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
     into.add_argument("--person", default="imported", help='Who they will belong to. Default: "imported".')
     for command in (out, into):

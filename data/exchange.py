@@ -16,7 +16,8 @@ from typing import IO, Any
 from data import conversations, demonstrations, messages, people, rankings
 from data.comparisons import RankedTurn
 from data.database import Database
-from data.errors import Refused, no_file
+from data.errors import Refused
+from data.files import lines_of
 from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
 from data.snapshots import stream_turns
@@ -74,18 +75,12 @@ def as_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def read_rows(path: Path) -> Iterator[Any]:
-    """A JSONL file's rows in order; a blank line is None, a line that is no JSON is ""."""
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    yield json.loads(line) if line.strip() else None
-                except (ValueError, RecursionError):  # RecursionError: nested too deeply
-                    yield ""
-    except FileNotFoundError:
-        raise no_file(path) from None
-    except OSError as error:
-        raise Refused(f"{str(path)!r} cannot be read ({error.strerror}) - give a JSONL file.") from error
+    """A JSONL file's rows in order, gzip'd or not; a blank line is None, a line that is no JSON is ""."""
+    for line in lines_of(path):
+        try:
+            yield json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            yield ""
 
 
 def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = "imported") -> ImportResult:

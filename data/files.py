@@ -3,10 +3,12 @@
 What holds people's words is readable by its owner only: other accounts of the machine are not the chat's.
 """
 
+import gzip
 import json
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EISDIR
@@ -15,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.errors import Busy, Problem, Refused
+from data.errors import Busy, Problem, Refused, no_file
 
 _OWNER_ONLY = 0o600
 _LEAST_ROOM = 2**16
+_GZIP = b"\x1f\x8b"
 
 
 def private_file(path: Path) -> Path:
@@ -31,6 +34,23 @@ def private_file(path: Path) -> Path:
         give_to_owner_of_folder(path)
     keep_private(path)
     return path
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file that somebody named, as they come; one that is gzip'd is told by how it begins.
+
+    NotFound where there is none, Refused where it cannot be read, damaged or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
+    except FileNotFoundError:
+        raise no_file(path) from None
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise Refused(
+            f"{str(path)!r} cannot be read ({why}) - give a whole file of JSONL, plain or gzip'd."
+        ) from error
 
 
 def keep_private(path: Path) -> None:

@@ -321,6 +321,27 @@ def test_a_file_is_read_line_by_line_with_its_mistakes(tmp_path: Path, db: Datab
         list(read_rows(tmp_path / "none.jsonl"))
 
 
+def test_a_gzipped_file_is_told_by_how_it_begins(tmp_path: Path, db: Database) -> None:
+    (path := tmp_path / "rows.jsonl").write_bytes(gzip.compress(json.dumps(pair("so", "no")).encode()))
+    assert import_rows(db, read_rows(path), "preference").added == 1
+
+
+@pytest.mark.parametrize("damaged", [slice(None, -30), slice(3)])
+def test_a_gzipped_file_that_was_cut_off_is_a_sentence(tmp_path: Path, damaged: slice) -> None:
+    whole = gzip.compress("".join(json.dumps(pair("so", f"no {n}")) + "\n" for n in range(99)).encode())
+    (path := tmp_path / "rows.jsonl.gz").write_bytes(whole[damaged])
+    with pytest.raises(Refused, match=r"rows.jsonl.gz' cannot be read \(.* - give a whole file of JSONL"):
+        list(read_rows(path))
+
+
+def test_a_gzipped_file_that_was_damaged_is_a_sentence(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(b"{}\n" * 99))
+    whole[12:20] = b"\xff" * 8
+    (path := tmp_path / "rows.gz").write_bytes(whole)
+    with pytest.raises(Refused, match=r"rows.gz' cannot be read \(.* plain or gzip'd"):
+        list(read_rows(path))
+
+
 def test_an_unknown_format_is_refused(db: Database) -> None:
     with pytest.raises(Refused, match="no format 'parquet' - use one of preference"):
         export_rows(db, "parquet")

@@ -12,17 +12,16 @@ go by `RankedTurn.group`. A file names no conversations, so rows of one source t
 message count as one conversation here, however short it is.
 """
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data.comparisons import RankedTurn
-from data.errors import Refused, no_file
+from data.errors import Refused
+from data.files import lines_of
 from data.prompts import chat_messages
 from data.text import clean
 
@@ -52,15 +51,9 @@ def split_by_conversation(
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row that is not blank, with the place to name in a refusal."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield (place := f"Line {number} of {str(path)!r}"), _object(line, place)
-    except FileNotFoundError:
-        raise no_file(path) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise Refused(f"{str(path)!r} cannot be read ({error}) - give JSONL, plain or as .gz.") from error
+    for number, line in enumerate(lines_of(path), start=1):
+        if line.strip():
+            yield (place := f"Line {number} of {str(path)!r}"), _object(line, place)
 
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
