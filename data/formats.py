@@ -31,6 +31,15 @@ FORMATS = {
     " best: a row a pair; never all bad",
 }
 """What a row of each looks like."""
+_FIELDS = {
+    "preference": ("chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+    "sft": ("messages",),
+    "tiers": ("prompt", "completions", "tiers"),
+    "hh": ("chosen", "rejected"),
+    "normalised": ("prompt", "replies", "ranking"),
+}
+"""What a row of each cannot do without."""
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _NAMES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -132,16 +141,36 @@ def _said(reply: str) -> list[dict[str, str]]:
 
 def judged(row: Row, fmt: str) -> Judged:
     """What a row of this format says (`kto` rows are grouped by `judged_labels`)."""
+    _check_fields(row, fmt)
     read = {"preference": _preference, "hh": _hh, "tiers": _tiers, "normalised": _normalised, "sft": _sft}
     return read[fmt](row)
 
 
 def label_of(row: Row) -> tuple[Messages, str, bool]:
     """The prompt, reply and label of a KTO row."""
+    _check_fields(row, "kto")
     reply = _messages(row.get("completion"), "assistant")
     if not isinstance(row.get("label"), bool) or len(reply) != 1:
         raise Refused("the completion is not one reply, or the label neither true nor false")
     return _joined(_messages(row.get("prompt"), "user")), reply[0]["content"], row["label"]
+
+
+def _check_fields(row: Row, fmt: str) -> None:
+    """Refused where a row lacks what its format needs, and with the format that it seems to have instead."""
+    seen = _format_of(row)
+    if missing := [name for name in _FIELDS[fmt] if name not in row]:
+        names = [repr(name[:40]) for name in sorted(row)[:8]] + ["others"] * (len(row) > 8)
+        there = f"its fields are {', '.join(names)}" if row else "it has no fields at all"
+        raise Refused(f"it has no {missing[0]!r}; {there}" + (f", as of --format {seen}" if seen else ""))
+    if (fmt, seen) == ("preference", "hh"):
+        raise Refused("its texts name their speakers, as of --format hh")
+
+
+def _format_of(row: Row) -> str | None:
+    """The format that a row seems to have, by its fields; None where they are of none."""
+    found = next((fmt for fmt, names in _FIELDS.items() if all(name in row for name in names)), None)
+    is_dialogue = "prompt" not in row and _SPEAKER.match(str(row.get("chosen")))
+    return "hh" if found == "preference" and is_dialogue else found
 
 
 def judged_labels(prompt: Messages, labels: Sequence[tuple[str, bool]]) -> Judged:
