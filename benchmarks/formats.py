@@ -24,7 +24,7 @@ from peers import figure, parser_for, table
 from transformers import DynamicCache, PreTrainedModel
 
 from chatbot import kernels
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.basemodel import Base, load_base
 from chatbot.kernels import Format
 from chatbot.llama import Llama
@@ -76,7 +76,7 @@ def time_ours(llama: Llama, rows: int) -> float:
     """A step of so many rows."""
     shelves = llama.shelves()
     places = [shelves.take(PROMPT + STEPS + 2) for _ in range(rows)]
-    llama.forward(shelves, {}, [PromptChunk(place, [5] * PROMPT) for place in places])
+    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT) for place in places])
     return median_milliseconds(lambda: llama.forward(shelves, dict.fromkeys(places, 5), []))
 
 
@@ -117,7 +117,7 @@ def next_token_logprobs(llama: Llama, ids: list[int]) -> torch.Tensor:
     """(T - 1, V) after each token of a text but the last, read token by token: by the kernels of few rows."""
     shelves = llama.shelves()
     place = shelves.take(len(ids))
-    rows = [llama.forward(shelves, {}, [PromptChunk(place, [token])]) for token in ids[:-1]]
+    rows = [llama.forward(shelves, {}, [Piece(place, [token])]) for token in ids[:-1]]
     return torch.log_softmax(torch.cat(rows), dim=-1)
 
 

@@ -19,7 +19,7 @@ import torch
 from formats import median_milliseconds
 from peers import figure, parser_for, table
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.basemodel import Base, load_base
 from chatbot.llama import Llama
 from chatbot.models import merged_model
@@ -82,7 +82,7 @@ def step_milliseconds(base: Base, scene: str) -> float:
     llama = Llama(merged_model(base, None, device=device, dtype=torch.bfloat16), "bfloat16")
     shelves = llama.shelves()
     places = [shelves.take(PROMPT + STEPS + 2) for _ in range(ROWS)]
-    llama.forward(shelves, {}, [PromptChunk(place, [5] * PROMPT) for place in places])
+    llama.forward(shelves, {}, [Piece(place, [5] * PROMPT) for place in places])
     return median_milliseconds(lambda: llama.forward(shelves, dict.fromkeys(places, 5), []), STEPS)
 
 

@@ -49,7 +49,7 @@ class Span(Protocol):
 
 
 @dataclass(frozen=True)
-class PromptChunk:
+class Piece:
     """Tokens of one row that are computed in one pass; `place.length` others stand before them."""
 
     place: Place
@@ -177,14 +177,14 @@ class _Tile:
 class PieceTokens:
     """A piece of one row."""
 
-    piece: PromptChunk
+    piece: Piece
     rows: slice
     positions: Tensor
     bias: Tensor | None  # (T, start + T): minus infinity where a token sees nothing; None where it is causal
     tiles: list[_Tile]  # by which it is read instead; none where fused attention does it
 
     @staticmethod
-    def of(piece: PromptChunk, first: int, device: torch.device) -> "PieceTokens":
+    def of(piece: Piece, first: int, device: torch.device) -> "PieceTokens":
         """Of a piece that begins at `first` in the pass."""
         start, count = piece.place.length, len(piece.token_ids)
         positions, keys = torch.arange(start, start + count, device=device), piece.place.shelf.keys

@@ -181,7 +181,7 @@ class Engine(AnyEngine):
             request.notice()
 
     def _runner(self, weights: Llama | TransformersModel) -> Runner:
-        return runner_for(weights, self.base.format.end_of_turn, keep=Prefixes(self._to_keep))
+        return runner_for(weights, self.base.format.end_of_turn, prefixes=Prefixes(self._to_keep))
 
 
 _FORMATS: dict[torch.dtype, Format] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chatbot.attention import NextTokens, PieceTokens, PromptChunk, Span
+from chatbot.attention import NextTokens, Piece, PieceTokens, Span
 from chatbot.kernels import Format, Linear, linear
 from chatbot.packing import attends_to_all
 from chatbot.shelves import Place, Shape, Shelves
@@ -113,7 +113,7 @@ class Llama:
         return Shelves(shape, self.context)
 
     @torch.inference_mode()
-    def forward(self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[PromptChunk]) -> Tensor:
+    def forward(self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]) -> Tensor:
         """One pass. Float32 logits after the last token of each row that decodes, in the order of the
         shelves, then after the last token of each piece: (R + P, V). Lengths grow by what was fed.
 
@@ -126,13 +126,13 @@ class Llama:
     def logprobs(self, ids: Sequence[int], start: int) -> Tensor:
         """log p(ids[t] | ids[:t]) at temperature 1 for t >= `start`, float32."""
         shelves = self.shelves()
-        piece = PromptChunk(shelves.take(len(ids)), ids[:-1])
+        piece = Piece(shelves.take(len(ids)), ids[:-1])
         hidden, _ = self._trunk(shelves, {}, [piece])
         logprobs = torch.log_softmax(self._head(hidden[start - 1 :]).float(), dim=-1)
         return logprobs.gather(1, torch.tensor(ids[start:], device=self.device)[:, None])[:, 0]
 
     def _trunk(
-        self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[PromptChunk]
+        self, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
     ) -> tuple[Tensor, list[int]]:
         """Hidden states of all tokens of a pass, (N, d), and the indices of those whose logits are wanted."""
         spans: list[Span] = []

@@ -80,23 +80,23 @@ def openai_routes(site: "Site", turns: Turns) -> APIRouter:
             return problem_answer(problem)
         completion = Completion(generation, build_of(turns))
         decode = turns.engine.base.format.decode
-        readings = [ReplyReader(reply, wanted.stop, decode) for reply in generation.replies]
+        readers = [ReplyReader(reply, wanted.stop, decode) for reply in generation.replies]
         if wanted.streams:
-            frames = _events(wanted, generation, readings, completion, turns.engine.bell)
+            frames = _events(wanted, generation, readers, completion, turns.engine.bell)
             return EventStream(frames, generation)
         async with _while_listened_to(request.receive, generation):
             await turns.engine.bell.until(lambda: generation.is_done)
         if failed := failure(generation):
             return error_answer(*failed)
         async with door.threads:  # decoding nine long replies token by token takes a third of a second
-            return await asyncio.to_thread(_whole_answer, completion, readings, wanted)
+            return await asyncio.to_thread(_whole_answer, completion, readers, wanted)
 
     return router
 
 
-def _whole_answer(completion: Completion, readings: Sequence[ReplyReader], wanted: ChatRequest) -> Response:
+def _whole_answer(completion: Completion, readers: Sequence[ReplyReader], wanted: ChatRequest) -> Response:
     """Every reply at once. Runs in a thread."""
-    return JSONResponse(completion.whole(readings, has_logprobs=wanted.has_logprobs))
+    return JSONResponse(completion.whole(readers, has_logprobs=wanted.has_logprobs))
 
 
 def models_of(site: "Site", turns: Turns) -> dict[str, dict[str, Any]]:
@@ -253,24 +253,24 @@ class EventStream(Response):
 async def _events(
     wanted: ChatRequest,
     generation: Generation,
-    readings: Sequence[ReplyReader],
+    readers: Sequence[ReplyReader],
     completion: Completion,
     bell: Bell,
 ) -> AsyncIterator[bytes]:
     """Every reply's beginning, its pieces as they are written, its end; then the usage, then [DONE]."""
     opening = {"role": "assistant", "content": "", "refusal": None}
-    yield b"".join(_event(completion.chunk(i, opening)) for i in range(len(readings)))
+    yield b"".join(_event(completion.chunk(i, opening)) for i in range(len(readers)))
     told_at = time.monotonic()
     while True:
         ring = bell.next_ring()
-        pieces = b"".join(_event(chunk) for chunk in _news(wanted, readings, completion))
+        pieces = b"".join(_event(chunk) for chunk in _news(wanted, readers, completion))
         if failed := failure(generation):  # asked last: so no reply that failed is taken for one that ended
             yield pieces + _event(error_object(*failed))
             return
         if pieces or time.monotonic() >= told_at + SILENCE_SECONDS:
             yield pieces or b": still here\n\n"
             told_at = time.monotonic()
-        if all(reading.has_ended for reading in readings):
+        if all(reader.has_ended for reader in readers):
             break
         await asyncio.wait([ring], timeout=SILENCE_SECONDS)
     if wanted.counts_tokens:
@@ -279,17 +279,17 @@ async def _events(
 
 
 def _news(
-    wanted: ChatRequest, readings: Sequence[ReplyReader], completion: Completion
+    wanted: ChatRequest, readers: Sequence[ReplyReader], completion: Completion
 ) -> Iterator[dict[str, Any]]:
     """The chunks that tell what was written since the last look."""
-    for index, reading in enumerate(readings):
-        if reading.has_ended:
+    for index, reader in enumerate(readers):
+        if reader.has_ended:
             continue
-        text, tokens = reading.news()
+        text, tokens = reader.news()
         if text or (tokens and wanted.has_logprobs):
             yield completion.chunk(index, {"content": text}, tokens=tokens if wanted.has_logprobs else None)
-        if reading.finish_reason in FINISHED:
-            yield completion.chunk(index, {}, finish=reading.finish_reason)
+        if reader.finish_reason in FINISHED:
+            yield completion.chunk(index, {}, finish=reader.finish_reason)
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

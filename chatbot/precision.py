@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
 from chatbot.kernels import KERNELS, Format
 from chatbot.llama import Llama, can_run
@@ -85,7 +85,7 @@ def _time(llama: Llama) -> float:
     for rows in _ROWS:
         shelves = llama.shelves()
         place = shelves.take(_PROMPT, rows=rows)
-        llama.forward(shelves, {}, [PromptChunk(place, [0] * _PROMPT)])
+        llama.forward(shelves, {}, [Piece(place, [0] * _PROMPT)])
         places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
         seconds = []
         for _ in range(_STEPS):

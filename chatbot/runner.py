@@ -14,7 +14,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.kernels import Format, bytes_a_weight
 from chatbot.llama import Llama, can_run
 from chatbot.padded import PaddedRunner, TransformersModel
@@ -22,7 +22,6 @@ from chatbot.prefixes import Prefixes
 from chatbot.sampling import Job, Row, draw
 from chatbot.shelves import Place
 from data.errors import Refused
-from data.records import Sampling
 
 _SLACK = 1.25
 """Covers the layer that is being converted (CPU) or merged (GPU), and replies that grow meanwhile."""
@@ -78,11 +77,11 @@ def bytes_to_prepare(model: PreTrainedModel, form: Format) -> int:
 
 
 def runner_for(
-    weights: Llama | TransformersModel, end_of_turn: int, *, keep: Prefixes | None = None
+    weights: Llama | TransformersModel, end_of_turn: int, *, prefixes: Prefixes | None = None
 ) -> Runner:
-    """A runner without jobs. `keep` holds prefixes of these weights; models of any kind keep none."""
+    """A runner without jobs. `prefixes` are those of these weights; models of any kind keep none."""
     if isinstance(weights, Llama):
-        return LlamaRunner(weights, end_of_turn, keep=keep)
+        return LlamaRunner(weights, end_of_turn, prefixes=prefixes)
     return PaddedRunner(weights, end_of_turn)
 
 
@@ -101,102 +100,101 @@ class _Decoding:
 
     row: Row
     place: Place
-    prompt: list[int]
-    sampling: Sampling
+    job: Job
     priority: int
 
 
 class LlamaRunner:
     """Decodes the jobs of one version. Used by one thread."""
 
-    def __init__(self, llama: Llama, end_of_turn: int, *, keep: Prefixes | None = None) -> None:
+    def __init__(self, llama: Llama, end_of_turn: int, *, prefixes: Prefixes | None = None) -> None:
         self._llama = llama
         self._end_of_turn = end_of_turn
         self._shelves = llama.shelves()
-        self._kept = keep
+        self._prefixes = prefixes
         self._times = 1 if llama.device.type == "cpu" else ON_GPU
-        self._reading: list[_Prefilling] = []  # the most urgent first, of one priority as they came
-        self._writing: dict[Place, _Decoding] = {}
+        self._prefilling: list[_Prefilling] = []  # the most urgent first, of one priority as they came
+        self._decoding: dict[Place, _Decoding] = {}
 
     @property
     def width(self) -> int:
         """Rows that this runner holds, those whose prompt is being read with them."""
-        return len(self._writing) + sum(len(reading.job.rows) for reading in self._reading)
+        return len(self._decoding) + sum(len(p.job.rows) for p in self._prefilling)
 
     @property
     def under_way(self) -> int:
         """Rows that wait for their next token; those whose prompt is being read are not among them."""
-        return len(self._writing)
+        return len(self._decoding)
 
     @property
     def is_idle(self) -> bool:
-        return not (self._reading or self._writing)
+        return not (self._prefilling or self._decoding)
 
     def add(self, job: Job, priority: int = 0) -> None:
         """Take a job, the more urgent the lower `priority`; its prompt and longest reply fit the context."""
         place = self._shelves.take(len(job.prompt), rows=len(job.rows))
-        if self._kept:
-            self._kept.recall(job.prompt, place)
-        insort(self._reading, _Prefilling(job, place, priority), key=lambda reading: reading.priority)
+        if self._prefixes:
+            self._prefixes.recall(job.prompt, place)
+        insort(self._prefilling, _Prefilling(job, place, priority), key=lambda p: p.priority)
 
     def step(self, beside: int = 0) -> None:
         """One pass: a token to every row under way, and to those whose prompt is read with it."""
         self._drop_ended()
         if self.is_idle:
             return
-        self._shelves.make_room(self._writing)
+        self._shelves.make_room(self._decoding)
         pieces = self._next_pieces(self.under_way + beside)
         places = [place for shelf in self._shelves.occupied() for place in shelf.places]
-        writing = [self._writing[place] for place in places if place in self._writing]
-        tokens = {w.place: w.row.token_ids[-1] for w in writing}
+        decoding = [self._decoding[place] for place in places if place in self._decoding]
+        tokens = {d.place: d.row.token_ids[-1] for d in decoding}
         logits = self._llama.forward(self._shelves, tokens, pieces)
         # The logits of a prompt that is read to its end are drawn from once for each of its rows.
-        at = list(range(len(writing)))
-        for number, reading in enumerate(self._reading[: len(pieces)]):
-            if reading.place.length == len(reading.job.prompt):
-                begun = self._begin(reading)
-                writing += begun
+        at = list(range(len(decoding)))
+        for number, prefilling in enumerate(self._prefilling[: len(pieces)]):
+            if prefilling.place.length == len(prefilling.job.prompt):
+                begun = self._begin(prefilling)
+                decoding += begun
                 at += [len(tokens) + number] * len(begun)
-        if writing:
-            draw(logits[at], [w.row for w in writing], [w.sampling for w in writing], self._end_of_turn)
+        if decoding:
+            draw(logits[at], [d.row for d in decoding], [d.job.sampling for d in decoding], self._end_of_turn)
         self._drop_ended()
 
-    def _next_pieces(self, under_way: int) -> list[PromptChunk]:
+    def _next_pieces(self, under_way: int) -> list[Piece]:
         """As much of the first prompts as one step may read while so many rows wait for it."""
         left = ALONE * self._times
         if under_way:
-            waiting = sum(len(reading.job.rows) for reading in self._reading)
+            waiting = sum(len(p.job.rows) for p in self._prefilling)
             left = PIECE * self._times * min(MOST_PIECES, max(1, waiting // under_way))
         pieces = []
-        for reading in self._reading:
+        for prefilling in self._prefilling:
             if left <= 0:
                 break
-            start = reading.place.length
-            pieces.append(PromptChunk(reading.place, reading.job.prompt[start : start + left]))
+            start = prefilling.place.length
+            pieces.append(Piece(prefilling.place, prefilling.job.prompt[start : start + left]))
             left -= len(pieces[-1].token_ids)
         return pieces
 
-    def _begin(self, reading: _Prefilling) -> list[_Decoding]:
+    def _begin(self, prefilling: _Prefilling) -> list[_Decoding]:
         """The prompt is read: its rows get places of their own."""
-        self._reading.remove(reading)
-        rows = [row for row in reading.job.rows if row.finish_reason is None]
-        places = [reading.place] + [self._shelves.fork(reading.place) for _ in rows[1:]]
+        self._prefilling.remove(prefilling)
+        rows = [row for row in prefilling.job.rows if row.finish_reason is None]
+        places = [prefilling.place] + [self._shelves.fork(prefilling.place) for _ in rows[1:]]
         if not rows:
-            self._shelves.leave(reading.place)
+            self._shelves.leave(prefilling.place)
         begun = [
-            _Decoding(row, place, reading.job.prompt, reading.job.sampling, reading.priority)
+            _Decoding(row, place, prefilling.job, prefilling.priority)
             for row, place in zip(rows, places, strict=False)
         ]
-        self._writing |= {writing.place: writing for writing in begun}
+        self._decoding |= {d.place: d for d in begun}
         return begun
 
     def _drop_ended(self) -> None:
         """Rows that ended, here or by a stop from outside, give their places back."""
-        for reading in [r for r in self._reading if all(row.finish_reason for row in r.job.rows)]:
-            self._reading.remove(reading)
-            self._shelves.leave(reading.place)
-        for writing in [w for w in self._writing.values() if w.row.finish_reason]:
-            del self._writing[writing.place]
-            if self._kept:
-                self._kept.remember(writing.prompt, writing.row.token_ids, writing.place, writing.priority)
-            self._shelves.leave(writing.place)
+        for prefilling in [p for p in self._prefilling if all(row.finish_reason for row in p.job.rows)]:
+            self._prefilling.remove(prefilling)
+            self._shelves.leave(prefilling.place)
+        for d in [d for d in self._decoding.values() if d.row.finish_reason]:
+            del self._decoding[d.place]
+            if self._prefixes:
+                self._prefixes.remember(d.job.prompt, d.row.token_ids, d.place, d.priority)
+            self._shelves.leave(d.place)

@@ -74,7 +74,7 @@ class Writing:
         self._replicas = replicas
         self._end_of_turn = end_of_turn
         self._ended = ended
-        self._readings: set[_OpenStream] = set()
+        self._streams: set[_OpenStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, request: Generation) -> None:
@@ -89,8 +89,8 @@ class Writing:
 
     def leave_what_is_over(self) -> None:
         """End the reading of replies that were stopped, that were forgotten, and whose server is out."""
-        for reading in self._readings:
-            reading.leave_if_over()
+        for stream in self._streams:
+            stream.leave_if_over()
 
     async def close(self) -> None:
         """End all reading."""
@@ -143,7 +143,7 @@ class Writing:
         if row.finish_reason is not None:  # stopped before it was begun
             return
         written, sampling = len(row.token_ids), request.sampling
-        pieces = replica.server.write(
+        deltas = replica.server.write(
             self._replicas.tag_of(request.version),
             request.prompt + row.token_ids,
             replace(sampling, max_new_tokens=sampling.max_new_tokens - written),
@@ -152,35 +152,35 @@ class Writing:
         )
         # The timeout runs into TimeoutError only where `leave_if_over` lets it.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None) as limit, contextlib.aclosing(pieces):
-                reading = _OpenStream(row, replica, limit, asyncio.get_running_loop().time())
-                self._readings.add(reading)
+            async with asyncio.timeout(None) as limit, contextlib.aclosing(deltas):
+                stream = _OpenStream(row, replica, limit, asyncio.get_running_loop().time())
+                self._streams.add(stream)
                 try:
-                    async for piece in pieces:
-                        self._note_heard(reading)
+                    async for delta in deltas:
+                        self._note_heard(stream)
                         if row.finish_reason is not None:  # stopped from outside during this step
                             return
                         left = sampling.max_new_tokens - len(row.token_ids)
-                        row.logprobs += piece.logprobs[:left]
-                        row.token_ids += piece.token_ids[:left]
+                        row.logprobs += delta.logprobs[:left]
+                        row.token_ids += delta.token_ids[:left]
                         request.notice()  # first: a stop text may be complete with the last token allowed
-                        if piece.finish_reason is not None:
-                            request.finish(row, piece.finish_reason)
-                        elif len(piece.token_ids) > left:  # a server that would write for ever
+                        if delta.finish_reason is not None:
+                            request.finish(row, delta.finish_reason)
+                        elif len(delta.token_ids) > left:  # a server that would write for ever
                             request.finish(row, "length")
                 finally:
-                    self._readings.discard(reading)
-        if row.finish_reason is None and reading.is_forgotten:
+                    self._streams.discard(stream)
+        if row.finish_reason is None and stream.is_forgotten:
             raise _Forgotten(f"{replica.server.url} goes on with other replies and has forgotten one.")
         if row.finish_reason is None:
             raise Gone(f"{replica.server.url} broke a reply off.")
 
-    def _note_heard(self, reading: _OpenStream) -> None:
+    def _note_heard(self, stream: _OpenStream) -> None:
         """A token came: with the first one it overtakes what was begun before it and still waits."""
-        reading.replica.heard()
-        now = reading.replica.heard_at
-        for other in self._readings if reading.heard_at is None else ():
-            is_before = other.replica is reading.replica and other.begun_at < reading.begun_at
+        stream.replica.heard()
+        now = stream.replica.heard_at
+        for other in self._streams if stream.heard_at is None else ():
+            is_before = other.replica is stream.replica and other.begun_at < stream.begun_at
             if is_before and other.heard_at is None and other.overtaken_at is None:
                 other.overtaken_at = now
-        reading.heard_at = now
+        stream.heard_at = now

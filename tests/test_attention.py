@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chatbot import attention
-from chatbot.attention import FEW, NextTokens, PieceTokens, PromptChunk
+from chatbot.attention import FEW, NextTokens, Piece, PieceTokens
 from chatbot.shelves import Place, Shape, Shelves
 
 HEADS, GROUP, DIM, CONTEXT = 2, 3, 16, 2048
@@ -39,7 +39,7 @@ def read_piece(place: Place, count: int, row: Row, draw: torch.Generator) -> tup
     dtype = place.shelf.keys.dtype
     queries, keys, values = (drawn(count, heads, dtype, draw) for heads in (HEADS * GROUP, HEADS, HEADS))
     row = (torch.cat([row[0], keys]), torch.cat([row[1], values]))
-    span = PieceTokens.of(PromptChunk(place, [0] * count), 0, CPU)
+    span = PieceTokens.of(Piece(place, [0] * count), 0, CPU)
     found = span.attend(0, queries, keys, values)
     span.lengthen()
     return found, expected(queries, row), row

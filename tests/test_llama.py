@@ -21,7 +21,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.engine import Engine
 from chatbot.kernels import Format
 from chatbot.llama import Llama, can_run
@@ -128,7 +128,7 @@ def test_a_prompt_and_the_tokens_after_it_have_the_logits_of_transformers(kind: 
     wanted = logits_of(model, ids)
     place = shelves.take(len(ids))
     for start, end in ((0, 50), (50, 51), (51, 130)):
-        [logits] = llama.forward(shelves, {}, [PromptChunk(place, ids[start:end])])
+        [logits] = llama.forward(shelves, {}, [Piece(place, ids[start:end])])
         torch.testing.assert_close(logits, wanted[end - 1], atol=2e-3, rtol=1e-3)
     for at in range(130, 140):
         [logits] = llama.forward(shelves, {place: ids[at]}, [])
@@ -143,9 +143,9 @@ def test_rows_of_different_length_and_pieces_of_prompts_share_a_pass() -> None:
         [3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 9), (7, 60), (11, 200), (13, 33))
     ]
     places = [shelves.take(len(text)) for text in texts]
-    llama.forward(shelves, {}, [PromptChunk(p, t[:-1]) for p, t in zip(places[:3], texts[:3], strict=True)])
+    llama.forward(shelves, {}, [Piece(p, t[:-1]) for p, t in zip(places[:3], texts[:3], strict=True)])
     tokens = {place: text[-1] for place, text in zip(places[:3], texts[:3], strict=True)}
-    logits = llama.forward(shelves, tokens, [PromptChunk(places[3], texts[3])])
+    logits = llama.forward(shelves, tokens, [Piece(places[3], texts[3])])
     for found, text in zip(logits, texts, strict=True):  # taken in the order of the shelves
         torch.testing.assert_close(found, logits_of(model, text)[-1], atol=2e-3, rtol=1e-3)
     assert [place.length for place in places] == [9, 60, 200, 33]
@@ -159,11 +159,11 @@ def test_replies_that_share_their_prompt_have_the_logits_of_each_alone(kind: str
     shelves = llama.shelves()
     prompts = [[3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 40), (7, 25), (11, 60))]
     first, second, late = (shelves.take(len(prompt), rows=4) for prompt in prompts)
-    llama.forward(shelves, {}, [PromptChunk(first, prompts[0]), PromptChunk(second, prompts[1])])
+    llama.forward(shelves, {}, [Piece(first, prompts[0]), Piece(second, prompts[1])])
     texts = {place: list(prompts[0]) for place in [first, *(shelves.fork(first) for _ in range(3))]}
     texts |= {place: list(prompts[1]) for place in [second, shelves.fork(second)]}
     for step in range(16):
-        pieces = [PromptChunk(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
+        pieces = [Piece(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
         if step == 7:
             ended = list(texts)[1]
             shelves.leave(ended)
@@ -200,7 +200,7 @@ def test_a_smaller_format_rounds_and_computes_the_same(kind: str, form: Format, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_is_transformers_generate_while_others_join_and_leave_and_turns_go_on(kind: str) -> None:
     model = a_model(KINDS[kind])
-    runner = runner_for(prepare(model, "float32"), -1, keep=Prefixes(2**20))
+    runner = runner_for(prepare(model, "float32"), -1, prefixes=Prefixes(2**20))
     jobs = [
         a_job([3 + (k * i) % 90 for i in range(length)], range(rows), Sampling(0, max_new_tokens=new))
         for k, length, rows, new in ((5, 40, 3, 20), (7, 4, 1, 6), (11, 90, 2, 12), (13, 9, 1, 25))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
 from chatbot.models import merged_model
@@ -45,7 +45,7 @@ def recalled(llama: Llama, kept: Prefixes, prompt: list[int]) -> int:
 
 def test_the_next_turn_begins_with_whichever_reply_the_person_goes_on_from(llama: Llama) -> None:
     kept = Prefixes(2**20)
-    runner = LlamaRunner(llama, END, keep=kept)
+    runner = LlamaRunner(llama, END, prefixes=kept)
     rows = run(runner, a_job(PROMPT, range(4), Sampling(max_new_tokens=12)))
     for row in rows:
         following = [*PROMPT, *row.token_ids, 99, 98, 97]
@@ -57,7 +57,7 @@ def test_the_next_turn_begins_with_whichever_reply_the_person_goes_on_from(llama
 
 def test_a_prompt_that_is_asked_again_reads_its_last_token_only(llama: Llama) -> None:
     kept = Prefixes(2**20)
-    run(LlamaRunner(llama, END, keep=kept), a_job(PROMPT, [0], GREEDY))
+    run(LlamaRunner(llama, END, prefixes=kept), a_job(PROMPT, [0], GREEDY))
     assert recalled(llama, kept, PROMPT) == len(PROMPT) - 1
     assert recalled(llama, kept, PROMPT[:9]) == 8
     assert recalled(llama, kept, [7, *PROMPT]) == 0
@@ -65,12 +65,12 @@ def test_a_prompt_that_is_asked_again_reads_its_last_token_only(llama: Llama) ->
 
 def test_what_is_recalled_is_what_reading_would_have_left(llama: Llama) -> None:
     kept = Prefixes(2**20)
-    [row] = run(LlamaRunner(llama, END, keep=kept), a_job(PROMPT, [3], Sampling(max_new_tokens=12)))
+    [row] = run(LlamaRunner(llama, END, prefixes=kept), a_job(PROMPT, [3], Sampling(max_new_tokens=12)))
     following = [*PROMPT, *row.token_ids, 50]
     shelves = llama.shelves()
     place, read = shelves.take(len(following)), shelves.take(len(following))
     count = kept.recall(following, place)
-    llama.forward(shelves, {}, [PromptChunk(read, following[:count])])
+    llama.forward(shelves, {}, [Piece(read, following[:count])])
     for held in (place.shelf.keys, place.shelf.values):
         torch.testing.assert_close(
             held[:, place.index, :, :count], held[:, read.index, :, :count], atol=1e-5, rtol=1e-4
@@ -80,7 +80,7 @@ def test_what_is_recalled_is_what_reading_would_have_left(llama: Llama) -> None:
 def test_what_was_used_longest_ago_is_forgotten_first(llama: Llama) -> None:
     one = ONE_TOKEN * (len(PROMPT) + 11)
     kept = Prefixes(2 * one)
-    runner = LlamaRunner(llama, END, keep=kept)
+    runner = LlamaRunner(llama, END, prefixes=kept)
     prompts = [[first, *PROMPT[1:]] for first in (5, 6, 7)]
     for prompt in (prompts[0], prompts[1], prompts[0], prompts[2]):
         run(runner, a_job(prompt, [0], GREEDY))
@@ -89,7 +89,7 @@ def test_what_was_used_longest_ago_is_forgotten_first(llama: Llama) -> None:
 
 def test_programs_have_a_quarter_of_it_where_chats_want_the_rest(llama: Llama) -> None:
     kept = Prefixes(4 * ONE_TOKEN * (len(PROMPT) + 11))
-    runner = LlamaRunner(llama, END, keep=kept)
+    runner = LlamaRunner(llama, END, prefixes=kept)
 
     def after(firsts: range, priority: int) -> list[int]:
         for first in firsts:
@@ -105,7 +105,7 @@ def test_programs_have_a_quarter_of_it_where_chats_want_the_rest(llama: Llama) -
 
 def test_a_long_prompt_is_kept_up_to_half_of_the_memory_and_drives_nobody_out(llama: Llama) -> None:
     kept = Prefixes(80 * ONE_TOKEN)
-    runner = LlamaRunner(llama, END, keep=kept)
+    runner = LlamaRunner(llama, END, prefixes=kept)
     long = [1, *range(70, 169)]
     run(runner, a_job(PROMPT[:20], [0], GREEDY))
     for prompt in (long, [*long, 50, 51, 52]):
@@ -119,7 +119,7 @@ def test_a_long_prompt_is_kept_up_to_half_of_the_memory_and_drives_nobody_out(ll
 
 def test_replies_beyond_half_of_the_memory_are_not_kept(llama: Llama) -> None:
     kept = Prefixes(2 * (len(PROMPT) + 20) * ONE_TOKEN)
-    rows = run(LlamaRunner(llama, END, keep=kept), a_job(PROMPT, range(4), Sampling(max_new_tokens=12)))
+    rows = run(LlamaRunner(llama, END, prefixes=kept), a_job(PROMPT, range(4), Sampling(max_new_tokens=12)))
     found = [recalled(llama, kept, [*PROMPT, *row.token_ids, 99]) - len(PROMPT) for row in rows]
     assert sum(count > 8 for count in found) == 1, found
     assert kept._held <= (len(PROMPT) + 20) * ONE_TOKEN
@@ -127,5 +127,5 @@ def test_replies_beyond_half_of_the_memory_are_not_kept(llama: Llama) -> None:
 
 def test_a_memory_of_no_size_keeps_nothing(llama: Llama) -> None:
     kept = Prefixes(0)
-    run(LlamaRunner(llama, END, keep=kept), a_job(PROMPT, [0], GREEDY))
+    run(LlamaRunner(llama, END, prefixes=kept), a_job(PROMPT, [0], GREEDY))
     assert recalled(llama, kept, PROMPT) == 0

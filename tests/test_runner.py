@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from chatbot.attention import PromptChunk
+from chatbot.attention import Piece
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
 from chatbot.models import merged_model
@@ -202,7 +202,7 @@ def test_a_crowd_that_has_just_come_is_read_faster(
     forward = Llama.forward
 
     def noted(
-        self: Llama, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[PromptChunk]
+        self: Llama, shelves: Shelves, tokens: dict[Place, int], pieces: Sequence[Piece]
     ) -> torch.Tensor:
         read.append(sum(len(piece.token_ids) for piece in pieces))
         return forward(self, shelves, tokens, pieces)
@@ -223,7 +223,7 @@ def test_a_prompt_is_read_in_pieces_where_rows_of_another_version_wait_beside_it
     runner.add(a_job([1 + i % 250 for i in range(500)], [0], GREEDY))
     assert [len(piece.token_ids) for piece in runner._next_pieces(under_way=1)] == [PIECE]
     runner.step(beside=1)
-    assert [reading.place.length for reading in runner._reading] == [PIECE] and runner.under_way == 0
+    assert [p.place.length for p in runner._prefilling] == [PIECE] and runner.under_way == 0
     runner.step()
     assert runner.under_way == 1  # alone the rest is read at once, and its row has its first token
 
@@ -234,7 +234,7 @@ def test_a_gpu_reads_longer_pieces(model: PreTrainedModel) -> None:
     runner = LlamaRunner(llama, END)
     runner.add(a_job([1] * 5000, [0], GREEDY))
     assert [len(piece.token_ids) for piece in runner._next_pieces(0)] == [ON_GPU * ALONE]
-    runner._begin(runner._reading[0])
+    runner._begin(runner._prefilling[0])
     runner.add(a_job([1] * 5000, [0], GREEDY))
     assert [len(piece.token_ids) for piece in runner._next_pieces(1)] == [ON_GPU * PIECE]
 
@@ -275,7 +275,7 @@ def check_schedules(base: Base, seeds: range) -> None:
     weights = prepare(model, "float32")
     for seed in seeds:
         dice = random.Random(seed)
-        runner, jobs = runner_for(weights, END, keep=Prefixes(2**16)), []
+        runner, jobs = runner_for(weights, END, prefixes=Prefixes(2**16)), []
         for _ in range(dice.randint(2, 7)):
             prompt = [dice.randrange(3, 259) for _ in range(int(dice.choice([1, 5, 40, 130, 200])))]
             if jobs and dice.random() < 0.3:  # the next turn of an earlier one
@@ -304,7 +304,7 @@ def assert_same(weights: Llama | TransformersModel, job: PlainJob, row: Row, alo
         return
     before = [*job.prompt, *row.token_ids[:differing]]
     shelves = weights.shelves()
-    [logits] = weights.forward(shelves, {}, [PromptChunk(shelves.take(len(before)), before)])
+    [logits] = weights.forward(shelves, {}, [Piece(shelves.take(len(before)), before)])
     if job.sampling.temperature == 0:
         two = logits.topk(2).values
         assert float(two[0] - two[1]) < 1e-3
