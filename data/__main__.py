@@ -50,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     into = _command(commands, "import", import_, "Read other people's rankings or demonstrations from JSONL.")
     into.add_argument("source", type=Path, metavar="file", help="The JSONL file, also gzip'd.")
     into.add_argument("--format", choices=FORMATS, default="preference", help="Default: preference (TRL).")
-    into.add_argument("--person", default="imported", help='Who they will belong to. Default: "imported".')
+    into.add_argument(
+        "--person",
+        default="imported",
+        help='Who stands for them, nobody who chats here. Default: "imported".',
+    )
     for command in (out, into):
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = "\n".join(["formats:", *(f"  {name:<12}{row}" for name, row in FORMATS.items())])

@@ -84,17 +84,18 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 
 def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = "imported") -> ImportResult:
-    """Stores each usable row; `rows` are parsed JSON values, None where a line was blank."""
+    """Stores each usable row; `rows` are parsed JSON values, None where a line was blank.
+
+    Refused where the name is that of somebody who chats here: their list of chats would fill with a file's.
+    """
     _check_format(fmt)
+    _who_stands_for_it(db, person_name)
     skipped: list[str] = []
     found = _labelled(rows, skipped) if fmt == "kto" else _judged(rows, fmt, skipped)
     added = known = 0
-    person: Person | None = None
     while batch := list(islice(found, BATCH)):
         with db.write():
-            person = (
-                person or people.by_name(db, person_name) or people.add(db, person_name, kind="simulated")
-            )
+            person = _who_stands_for_it(db, person_name) or people.add(db, person_name, kind="simulated")
             for line, entry in batch:
                 if _store(db, person, entry):
                     added += 1
@@ -107,6 +108,16 @@ def import_rows(db: Database, rows: Iterable[Any], fmt: str, person_name: str = 
 def _check_format(fmt: str) -> None:
     if fmt not in FORMATS:
         raise Refused(f"There is no format {fmt!r} - use one of {', '.join(FORMATS)}.")
+
+
+def _who_stands_for_it(db: Database, name: str) -> Person | None:
+    person = people.by_name(db, name)
+    if person and person.kind == "human":
+        raise Refused(
+            f"{person.name!r} is somebody who chats here, and the rows would stand among their own chats - "
+            "name somebody else with --person, or leave it out."
+        )
+    return person
 
 
 def _left_out(line: int, error: Refused) -> str:

@@ -43,8 +43,10 @@ def test_imported_sft_rows_are_collected_with_all_that_stood_before_the_reply(db
 
 
 def test_an_import_under_a_persons_name_is_still_an_import(db: Database) -> None:
-    somebody(db, "ada")
+    """As such an import once was let in."""
     import_rows(db, [sft_row("Hi", "Hello.")], "sft", person_name="ada")
+    with db.write() as conn:
+        conn.execute("UPDATE people SET kind = 'human'")
     assert [demonstration.source for demonstration in collect(db)] == ["imported"]
 
 

@@ -352,6 +352,17 @@ def test_a_file_is_read_line_by_line_with_its_mistakes(tmp_path: Path, db: Datab
         list(read_rows(tmp_path / "none.jsonl"))
 
 
+def test_an_import_leaves_the_chats_of_the_living_alone(db: Database) -> None:
+    with pytest.raises(
+        Refused, match=r"^'Ada' is somebody who chats here, .* - name somebody else with --pers"
+    ):
+        import_rows(db, [pair("so", "no")], "preference", somebody(db, "Ada").name.lower())
+    assert db.query("SELECT 1 FROM conversations") == []
+    for reply in ("no", "never"):  # whom an import made, another may add to
+        assert import_rows(db, [pair("so", reply)], "preference", "the web").added == 1
+    assert people.count(db, "simulated") == 1
+
+
 def test_a_gzipped_file_is_told_by_how_it_begins(tmp_path: Path, db: Database) -> None:
     (path := tmp_path / "rows.jsonl").write_bytes(gzip.compress(json.dumps(pair("so", "no")).encode()))
     assert import_rows(db, read_rows(path), "preference").added == 1
