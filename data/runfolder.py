@@ -36,5 +36,5 @@ def is_reward_model(name: str) -> bool:
 
 def can_go_on(folder: Path, members: int) -> bool:
     """Whether all is there that a night with so many members needs to go on from these reward models."""
-    wanted = [SNAPSHOT, LEARNED, JUDGE, *(reward_model(i) for i in range(members))]
+    wanted = [LEARNED, JUDGE, *(reward_model(i) for i in range(members))]
     return all((folder / name).exists() for name in wanted)

@@ -1,7 +1,7 @@
 """trainer/ensemble.py: several reward models, what they learn from tonight, and what survives a crash."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ from tests.learners import CPU, fair_share, ranked, shares, some_replies
 from trainer import reward
 from trainer.config import RefreshConfig
 from trainer.ensemble import (
+    TrainingSet,
     bootstrap_turns,
     fit,
     fit_one,
@@ -247,31 +248,46 @@ def night(turns: Sequence[RankedTurn]) -> Snapshot:
     return Snapshot(tuple(turns), "")
 
 
+def lesson_after(
+    before: Sequence[RankedTurn] | Mapping[str, str] | None,
+    now: Sequence[RankedTurn],
+    config: RefreshConfig = CONFIG,
+    *,
+    seed: int = 0,
+    still: Sequence[RankedTurn] | None = None,
+    saved_rank: int | None = None,
+) -> TrainingSet:
+    """What is learned `now` by models that learned from `before`; `still` is there what is there `now`."""
+    learned = before if before is None or isinstance(before, Mapping) else lesson_after(None, before).learned
+    there = night(now if still is None else still)
+    return warm_start(night(now), config, seed, learned=learned, still=there, saved_rank=saved_rank)
+
+
 def test_a_warm_start_learns_the_new_rankings_and_repeats_a_few_old_ones() -> None:
     turns = some_turns(30)
-    lesson = warm_start(night(turns[:20]), night(turns), CONFIG, seed=0)
+    lesson = lesson_after(turns[:20], turns)
     assert lesson.is_warm and list(lesson.turns[5:]) == turns[20:]
     assert list(lesson.turns[:5]) == [t for t in turns[:20] if t in lesson.turns]  # replay is 0.5
     assert (
         lesson.reason == "Went on from the reward models before, with 10 new rankings and 5 of 20 old ones."
     )
-    other = warm_start(night(turns[:20]), night(turns), CONFIG, seed=1)
+    other = lesson_after(turns[:20], turns, seed=1)
     assert other.turns != lesson.turns
 
 
 @pytest.mark.parametrize(("replay", "old"), [(0.0, 0), (1.0, 10), (9.0, 20)])
 def test_no_more_is_repeated_than_there_is(replay: float, old: int) -> None:
     turns = some_turns(30)
-    lesson = warm_start(night(turns[:20]), night(turns), replace(CONFIG, replay=replay), seed=0)
+    lesson = lesson_after(turns[:20], turns, replace(CONFIG, replay=replay))
     assert len(lesson.turns) == 10 + old
 
 
 def test_without_models_to_go_on_from_or_when_asked_everything_is_learned_anew() -> None:
-    now = night(some_turns(8))
-    assert warm_start(None, now, CONFIG, seed=0).reason.endswith("there are no reward models to go on from.")
-    asked = warm_start(now, now, replace(CONFIG, warm_start=False), seed=0)
-    for lesson in (warm_start(None, now, CONFIG, seed=0), asked):
-        assert (lesson.turns, lesson.is_warm) == (now.turns, False)
+    now = some_turns(8)
+    first, asked = lesson_after(None, now), lesson_after(now, now, replace(CONFIG, warm_start=False))
+    assert first.reason.endswith("there are no reward models to go on from.")
+    for lesson in (first, asked):
+        assert (lesson.turns, lesson.is_warm) == (tuple(now), False)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +302,7 @@ def test_a_ranking_that_is_gone_or_revised_is_forgotten_by_learning_everything_a
     now = [*before[1:], *some_turns(4, first=20)]
     if change:
         now.append(replace(before[0], **change))
-    lesson = warm_start(night(before), night(now), CONFIG, seed=0)
+    lesson = lesson_after(before, now)
     assert (lesson.turns, lesson.is_warm) == (tuple(now), False)
     assert "of the 8 rankings learned from before, 1 is deleted, revised or in the other" in lesson.reason
     assert set(lesson.learned) == {turn.ranking_id for turn in now}
@@ -294,7 +310,7 @@ def test_a_ranking_that_is_gone_or_revised_is_forgotten_by_learning_everything_a
 
 def test_a_ranking_too_old_for_tonight_is_not_gone() -> None:
     turns = some_turns(12)
-    lesson = warm_start(night(turns[:10]), night(turns[2:]), CONFIG, seed=0, still=night(turns))
+    lesson = lesson_after(turns[:10], turns[2:], still=turns)
     assert lesson.is_warm and lesson.turns[-2:] == tuple(turns[10:])
     assert set(lesson.learned) == {turn.ranking_id for turn in turns}
 
@@ -302,15 +318,14 @@ def test_a_ranking_too_old_for_tonight_is_not_gone() -> None:
 @pytest.mark.parametrize("change", [None, {"places": (1, 1)}], ids=["deleted", "revised"])
 def test_a_ranking_that_aged_out_nights_ago_is_missed_when_it_changes(change: dict[str, Any] | None) -> None:
     turns = some_turns(14)
-    first = warm_start(night(turns[:10]), night(turns[2:12]), CONFIG, seed=0, still=night(turns[:12]))
+    first = lesson_after(turns[:10], turns[2:12], still=turns[:12])
     there = [*turns[1:], *([replace(turns[0], **change)] if change else [])]
-    now, before = night(turns[4:]), night(turns[2:12])
-    later = warm_start(before, now, CONFIG, seed=0, still=night(there), learned=first.learned)
-    assert (later.turns, later.is_warm) == (now.turns, False)
+    now = turns[4:]
+    later = lesson_after(first.learned, now, still=there)
+    assert (later.turns, later.is_warm) == (tuple(now), False)
     assert "of the 12 rankings learned from before, 1 is deleted, revised or in the other" in later.reason
-    assert set(later.learned) == {turn.ranking_id for turn in now.turns}
-    still = warm_start(before, now, CONFIG, seed=0, still=night(turns), learned=first.learned)
-    assert still.is_warm
+    assert set(later.learned) == {turn.ranking_id for turn in now}
+    assert lesson_after(first.learned, now, still=turns).is_warm
 
 
 def test_models_that_go_on_with_another_rank_than_asked_say_so(tiny_base: Base, tmp_path: Path) -> None:
@@ -318,8 +333,7 @@ def test_models_that_go_on_with_another_rank_than_asked_say_so(tiny_base: Base, 
     policy.add("reward-0", seed=0, rank=2, with_head=True)
     policy.save("reward-0", tmp_path)
     told = {
-        rank: warm_start(night(turns), night(turns), CONFIG, seed=0, saved_rank=rank).reason
-        for rank in (rank_of(tmp_path), CONFIG.rank)
+        rank: lesson_after(turns, turns, saved_rank=rank).reason for rank in (rank_of(tmp_path), CONFIG.rank)
     }
     assert told[2].endswith("They keep their rank, 2; --no-warm-start trains some of rank 4.")
     assert "rank," not in told[4]
@@ -329,14 +343,14 @@ def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:
     before = some_turns(6)
     write_snapshot(night(before), tmp_path / "snapshot.jsonl")
     now = [replace(t, weight=0.5, reliability=0.5) for t in before] + some_turns(2, first=10)
-    lesson = warm_start(read_snapshot(tmp_path / "snapshot.jsonl"), night(now), CONFIG, seed=0)
+    lesson = lesson_after(read_snapshot(tmp_path / "snapshot.jsonl").turns, now)
     assert lesson.is_warm and {t.weight for t in lesson.turns} == {0.5, 1.0}  # weighed among themselves
 
 
 def test_models_from_before_chats_told_their_openings_go_on() -> None:
     before = some_turns(6)
     now = [replace(turn, opening="What the chat began with.") for turn in before]
-    assert warm_start(night(before), night(now), CONFIG, seed=0).is_warm
+    assert lesson_after(before, now).is_warm
 
 
 @pytest.mark.parametrize("is_warm", [True, False])
@@ -344,7 +358,7 @@ def test_nobody_has_more_of_a_lesson_than_of_a_night(is_warm: bool) -> None:
     turns = [replace(t, person_id=f"p{i % 20}") for i, t in enumerate(some_turns(100))]
     turns += [replace(t, person_id="loud") for t in some_turns(10, first=100)]
     config = replace(CONFIG, warm_start=is_warm, replay=1.0)
-    lesson = warm_start(night(turns[:100]), night(turns if is_warm else turns[80:]), config, seed=0)
+    lesson = lesson_after(turns[:100], turns if is_warm else turns[80:], config)
     assert lesson.is_warm == is_warm and max(shares(lesson.turns).values()) <= fair_share(lesson.turns) + 1e-9
 
 

@@ -98,7 +98,12 @@ def a_night_before(db: Database, home: Home, base: Base) -> Path:
     runs.set_snapshot(db, run.id, snapshot)
     learned = {
         part: ensemble.warm_start(
-            None, Snapshot(tuple(t for t in snapshot.turns if t.part == part), ""), tiny_night(home), 0
+            Snapshot(tuple(t for t in snapshot.turns if t.part == part), ""),
+            tiny_night(home),
+            0,
+            learned=None,
+            still=Snapshot((), ""),
+            saved_rank=None,
         ).learned
         for part in "AB"
     }
@@ -197,7 +202,6 @@ def test_nobody_has_more_than_their_share_of_what_warm_models_learn(
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("snapshot.jsonl", '{"cut'),
         ("learned.json", ""),
         ("learned.json", None),
         ("judge/adapter_config.json", None),

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,13 +18,13 @@ from data.database import Database, connect
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
-from data.runfolder import JUDGE, LEARNED, SNAPSHOT, can_go_on, is_reward_model, reward_model
+from data.runfolder import JUDGE, LEARNED, can_go_on, is_reward_model, reward_model
 from data.snapshots import take_snapshot
 from tests.operating import add_version, end_run, start_run
 from tests.stories import a_turn, rank, somebody
 from trainer import prune as prune_module
 from trainer.config import RefreshConfig
-from trainer.ensemble import warm_start
+from trainer.ensemble import TrainingSet, warm_start
 from trainer.fitting import Before, newest_accepted
 from trainer.prune import prune
 from trainer.publish import check_files
@@ -84,12 +85,17 @@ def start_of(db: Database, home: Home, sha256: str, members: int) -> Before | No
     return newest_accepted(cast(Any, night))
 
 
+def lesson(present: Snapshot, learned: Mapping[str, str] | None) -> TrainingSet:
+    """What a night learns from all that is `present`, with models that know what they `learned`."""
+    return warm_start(present, RefreshConfig(), 0, learned=learned, still=present, saved_rank=None)
+
+
 def left(home: Home, run: Run) -> set[str]:
     return {path.name for path in (home.runs / run.id).iterdir()}
 
 
 def test_a_night_goes_on_from_as_many_models_as_lie_there(tmp_path: Path) -> None:
-    for name in (SNAPSHOT, LEARNED, JUDGE, reward_model(0)):
+    for name in (LEARNED, JUDGE, reward_model(0)):
         assert not can_go_on(tmp_path, members=1)
         (tmp_path / name).touch()
     assert can_go_on(tmp_path, members=1) and not can_go_on(tmp_path, members=2)
@@ -189,7 +195,7 @@ def test_the_models_that_a_night_goes_on_from_stay_without_the_words_that_taught
     person = somebody(db)
     rank(db, person, a_turn(db, person), (1, 2, 3))
     taught = take_snapshot(db)
-    everything = warm_start(None, taught, RefreshConfig(), 0).learned
+    everything = lesson(taught, None).learned
     accepted = a_night(db, home, 1)
     write_manifest(home.adapters / "v000001", a_manifest(versions.get(db, "v000001")))
     folder = home.runs / accepted.id
@@ -198,15 +204,15 @@ def test_the_models_that_a_night_goes_on_from_stay_without_the_words_that_taught
     assert "Count for me." in (folder / "snapshot.jsonl").read_text()
     a_night(db, home, 2, "refused")
     assert prune(db, home, keep=1, dry_run=True) == prune(db, home, keep=1)
-    assert left(home, accepted) == {*STAYS, *MODELS, "learned.json", "snapshot.jsonl"}
+    assert left(home, accepted) == {*STAYS, *MODELS, "learned.json"}
     assert not [path for path in folder.rglob("*") if path.is_file() and b"Count" in path.read_bytes()]
     assert prune(db, home, keep=1).runs == [], "there is nothing left to remove"
 
     before = start_of(db, home, SHA, members=3)
     assert before is not None and before.folder == folder
     for present, is_warm in ((taught, True), (Snapshot((), ""), False)):  # the second time it was deleted
-        lesson = warm_start(before.snapshot, present, RefreshConfig(), 0, learned=before.learned["A"])
-        assert lesson.is_warm == is_warm, lesson.reason
+        tonight = lesson(present, before.learned["A"])
+        assert tonight.is_warm == is_warm, tonight.reason
     newer = a_night(db, home, 3)
     prune(db, home, keep=1)
     assert left(home, accepted) == {*STAYS, *MODELS} and "exercises.json" in left(home, newer)

@@ -46,21 +46,19 @@ class TrainingSet:
 
 
 def warm_start(
-    previous: Snapshot | None,
     now: Snapshot,
     config: RefreshConfig,
     seed: int,
     *,
-    still: Snapshot | None = None,
-    learned: Mapping[str, str] | None = None,
-    saved_rank: int | None = None,
+    learned: Mapping[str, str] | None,
+    still: Snapshot,
+    saved_rank: int | None,
 ) -> TrainingSet:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
 
-    previous: what last night learned from. Pruning empties it (prune.py): only `learned` is read where given.
-    still: what teaches to this day of what was learned from before; left out, what is in `now`.
-    learned: `TrainingSet.learned` of last night; left out, its models had learned from `previous` alone.
-    saved_rank: that of the adapters to go on from.
+    learned: `TrainingSet.learned` of the models to go on from; None where there are none.
+    still: what teaches to this day of what they learned from.
+    saved_rank: that of their adapters.
 
     Where a ranking that was learned from is not in `still` as it was, the models must forget it,
     which only models that start anew do. (Another release may have put it in the other part.) One that only
@@ -74,16 +72,15 @@ def warm_start(
 
     if not config.warm_start:
         return anew(", as asked.")
-    if previous is None:
+    if learned is None:
         return anew(": there are no reward models to go on from.")
-    known = _hashes(previous) if learned is None else learned
-    there = _hashes(still or now)
-    gone = sum(there.get(ranking) != content for ranking, content in known.items())
+    there = _hashes(still)
+    gone = sum(there.get(ranking) != content for ranking, content in learned.items())
     if gone:
-        why = f": of the {len(known)} rankings learned from before, {gone} {'is' if gone == 1 else 'are'} "
+        why = f": of the {len(learned)} rankings learned from before, {gone} {'is' if gone == 1 else 'are'} "
         return anew(why + "deleted, revised or in the other part now.")
-    new = [turn for turn in now.turns if turn.ranking_id not in known]
-    old = [turn for turn in now.turns if turn.ranking_id in known]
+    new = [turn for turn in now.turns if turn.ranking_id not in learned]
+    old = [turn for turn in now.turns if turn.ranking_id in learned]
     again = random.Random(seed).sample(old, min(len(old), round(config.replay * len(new))))
     chosen = {turn.ranking_id for turn in (*new, *again)}
     reason = (
@@ -93,7 +90,7 @@ def warm_start(
     if saved_rank not in (None, config.rank):
         reason += f" They keep their rank, {saved_rank}; --no-warm-start trains some of rank {config.rank}."
     turns = weigh([turn for turn in now.turns if turn.ranking_id in chosen])
-    return TrainingSet(tuple(turns), True, reason, {**known, **tonight})
+    return TrainingSet(tuple(turns), True, reason, {**learned, **tonight})
 
 
 def _hashes(snapshot: Snapshot) -> dict[str, str]:

@@ -65,7 +65,6 @@ class Before:
     """The reward models of an earlier night, and what they had learned from."""
 
     folder: Path
-    snapshot: Snapshot
     learned: Mapping[str, Mapping[str, str]]
     """By part: ranking -> hash of its content, of all nights up to that one."""
     rank: int
@@ -220,12 +219,11 @@ def _training_sets(
     still = Snapshot(tuple(turns_by_id(night.db, known)), "")
     return {
         part: ensemble.warm_start(
-            _part(before.snapshot, part) if before else None,
             _part(snapshot, part),
             night.config,
             _seed(night.config, part),
-            still=_part(still, part),
             learned=before.learned[part] if before else None,
+            still=_part(still, part),
             saved_rank=before.rank if before else None,
         )
         for part in "AB"
@@ -249,8 +247,7 @@ def newest_accepted(night: Night) -> Before | None:
                 manifest = read_manifest(night.home.adapters / version.path)
                 check_unchanged(night.home, version, manifest.rewards)
                 learned = json.loads((folder / LEARNED).read_text())
-                rank = ensemble.rank_of(folder / JUDGE)
-                return Before(folder, read_snapshot(folder / SNAPSHOT), learned, rank)
+                return Before(folder, learned, rank=ensemble.rank_of(folder / JUDGE))
             except (Problem, OSError, ValueError) as error:
                 log.warning("The reward models of %s are passed over: %s", version.name, error)
     return None

@@ -6,7 +6,7 @@ stay. A run that was to be resumed begins anew.
 
 Never touched: a version that serves, served, may serve, is or was a reference, or has children, and the
 reward models that it is scored by. Where the next night may go on from these, hashes tell it what they
-learned from: their snapshot stays as an empty file, so nobody's words do.
+learned from, and nobody's words stay.
 
     trainer prune
 """
@@ -23,7 +23,7 @@ from data.database import Database
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, Version
-from data.runfolder import EXAMINATIONS, LEARNED, LOG, REPORT, SNAPSHOT, TAKEN_UP, can_go_on, is_reward_model
+from data.runfolder import EXAMINATIONS, LEARNED, LOG, REPORT, TAKEN_UP, can_go_on, is_reward_model
 
 KEEP = 14
 _STAYS = frozenset((LOG, TAKEN_UP, REPORT, EXAMINATIONS))
@@ -116,8 +116,7 @@ def _leftovers(
     if folder.is_dir():
         is_needed = any(version.name in needed for version in made)
         for path in sorted(folder.iterdir()):
-            is_lesson = path.name == LEARNED or (path.name == SNAPSHOT and not path.stat().st_size)
-            is_used = (is_needed and is_reward_model(path.name)) or (folder in warm and is_lesson)
+            is_used = (is_needed and is_reward_model(path.name)) or (folder in warm and path.name == LEARNED)
             if path.name not in _STAYS and not is_used:
                 yield path
     for version in made:
@@ -168,8 +167,6 @@ def _remove(db: Database, home: Home, run: Run, pruned: Pruned) -> None:
             aside = asides[home.adapters if home.adapters in path.parents else home.runs]
             aside.mkdir(exist_ok=True)
             path.rename(aside / path.name)
-        if home.runs / run.id in warm:
-            (home.runs / run.id / SNAPSHOT).touch()
     size = sum(map(_size, asides.values())) if found else 0
     for aside in asides.values():
         _throw_away(aside)
