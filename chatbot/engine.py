@@ -171,7 +171,7 @@ class Engine(AnyEngine):
             version.runner.step(beside)
         except Exception:
             # A broken step must not take the server down: its replies end as failed, the rest goes on.
-            log.exception("A step of %d replies failed.", version.runner.width)
+            log.exception("A step of %d replies failed.", sum(request.width for request in theirs))
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # raises again after what only a new process mends
             version.runner = self._runner(version.weights)

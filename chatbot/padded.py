@@ -89,7 +89,6 @@ def _is_right(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
     steps = []
     for _ in range(_STEPS):
         batch.step()
-        assert batch.logits is not None, "the first step prefills"
         steps.append(batch.logits)
     rows = [(trial.prompt, row) for trial in trials for row in trial.rows if row.finish_reason is None]
     return all(
@@ -163,21 +162,26 @@ def _doublings(prompt: Sequence[int]) -> int:
 class _Batch:
     """N prompts x K rows that were begun together."""
 
+    @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, jobs: Sequence[Job], end_of_turn: int) -> None:
+        """Prefills: one forward pass over the prompts, one row each, repeated once for each reply."""
         self._model, self._trunk = model, cast(Any, model.get_decoder())
         # What takes its cache by this name has states alone, and takes a mask for prompts alone.
         self._is_recurrent = "cache_params" in inspect.signature(self._trunk.forward).parameters
-        self._prompts = [job.prompt for job in jobs]
-        self._counts = [len(job.rows) for job in jobs]
         self._rows = [row for job in jobs for row in job.rows]
         self._sampling = [job.sampling for job in jobs for _ in job.rows]
         self._end_of_turn = end_of_turn
-        self.logits: Tensor | None = None
+        self._cache = cast(Any, DynamicCache(config=model.config))
+        batch = TokenBatch.of([job.prompt for job in jobs], model.device, left_pad=0)
+        last = self._forward(batch.ids, batch.mask, batch.positions)
+        counts = torch.tensor([len(job.rows) for job in jobs], device=model.device)
+        index = torch.arange(len(counts), device=model.device).repeat_interleave(counts)
+        if len(index) > len(counts):
+            self._cache.reorder_cache(index)
+        self.logits = last[index]
         """(R, V) of the next token."""
-        self._tokens: Tensor | None = None  # (R, 1) that were drawn last
-        self._cache: Any = None
-        self._mask = torch.empty(0)
-        self._positions = torch.empty(0)
+        self._mask = batch.mask[index]
+        self._positions = batch.positions[index, -1:]
 
     @property
     def width(self) -> int:
@@ -186,31 +190,13 @@ class _Batch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Append one token to every unfinished row; the first call prefills."""
-        if self.logits is None:
-            self._prefill()
+        """Append one token to every unfinished row."""
         self._drop_finished()
         if self._rows:
-            assert self.logits is not None, "the first step prefills"
-            tokens = draw(self.logits, self._rows, self._sampling, self._end_of_turn)
-            self._tokens = torch.tensor(tokens, device=self._model.device)[:, None]
+            draw(self.logits, self._rows, self._sampling, self._end_of_turn)
             self._drop_finished()
         if self._rows:
             self._advance()
-
-    def _prefill(self) -> None:
-        # 1) One forward pass over the prompts, one row each.
-        batch = TokenBatch.of(self._prompts, self._model.device, left_pad=0)
-        self._cache = DynamicCache(config=self._model.config)
-        last = self._forward(batch.ids, batch.mask, batch.positions)
-        # 2) Repeat what it left behind once for each reply.
-        counts = torch.tensor(self._counts, device=self._model.device)
-        index = torch.arange(len(counts), device=self._model.device).repeat_interleave(counts)
-        if len(index) > len(counts):
-            self._cache.reorder_cache(index)
-        self.logits = last[index]
-        self._mask = batch.mask[index]
-        self._positions = batch.positions[index, -1:]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Logits of the next token, (R, V), in float32."""
@@ -235,12 +221,11 @@ class _Batch:
             index = torch.tensor(keep, device=self._model.device)
             self._cache.reorder_cache(index)
             self._mask, self._positions = self._mask[index], self._positions[index]
-            assert self.logits is not None, "rows finish after the prefill"
             self.logits = self.logits[index]
-            self._tokens = None if self._tokens is None else self._tokens[index]
 
     def _advance(self) -> None:
-        assert self._tokens is not None, "tokens were drawn"
+        """Read the token that each row has got."""
+        tokens = torch.tensor([row.token_ids[-1:] for row in self._rows], device=self._model.device)  # (R, 1)
         self._positions = self._positions + 1
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
-        self.logits = self._forward(self._tokens, self._mask, self._positions)
+        self.logits = self._forward(tokens, self._mask, self._positions)
