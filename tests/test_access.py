@@ -135,6 +135,13 @@ def test_the_operators_events_are_not_reachable_through_the_chat(app: FastAPI) -
     assert of_operator.isdisjoint({fn.fn for fn in chat.fns.values() if fn.fn})
 
 
+def test_gradio_takes_no_value_of_the_chat_page(app: FastAPI) -> None:
+    # It would fetch and keep whatever address stands in a value that says it is a file; events carry ours.
+    chat = next(route.app for route in app.routes if isinstance(route, Mount) and route.path == "")
+    events = chat.get_blocks().fns.values()
+    assert len(events) > 10 and not any(event.inputs for event in events)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_the_pages_open_for_those_they_are_for(app: FastAPI, role: PersonRole | None) -> None:
     browser = client(app, role)
