@@ -24,7 +24,7 @@ class _Kept:
     values: Tensor
     priority: int = 0
     """Of the most urgent request that had it."""
-    replies: "OrderedDict[tuple[int, ...], _Kept]" = field(default_factory=OrderedDict)
+    replies: "dict[tuple[int, ...], _Kept]" = field(default_factory=dict)
 
     @property
     def size(self) -> int:

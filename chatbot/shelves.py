@@ -66,6 +66,14 @@ class Family:
         self.shelf.owners[self.index] = _NOBODY
         self.shelf.owners[self.index, :columns] = _ALL
 
+    def copy_to(self, shelf: "Shelf", index: int) -> None:
+        """What is in its columns, to another shelf or index; it stays where it stands."""
+        count = self.columns
+        shelf.keys[:, index, :, :count] = self.shelf.keys[:, self.index, :, :count]
+        shelf.values[:, index, :, :count] = self.shelf.values[:, self.index, :, :count]
+        shelf.owners[index] = _NOBODY
+        shelf.owners[index, :count] = self.shelf.owners[self.index, :count]
+
 
 @dataclass(eq=False)
 class Place:
@@ -137,7 +145,7 @@ class Shelf:
         """Close the gap with the last family, and give memory back where most of it is unused."""
         last = self.families.pop()
         if last is not family:
-            self.copy(last, self, family.index)
+            last.copy_to(self, family.index)
             self.families[family.index] = last
             last.index = family.index
         count, most = len(self.families), len(self.owners)
@@ -150,15 +158,6 @@ class Shelf:
         self.values = _resized(self.values, most)
         self.owners = _resized(self.owners[None], most)[0]
 
-    @staticmethod
-    def copy(family: Family, shelf: "Shelf", index: int) -> None:
-        """The columns of a family to another shelf or index."""
-        count, source = family.columns, family.shelf
-        shelf.keys[:, index, :, :count] = source.keys[:, family.index, :, :count]
-        shelf.values[:, index, :, :count] = source.values[:, family.index, :, :count]
-        shelf.owners[index] = _NOBODY
-        shelf.owners[index, :count] = source.owners[family.index, :count]
-
     def next_columns(self, places: Sequence[Place]) -> list[int]:
         """Where the next token of each row goes: behind its family's columns, one after the other."""
         used = [family.columns for family in self.families]
@@ -170,17 +169,14 @@ class Shelf:
 
     def own(self, places: Sequence[Place], columns: Tensor) -> None:
         """From now on each of these columns, (R,), is that of its row."""
+        # Nobody wrote owners down while families stood alone; their next column is theirs, too.
         for family in self.families:
             if not family.is_shared:
                 family.give_all(family.columns + 1)
-        families, owners = torch.tensor(
-            [
-                [place.index for place in places],
-                [place.number if place.family.is_shared else _ALL for place in places],
-            ],
-            device=self.owners.device,
-        )
-        self.owners[families, columns] = owners.to(self.owners.dtype)
+        shared = [(row, p.index, p.number) for row, p in enumerate(places) if p.family.is_shared]
+        told = torch.tensor(shared, dtype=torch.long, device=self.owners.device)
+        rows, families, numbers = told.view(-1, 3).unbind(1)
+        self.owners[families, columns[rows]] = numbers.to(self.owners.dtype)
 
     def seen(self, places: Sequence[Place], slots: Tensor, width: int, columns: int) -> Tensor:
         """(F, width, T): which of the first T columns each slot sees; the rows stand at `slots`, (R,).
@@ -278,7 +274,7 @@ class Shelves:
         """To a longer shelf."""
         shelf = self._shelf_for(columns, family.is_shared)
         new = shelf.take()
-        Shelf.copy(family, shelf, new.index)
+        family.copy_to(shelf, new.index)
         self._leave(family)
         shelf.families[new.index] = family
         family.shelf, family.index = shelf, new.index
