@@ -47,7 +47,8 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
     """The home at `root`, else at `$NIGHTSCHOOL_HOME`, else `./var`; its directories are made if missing.
 
     With `begins` False, `./var` is taken only where it holds a database, else NotFound: a command that was
-    run in another directory must not work on a new, empty home. What somebody named is taken as it is.
+    run in another directory must not work on a new, empty home. What somebody named need only be there, as
+    the empty volume of a container is: else it was mistyped.
     Database, runs and backups become their owner's alone, as other code may have left them; the versions stay
     readable, for servers of vLLM that run under another account.
     Raises Problem where the directory cannot be written.
@@ -55,11 +56,13 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
     named = root or os.environ.get("NIGHTSCHOOL_HOME")
     home = Home(Path(named or "var").absolute())
     try:
-        if not (begins or named or home.database.exists()):
-            raise NotFound(
-                f"There is no Night School in {str(home.root)!r} - run this where you started the server, "
-                "or set NIGHTSCHOOL_HOME."
+        if not (begins or (home.root if named else home.database).exists()):
+            remedy = (
+                'check NIGHTSCHOOL_HOME; the first "chatbot serve" makes what it names.'
+                if named
+                else "run this where you started the server, or set NIGHTSCHOOL_HOME."
             )
+            raise NotFound(f"There is no Night School in {str(home.root)!r} - {remedy}")
         for directory in (home.root, home.models, home.adapters, home.runs, home.backups):
             if not directory.is_dir():
                 directory.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,7 @@ def test_a_home_that_cannot_be_written_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "file" / "var"))
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "file"))
     assert "cannot be written" in told(capsys, "stats", code=2)["error"]
 
 

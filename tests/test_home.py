@@ -59,11 +59,26 @@ def test_a_home_that_a_server_began_is_found(elsewhere: Path) -> None:
     assert open_home(begins=False).root == elsewhere
 
 
-def test_a_home_that_somebody_named_is_meant(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_directory_that_is_there_is_meant(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the volume of a container is, in which accounts may be made before the first start."""
+    (volume := elsewhere.parent / "volume").mkdir()
     monkeypatch.setenv("NIGHTSCHOOL_HOME", "volume")
-    assert open_home(begins=False).root == elsewhere.parent / "volume"
-    assert open_home(elsewhere, begins=False).root == elsewhere
+    assert open_home(begins=False).root == volume
+
+
+def test_a_named_directory_that_is_not_there_was_mistyped(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistyped = elsewhere.parent / "vra"
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(mistyped))
+    with pytest.raises(NotFound) as caught:
+        open_home(begins=False)
+    assert str(caught.value) == (
+        f"There is no Night School in {str(mistyped)!r} - "
+        'check NIGHTSCHOOL_HOME; the first "chatbot serve" makes what it names.'
+    )
+    assert not mistyped.exists()
+    assert open_home().root == mistyped
 
 
 def test_opening_twice_loses_nothing(tmp_path: Path) -> None:
