@@ -72,7 +72,7 @@ def a_fit(
         if (name, step) == killed_at:
             raise KeyboardInterrupt
 
-    fit(policy, turns, config, folder=folder, reference=some_replies(), warm=warm, seed=3, tell=tell)
+    fit(policy, turns, config, folder=folder, reference_replies=some_replies(), warm=warm, seed=3, tell=tell)
     return policy, heard
 
 
@@ -192,7 +192,7 @@ def test_the_judge_is_trained_and_found_again_like_a_member(tiny_base: Base, tmp
             turns,
             CONFIG,
             folder=tmp_path,
-            reference=some_replies(),
+            reference_replies=some_replies(),
             warm=None,
             seed=1,
             tell=lambda *heard: None,
@@ -386,7 +386,7 @@ def train_in_a_team(directory: str, home: Home, rank: int, size: int) -> dict[st
             turns,
             config,
             folder=folder,
-            reference=some_replies(),
+            reference_replies=some_replies(),
             warm=None,
             seed=0,
             tell=tell,

@@ -133,7 +133,7 @@ def fit(
     config: RefreshConfig,
     *,
     folder: Path,
-    reference: Sequence[Reply],
+    reference_replies: Sequence[Reply],
     warm: Path | None,
     seed: int,
     tell: ModelStep,
@@ -143,7 +143,7 @@ def fit(
 
     The first member learns from every ranking, the others from a bootstrap sample each.
 
-    reference: replies that come to score 0 on average with a spread of 1, member by member.
+    reference_replies: those that come to score 0 on average with a spread of 1, member by member.
     warm: the folder of the members to go on from; None trains fresh ones.
     """
     for i in range(config.members):
@@ -159,7 +159,7 @@ def fit(
             sample,
             config,
             folder=folder,
-            reference=reference,
+            reference_replies=reference_replies,
             warm=warm,
             seed=own,
             tell=hear,
@@ -174,7 +174,7 @@ def fit_one(
     config: RefreshConfig,
     *,
     folder: Path,
-    reference: Sequence[Reply],
+    reference_replies: Sequence[Reply],
     warm: Path | None,
     seed: int,
     tell: ModelStep,
@@ -193,7 +193,7 @@ def fit_one(
             tell(name, step, fraction, metrics)
 
         reward.train_reward(policy, name, turns, config, seed=seed, tell=hear, start=start, team=team)
-    reward.normalise(policy, name, reference, team)
+    reward.normalise(policy, name, reference_replies, team)
     if team.is_chief:
         _save_whole(policy, name, folder)
     team.wait()

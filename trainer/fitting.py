@@ -171,7 +171,7 @@ def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
 
 
 def fit_rewards(
-    night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]
+    night: Night, policy: Policy, snapshot: Snapshot, reference_replies: list[Reply]
 ) -> dict[str, dict[str, Any]]:
     """The reward models from part A and the judge from part B, each examined on the other's part."""
     file = night.folder / EXAMINATIONS
@@ -192,7 +192,7 @@ def fit_rewards(
             turns=lesson.turns,
             config=night.config,
             folder=night.folder,
-            reference=reference,
+            reference_replies=reference_replies,
             warm=warm if lesson.is_warm else None,
             seed=seed,
             tell=_teller(night, message),

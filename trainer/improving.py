@@ -54,7 +54,7 @@ def improve_policy(
     policy: Policy,
     merged: PreTrainedModel,
     snapshot: Snapshot,
-    reference: list[Reply],
+    reference_replies: list[Reply],
 ) -> PolicyResult:
     """Make the adapter `policy` out of what serves, and improve it against the reward models."""
     config = with_own_seed(night, snapshot)
@@ -81,7 +81,7 @@ def improve_policy(
                 tell=tell,
             )
         else:
-            rewards = rewards_of(policy, reference, config.pessimism, night.team)
+            rewards = rewards_of(policy, reference_replies, config.pessimism, night.team)
             result = train_ppo(
                 policy,
                 sampler,
@@ -90,7 +90,7 @@ def improve_policy(
                 sampling=night.sampling,
                 reference=anchor,
                 starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-                endings=endings_of(reference, rewards),
+                endings=endings_of(reference_replies, rewards),
                 length_preference=length_preference(snapshot.turns),
                 ptx=exercises.ptx,
                 checkpoints=checkpoints,

@@ -79,15 +79,15 @@ def refresh(
         night = begin(db, home, base, config, run, progress, team)
         snapshot = freeze_snapshot(night)
         policy = training_policy(base, config)
-        reference = _load_and_sample_reference(night, policy)
+        reference_replies = _load_and_sample_reference(night, policy)
         torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
         with policy.remembering():
-            reports = fit_rewards(night, policy, snapshot, reference)
+            reports = fit_rewards(night, policy, snapshot, reference_replies)
         if until == "reward":
             return _pause(night, until)
         if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
             return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
-        result = _improve(night, policy, snapshot, reference)
+        result = _improve(night, policy, snapshot, reference_replies)
         team.leave()
         if until == "ppo":
             return _pause(night, until)
@@ -121,9 +121,11 @@ def _load_and_sample_reference(night: Night, policy: Policy) -> list[Reply]:
     return sample_reference(night, merged)
 
 
-def _improve(night: Night, policy: Policy, snapshot: Snapshot, reference: list[Reply]) -> PolicyResult:
+def _improve(
+    night: Night, policy: Policy, snapshot: Snapshot, reference_replies: list[Reply]
+) -> PolicyResult:
     """Stage 3; its figures in the run's folder say that there is a candidate to judge."""
-    result = improve_policy(night, policy, _merged(night, None), snapshot, reference)
+    result = improve_policy(night, policy, _merged(night, None), snapshot, reference_replies)
     if night.team.is_chief:
         write_json(night.folder / HISTORY, result.history)
     return result

@@ -96,9 +96,9 @@ def ranking_loss(scores: Tensor, pairs: Sequence[Pair]) -> Tensor:
     return -(q * F.logsigmoid(d) + (1 - q) * F.logsigmoid(-d)).mean()
 
 
-def all_bad_loss(scores: Tensor, reference_mean: Tensor) -> Tensor:
-    """Push every reply of an `all_bad` turn below the (detached) mean score of the others."""
-    return _ALL_BAD_WEIGHT * F.softplus(scores - reference_mean.detach()).mean()
+def all_bad_loss(scores: Tensor, level: float) -> Tensor:
+    """Push every reply of an `all_bad` turn, (K,), below `level`, the mean score of ranked replies."""
+    return _ALL_BAD_WEIGHT * F.softplus(scores - level).mean()
 
 
 def train_reward(
@@ -210,9 +210,9 @@ def _learn_ranked(policy: Policy, name: str, turns: list[TokenisedTurn], count: 
 
 def _learn_bad(policy: Policy, name: str, turns: list[TokenisedTurn], count: int, level: float) -> float:
     """Adds the gradients of `all_bad` turns, of `count` in the step, held against `level`; their loss."""
-    loss, mean = 0.0, torch.tensor(level, device=policy.device)
+    loss = 0.0
     for group, scores in _scored(policy, name, turns):
-        losses = [all_bad_loss(part, mean) * t.weight for t, part in zip(group, scores, strict=True)]
+        losses = [all_bad_loss(part, level) * t.weight for t, part in zip(group, scores, strict=True)]
         loss += _backward(losses, count)
     return loss
 
@@ -273,13 +273,15 @@ def score_replies(policy: Policy, name: str, replies: Sequence[Reply]) -> list[f
     return scores
 
 
-def normalise(policy: Policy, name: str, reference: Sequence[Reply], team: Team = SOLO) -> None:
+def normalise(policy: Policy, name: str, reference_replies: Sequence[Reply], team: Team = SOLO) -> None:
     """Shift and scale `name` so that replies of the reference score 0 on average with a spread of 1."""
-    if len(reference) < 2:
+    if len(reference_replies) < 2:
         raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
-    head.usual_length.fill_(statistics.fmean(math.log(max(1, len(reply.reply))) for reply in reference))
-    own = score_replies(policy, name, team.share(reference))
+    head.usual_length.fill_(
+        statistics.fmean(math.log(max(1, len(reply.reply))) for reply in reference_replies)
+    )
+    own = score_replies(policy, name, team.share(reference_replies))
     scores = torch.tensor(team.collect(own))
     head.mean.add_(scores.mean() * head.std)
     head.std.mul_(scores.std().clamp(min=1e-3))

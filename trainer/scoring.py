@@ -77,7 +77,7 @@ def train_and_evaluate(
             taught,
             config,
             folder=models,
-            reference=_reference(base, taught, config.seed),
+            reference_replies=_reference(base, taught, config.seed),
             warm=None,
             seed=config.seed,
             tell=hear,
