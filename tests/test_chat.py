@@ -405,12 +405,30 @@ def test_of_a_fine_tuned_version_the_sidebar_counts_demonstrations(db: Database,
     assert version_view(db, ada, "base")["word"] == "trained_on_none"
 
 
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("../Äpfel & Birnen: \r\n 2/3?", "-apfel-birnen-2-3"),
+        ("苹果", ""),
+        ("word " * 20, "-word-word-word-word-word-word-word-word"),
+    ],
+)
+def test_exports_of_one_minute_have_names_of_their_own(
+    actions: Actions, ada: Person, title: str, slug: str
+) -> None:
+    """The first half of an id is the time."""
+    chats = [conversations.create(actions.db, ada.id, title).id for _ in range(2)]
+    names = [actions.export_chat(ada, Payload({"target": id}))["file"]["name"] for id in chats]
+    assert names == [f"night-school{slug}-{id[-8:]}.json" for id in chats] and names[0] != names[1]
+
+
 def test_a_chat_is_renamed_exported_and_deleted(actions: Actions, ada: Person) -> None:
     chat_id = a_turn(actions.db, ada)[0].conversation_id
     here = {"target": chat_id, "conversation_id": chat_id}
     assert actions.rename_chat(ada, Payload({**here, "title": "Counting"}))["chats"][0]["title"] == "Counting"
     file = actions.export_chat(ada, Payload(here))["file"]
     assert file["name"].endswith(".json") and "Count for me." in file["text"]
+    assert file["name"] == f"night-school-counting-{chat_id[-8:]}.json"
     page, turn_id = actions.delete_chat(ada, Payload(here))
     assert turn_id == "" and page[0]["turns"] == [] and page[3]["chats"] == []
 

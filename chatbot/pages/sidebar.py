@@ -1,6 +1,8 @@
 """The sidebar: a person's conversations, their settings, and the version they are talking to."""
 
 import json
+import re
+import unicodedata
 from typing import Any
 
 import gradio as gr
@@ -77,8 +79,16 @@ def links_for(person: Person) -> list[tuple[str, str]]:
 
 def exported(db: Database, conversation_id: str, key: str) -> dict[str, Any]:
     """A conversation as a file for the browser to keep; `key` tells one download from the next."""
-    content = json.dumps(conversations.export(db, conversation_id), ensure_ascii=False, indent=2)
-    return {"key": key, "name": f"night-school-{conversation_id[:8]}.json", "text": content}
+    export = conversations.export(db, conversation_id)
+    content = json.dumps(export, ensure_ascii=False, indent=2)
+    return {"key": key, "name": f"{_file_name(export['title'], conversation_id)}.json", "text": content}
+
+
+def _file_name(title: str, id: str) -> str:
+    """Of letters and digits that every file system takes; an id begins with the time, and ends at random."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    slug = "-".join(re.findall("[a-z0-9]+", plain))[:40].strip("-")
+    return "-".join(filter(None, ("night-school", slug, id[-8:])))
 
 
 def target(db: Database, person: Person, sent: Payload) -> str:
