@@ -148,11 +148,9 @@ def add_system_message(db: Database, conversation_id: str, content: str) -> Mess
 
 
 def start_replies(
-    db: Database, turn_id: str, version: str | Sequence[str], sampling: Sampling, seeds: Sequence[int]
+    db: Database, turn_id: str, version: str, sampling: Sampling, seeds: Sequence[int]
 ) -> list[Message]:
-    """One unfinished reply per seed. `version` is one name for all, or one for each seed."""
-    versions = [version] * len(seeds) if isinstance(version, str) else list(version)
-    assert len(versions) == len(seeds), f"{len(versions)} versions for {len(seeds)} seeds"
+    """One unfinished reply of `version` per seed."""
     with db.write() as conn:
         turn, now = _turn(db, turn_id), time.time()
         ids = [
@@ -161,12 +159,12 @@ def start_replies(
                 conversation_id=turn.conversation_id,
                 parent_id=turn_id,
                 role="assistant",
-                version=name,
+                version=version,
                 sampling=to_json(asdict(sampling)),
                 seed=seed,
                 created_at=now,  # of all: by that a page knows which were asked for together
             )
-            for name, seed in zip(versions, seeds, strict=True)
+            for seed in seeds
         ]
         return [messages.get(db, id) for id in ids]
 

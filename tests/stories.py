@@ -24,7 +24,12 @@ def a_turn(
     """The finished replies to a question in a new conversation; their `parent_id` is the turn."""
     chat = conversations.create(db, person.id, may_train=may_train)
     turn = conversations.add_user_message(db, chat.id, None, question, person.id)
-    begun = conversations.start_replies(db, turn.id, version, Sampling(), range(len(texts)))
+    seeds = range(len(texts))
+    if isinstance(version, str):
+        begun = conversations.start_replies(db, turn.id, version, Sampling(), seeds)
+    else:  # as where a newer version was asked for more
+        pairs = zip(version, seeds, strict=True)
+        begun = [conversations.start_replies(db, turn.id, v, Sampling(), [seed])[0] for v, seed in pairs]
     return [
         conversations.finish_reply(db, reply.id, text, len(text), "stop")
         for reply, text in zip(begun, texts, strict=True)

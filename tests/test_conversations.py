@@ -109,8 +109,8 @@ def test_the_same_request_twice_is_one_message(db: Database) -> None:
 def test_replies_begin_unfinished_and_carry_what_made_them(db: Database) -> None:
     turn = ask(db, "hello")
     sampling = Sampling(temperature=0.5, max_new_tokens=7)
-    first, second = conversations.start_replies(db, turn, ["base", "v000001"], sampling, [3, 2**63 - 1])
-    assert (first.version, second.version) == ("base", "v000001")
+    first, second = conversations.start_replies(db, turn, "v000001", sampling, [3, 2**63 - 1])
+    assert (first.version, second.version) == ("v000001", "v000001")
     assert (first.seed, second.seed) == (3, 2**63 - 1)
     assert first.sampling == sampling
     assert not first.is_finished
