@@ -16,6 +16,7 @@ from chatbot.basemodel import Base
 from chatbot.bell import Bell
 from chatbot.chatformat import Messages
 from chatbot.generation import Asked, Generation, Kind
+from chatbot.models import usual_reply
 from chatbot.scheduler import Scheduler
 from data.errors import NotFound, Unavailable
 from data.records import BASE_VERSION, FinishReason, Sampling
@@ -111,7 +112,7 @@ class AnyEngine(ABC):
     @property
     def longest_reply(self) -> int:
         """Tokens of a reply where nobody says how many it may have."""
-        return 256 if self.device.type == "cuda" else 128
+        return usual_reply(self.device)
 
     @property
     def is_ready(self) -> bool:

@@ -25,6 +25,11 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def usual_reply(device: torch.device) -> int:
+    """Tokens of a reply where nobody says how many it may have."""
+    return 256 if device.type == "cuda" else 128
+
+
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of `precision`: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it."""
     if precision != "auto":

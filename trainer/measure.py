@@ -106,7 +106,7 @@ def measure(
     for name in names:
         versions.get(db, name)
     engine = Engine(base, precision=precision, four_bit=four_bit)
-    sampling = Sampling(max_new_tokens=256 if engine.device.type == "cuda" else 128)
+    sampling = Sampling(max_new_tokens=engine.longest_reply)
     engine.start()
     try:
         answers = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from chatbot.basemodel import Base
-from chatbot.models import pick_device
+from chatbot.models import pick_device, usual_reply
 from data import versions
 from data.cli import finite
 from data.comparisons import Snapshot
@@ -67,7 +67,7 @@ def begin(
     if pick_device().type == "cuda":
         _limit_memory()
     torch.manual_seed(config.seed)
-    limit = config.max_new_tokens or (256 if pick_device().type == "cuda" else 128)
+    limit = config.max_new_tokens or usual_reply(pick_device())
     check_prompts(db, base, config, limit)
     parent = team.broadcast(versions.serving(db).current)
     found = versions.get(db, parent)
