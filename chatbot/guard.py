@@ -32,7 +32,7 @@ PUBLIC = frozenset(
 )
 """Open to everybody; /metrics looks at the caller itself, and whoever is signed out may sign out again."""
 GRADIO = "/gradio_api"
-USED = ("/queue/join", "/queue/data", "/heartbeat/", "/cancel", "/reset")
+USED = ("/queue/join", "/queue/data", "/heartbeat/", "/cancel", "/reset", "/app_id")
 """All that a page of ours asks of Gradio below its prefix. Of its other routes there one fetches any address
 and hands on what that says as if this server said it, scripts included; some store files, ask other hosts, or
 tell a page session's contents to whoever names it.

@@ -86,7 +86,8 @@ def test_of_gradio_only_what_our_pages_use_is_there(app: FastAPI) -> None:
         if path.startswith(prefix)
     }
     used = {(prefix, path) for prefix, path in below if path.startswith(USED)}
-    assert {path for _, path in used} >= {"/queue/join", "/queue/data", "/heartbeat/x"} and len(used) < 16
+    assert {path for _, path in used} >= {"/queue/join", "/queue/data", "/heartbeat/x", "/app_id"}
+    assert len(used) < 20
     unused = {path for prefix, path in below - used if prefix == "/gradio_api"}
     assert unused >= {"/file=x", "/process_recording", "/upload", "/run/x", "/proxy=x"}
     operator = client(app, "operator")
