@@ -83,3 +83,49 @@ def test_the_comparison_comes_into_view_when_it_is_opened(open_turn: OPEN, motio
     page.get_by_role("button", name="Compare").click()
     wait_for(page, lambda: is_in_view(page, page.locator(".compare")))
     assert is_in_view(page, page.locator(".compare")), "and stays there"
+
+
+PARAGRAPHS = "\n\n".join(
+    f"Paragraph {number} of a reply of ordinary length, with a few words." for number in range(7)
+)
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])
+def test_the_order_and_save_stay_in_view_while_one_ranks_by_keyboard(
+    open_turn: OPEN, size: tuple[int, int]
+) -> None:
+    page = open_turn([PARAGRAPHS] * 4, viewport={"width": size[0], "height": size[1]})
+    page.locator(".order").wait_for()
+    for key in ("Escape", *"b1a2c2d3"):
+        page.keyboard.press(key)
+    expect(page.locator(".order")).to_have_text("B > A = C > D")
+    for said in (page.locator(".order"), page.get_by_role("button", name="Save ranking")):
+        wait_for(page, lambda said=said: is_in_view(page, said))
+    for key in ("d", "0"):
+        page.keyboard.press(key)
+    chips = page.locator(".card").nth(3).locator(".ranks")
+    wait_for(page, lambda: is_in_view(page, page.locator(".ranking")))
+    row, below = page.locator(".ranking").bounding_box(), chips.bounding_box()
+    assert row and below and below["y"] + below["height"] <= row["y"], "of the chosen card nothing is covered"
+    page.keyboard.press("a")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".saved")).to_have_text("Saved")
+    assert is_in_view(page, page.locator(".saved"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_why_a_reply_is_bad_is_asked_in_view(open_turn: OPEN, count: int) -> None:
+    page = open_turn([PARAGRAPHS * 2] * count, viewport={"width": 390, "height": 844})
+    page.get_by_role("button", name="Bad reply" if count == 1 else "All bad").click()
+    for said in (".ranking", ".why"):
+        wait_for(page, lambda said=said: is_in_view(page, page.locator(said)))
+
+
+def test_what_is_said_moves_no_card_from_under_the_mouse(open_turn: OPEN) -> None:
+    page = open_turn([PARAGRAPHS] * 4, viewport={"width": 1280, "height": 800})
+    for letter in "AB":
+        before = page.get_by_role("radio", name=f"Reply {letter}: rank 2")
+        before.check(force=True)
+        at = page.evaluate("scrollY")
+        page.get_by_role("button", name=f"Reply {letter} is best").click()
+        assert page.evaluate("scrollY") == at and is_in_view(page, page.locator(".ranking"))

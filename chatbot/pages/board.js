@@ -114,7 +114,10 @@ const does = {
     if (place) mine.places[id] = place; else delete mine.places[id];
   }),
   best: (id) => unless(id, () => { mine.best = mine.best === id ? '' : id; mine.allBad = false; mine.places = {}; mine.among = null; }),
-  allBad: () => change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; }),
+  allBad: () => {
+    change(() => { mine.allBad = !mine.allBad; mine.best = ''; mine.places = {}; mine.among = null; });
+    if (mine.allBad) night.reveal(foot.why); // no card has more to be said of it, and why is asked below
+  },
   // Of a single reply it is saved at once; a second click takes it back.
   dislike: () => {
     if (mine.allBad && value.saved) { does.undo(); return; }
@@ -186,10 +189,10 @@ const makeFoot = () => {
   part.why = h('div', { class: 'why', hidden: true }, h('span', { class: 'why-label' }, t('reasons')), part.reasons, part.comment);
   part.diff = button('compare', 'compare', () => part.diff.setAttribute('aria-expanded', String(part.compare.toggle())),
     { 'aria-expanded': 'false' });
-  part.ranking = h('div', { class: 'ranking' },
-    h('div', { class: 'row order-row' }, part.order, h('span', { class: 'push' }), part.saved, part.undo, part.save),
-    part.why);
-  part.root = h('footer', { class: 'board-foot' }, part.ranking, part.compare.root,
+  // Beside the foot, not in it: once something is said it stays in view above the composer, whatever card is read.
+  part.ranking = h('div', { class: 'row ranking' },
+    part.order, h('span', { class: 'push' }), part.saved, part.undo, part.save);
+  part.root = h('footer', { class: 'board-foot' }, part.why, part.compare.root,
     h('div', { class: 'row tools-row' }, part.bad, part.tied, part.clear, part.skip,
       h('span', { class: 'push' }), part.diff, part.again, keyHelp()));
   return part;
@@ -201,7 +204,8 @@ const updateFoot = () => {
   const many = replies().length > 1;
   const isRanked = !!kind() || !!value.saved;
   const writing = replies().some(isWriting);
-  foot.ranking.hidden = !many && !kind() && !value.saved;
+  foot.ranking.hidden = !many && !isRanked;
+  foot.ranking.classList.toggle('is-said', isRanked);
   for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
   foot.root.querySelector('.keys').hidden = !many;
   foot.again.hidden = writing;
@@ -261,7 +265,7 @@ const rebuild = () => {
   list.replaceChildren(...[...cards.values()].map((part) => part.root));
   list.dataset.count = replies().length;
   replies().filter((reply) => night.draft(reply.id)).forEach((reply) => does.edit(reply.id));
-  root.replaceChildren(notice, list, foot.root);
+  root.replaceChildren(notice, list, foot.ranking, foot.root);
 };
 // More replies to the same message: the first of them comes into view.
 const showMore = (before) => {

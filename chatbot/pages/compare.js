@@ -50,12 +50,11 @@ const makeCompare = (replies) => {
   };
   const root = h('section', { class: 'compare', hidden: true, 'aria-label': t('compare') },
     h('div', { class: 'row' }, picks[0], h('span', {}, t('compare_with')), picks[1]), out);
-  const still = window.matchMedia('(prefers-reduced-motion: reduce)');
   const toggle = () => {
     root.hidden = !root.hidden;
     if (root.hidden) return false;
     fill();
-    root.scrollIntoView({ block: 'nearest', behavior: still.matches ? 'instant' : 'smooth' });
+    night.reveal(root);
     return true;
   };
   return { root, toggle };

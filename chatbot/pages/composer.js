@@ -19,6 +19,10 @@ const unsent = h('p', { class: 'unsent', role: 'status' });
 const form = h('form', { class: 'composer', onsubmit: (event) => { event.preventDefault(); send(); } },
   area, h('div', { class: 'composer-row' }, status, h('span', { class: 'push' }), stopButton, sendButton));
 element.replaceChildren(unsent, form);
+// How much of the view it takes, for what sticks above it.
+const frame = element.closest('#composer');
+new ResizeObserver(() => document.documentElement.style.setProperty('--composer', `${Math.ceil(frame.getBoundingClientRect().height)}px`))
+  .observe(frame);
 
 const grouped = (count) => count.toLocaleString();
 const draft = (id) => night.kept(`draft_${id}`);

@@ -135,6 +135,10 @@ window.night ??= (() => {
   dark.addEventListener('change', showTheme);
   showTheme();
 
+  // As little as brings all of it into view; at once for those who want nothing to move.
+  const still = window.matchMedia('(prefers-reduced-motion: reduce)');
+  const reveal = (node) => node.scrollIntoView({ block: 'nearest', behavior: still.matches ? 'instant' : 'smooth' });
+
   // Keys of one character act unless the person has turned them off, in this tab or in another.
   const hasShortcuts = () => preference('shortcuts') !== 'off';
 
@@ -256,5 +260,5 @@ window.night ??= (() => {
   };
   const shared = { turn: null, noTraining: false };
   return { t, h, put, icon, mark, iconButton, say, copy, isTyping, grow, key, isComposing, language, preference,
-    prefer, showTheme, hasShortcuts, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, follow, patient, shared };
+    prefer, showTheme, reveal, hasShortcuts, keep, kept, keepOne, keptOne, forget, ANSWER_MS, draft, settle, editor, address, look, lookBack, isStale, follow, patient, shared };
 })();
