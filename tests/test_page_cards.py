@@ -1,5 +1,6 @@
 """What a card of the board looks like: nothing of a reply is cut off or covered, and none looks broken."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -129,3 +130,12 @@ def test_what_is_said_moves_no_card_from_under_the_mouse(open_turn: OPEN) -> Non
         at = page.evaluate("scrollY")
         page.get_by_role("button", name=f"Reply {letter} is best").click()
         assert page.evaluate("scrollY") == at and is_in_view(page, page.locator(".ranking"))
+
+
+def test_no_more_replies_are_offered_where_no_more_can_be_compared(open_turn: OPEN) -> None:
+    more = open_turn(["one"] * 8).get_by_role("button", name="Regenerate")
+    expect(more).to_be_enabled()
+    expect(more).to_have_attribute("title", "")
+    full = open_turn(["one"] * 9).get_by_role("button", name="Regenerate")
+    expect(full).to_be_disabled()
+    expect(full).to_have_attribute("title", re.compile("^This message has nine replies, as many as can be"))

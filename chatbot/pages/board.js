@@ -3,6 +3,7 @@
 // Why one is better, and why all are bad; the server knows both.
 const REASONS = ['correct', 'helpful', 'clear', 'short', 'detailed', 'tone', 'followed'];
 const FAULTS = ['wrong', 'unhelpful', 'unclear', 'too_long', 'off_topic', 'unsafe'];
+const MOST = 9; // replies that can be compared; the server knows it too
 const fire = night.patient(trigger, watch, props);
 let value = null;
 let cards = new Map();
@@ -209,6 +210,8 @@ const updateFoot = () => {
   for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
   foot.root.querySelector('.keys').hidden = !many;
   foot.again.hidden = writing;
+  foot.again.disabled = replies().length >= MOST;
+  foot.again.title = foot.again.disabled ? t('no_more_replies') : '';
   foot.skip.hidden ||= isRanked;
   foot.clear.disabled = !kind();
   foot.diff.disabled = finished().length < 2;

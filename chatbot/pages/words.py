@@ -131,6 +131,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "clear": ("Start over", "重新排序"),
     "skip": ("Skip", "跳过"),
     "regenerate": ("Regenerate", "重新生成"),
+    "no_more_replies": (
+        "This message has nine replies, as many as can be compared - rank them, or edit the message.",
+        "这条消息已有九个回复，不能再多了。请为它们排序，或编辑这条消息。",
+    ),
     "undo": ("Undo", "撤销"),
     "save_ranking": ("Save ranking", "保存排序"),
     "save_changes": ("Save changes", "保存修改"),
