@@ -139,3 +139,9 @@ def test_no_more_replies_are_offered_where_no_more_can_be_compared(open_turn: OP
     full = open_turn(["one"] * 9).get_by_role("button", name="Regenerate")
     expect(full).to_be_disabled()
     expect(full).to_have_attribute("title", re.compile("^This message has nine replies, as many as can be"))
+
+
+def test_the_list_of_keys_says_when_skip_is_one(open_turn: OPEN) -> None:
+    page = open_turn(["one", "two"])
+    page.locator(".keys summary").click()
+    expect(page.locator(".keys dd", has_text="skip")).to_have_text("skip, while nothing is marked")

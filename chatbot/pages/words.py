@@ -167,7 +167,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "keys_clear": ("clear its rank", "清除其名次"),
     "keys_best": ("the chosen reply is best", "所选回复最佳"),
     "keys_bad": ("all bad", "都不好"),
-    "keys_skip": ("skip", "跳过"),
+    "keys_skip": ("skip, while nothing is marked", "跳过（尚未标记时）"),
     "keys_save": ("save", "保存"),
     "keys_stop": ("stop", "停止"),
     "keys_write": ("write", "输入消息"),
