@@ -17,7 +17,7 @@ from data.database import Database, Row, connect, new_id
 from data.errors import NotFound, Problem, Refused
 from data.records import Conversation, FinishReason, Message, Sampling
 from data.sqlite_errors import as_sentences
-from data.text import clean, folded, to_json
+from data.text import clean, search_terms, to_json
 
 NEW_TITLE = "New chat"
 TITLE_LENGTH = 60
@@ -55,14 +55,16 @@ def get(db: Database, id: str, person_id: str | None = None) -> Conversation:
 
 
 def list_for(db: Database, person_id: str, search: str = "", limit: int = 200) -> list[Conversation]:
-    """A person's conversations, the latest used first; with `search`, those whose title or text has it."""
-    words = folded(clean(search).strip())
-    rows = db.query(
-        "SELECT c.* FROM conversations c WHERE c.person_id = ?"
-        " AND (? = '' OR instr(folded(c.title), ?) OR EXISTS"
+    """A person's conversations, the latest used first; with `search`, those with all its words somewhere."""
+    terms = search_terms(search)
+    has_term = (
+        " AND (instr(folded(c.title), ?) OR EXISTS"
         " (SELECT 1 FROM messages m WHERE m.conversation_id = c.id AND instr(folded(m.content), ?)))"
+    )
+    rows = db.query(
+        f"SELECT c.* FROM conversations c WHERE c.person_id = ? {has_term * len(terms)}"
         " ORDER BY c.updated_at DESC, c.id DESC LIMIT ?",
-        (person_id, words, words, words, limit),
+        (person_id, *(term for term in terms for _ in range(2)), limit),
     )
     return [_conversation(row) for row in rows]
 

@@ -1,8 +1,12 @@
 """Text as the database can hold it, and find it again."""
 
 import json
+import re
 import unicodedata
 from typing import Any
+
+MOST_TERMS = 8
+"""Of a search: each may have all of a person's messages read."""
 
 
 def clean(text: str) -> str:
@@ -13,6 +17,13 @@ def clean(text: str) -> str:
 def folded(text: str) -> str:
     """`text` as a search compares it: in whichever case, and however its accents are composed."""
     return unicodedata.normalize("NFC", text).casefold()
+
+
+def search_terms(text: str) -> list[str]:
+    """What a search is for, folded: its words, and what stands in quotes as one; the longest `MOST_TERMS`."""
+    found = re.findall(r'"([^"]*)"?|([^\s"]+)', re.sub("[“”„]", '"', folded(clean(text))))
+    terms = {term for pair in found if (term := "".join(pair).strip())}
+    return sorted(terms, key=lambda term: (-len(term), term))[:MOST_TERMS]
 
 
 def to_json(value: Any) -> str:

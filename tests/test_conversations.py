@@ -82,6 +82,30 @@ def test_search_looks_into_titles_and_texts_and_takes_signs_as_signs(
     assert len(conversations.list_for(db, ada.id, words)) == found
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("leonardo SKY", 1),
+        ("sky paints", 1),
+        ("art blue leonardo", 1),
+        ("leonardo green", 0),
+        ('"sky leonardo"', 0),
+        ('"is the SKY" leonardo', 1),
+        ("“the sky", 1),
+        ("“the leonardo”", 0),
+        ('" "', 1),
+    ],
+)
+def test_search_takes_every_word_from_anywhere_in_a_chat_and_quotes_as_one(
+    db: Database, words: str, found: int
+) -> None:
+    ada = somebody(db)
+    chat = conversations.create(db, ada.id, "Art")
+    for text in ("Why is the sky blue?", "What did Leonardo paint, who paints?"):
+        conversations.add_user_message(db, chat.id, None, text, ada.id)
+    assert len(conversations.list_for(db, ada.id, words)) == found
+
+
 @pytest.mark.parametrize("words", ["äpfel", "ÄPFEL", "a\u0308pfel", "STRASSE", "привет"])
 def test_search_finds_words_in_whichever_case_and_form_they_were_typed(db: Database, words: str) -> None:
     ask(db, "Äpfel in der Straße, ПРИВЕТ")
