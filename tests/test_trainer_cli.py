@@ -179,7 +179,7 @@ def test_versions_are_listed_with_what_serves(
     assert [row["name"] for row in listed["versions"]] == ["base", "v000001"]
     assert listed["serving"]["current"] == "base"
     assert run_cli(run, ["versions"]) == 0
-    assert re.search(r"\* base +accepted", capsys.readouterr().out)
+    assert re.search(r"\* base +base model +- +0\b", capsys.readouterr().out), "no gate has judged it"
 
 
 def test_publish_and_roll_back_end_at_the_base(call: Call, db: Database, home: Home, tiny_base: Base) -> None:

@@ -78,8 +78,8 @@ def list_versions(home: Home, db: Database, arguments: argparse.Namespace) -> No
     rows = [
         [
             ("* " if version.name == serving.current else "  ") + version.name,
-            version.status,
-            version.parent,
+            "base model" if version.name == BASE_VERSION else version.status,
+            version.parent or "-",
             str(version.rankings),
             _time(version.created_at) if version.created_at else "",
         ]
