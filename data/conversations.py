@@ -8,15 +8,14 @@ the conversation is theirs; whether a reply may be ranked is checked in rankings
 import json
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from data import messages
-from data.database import Database, Row, connect, new_id
+from data.database import Database, Row, new_id
 from data.errors import NotFound, Problem, Refused
 from data.records import Conversation, FinishReason, Message, Sampling
-from data.sqlite_errors import as_sentences
 from data.text import clean, search_terms, to_json
 
 NEW_TITLE = "New chat"
@@ -91,8 +90,8 @@ def delete(db: Database, id: str) -> None:
         get(db, id)
         messages.untie(conn, [id])
         conn.execute("DELETE FROM conversations WHERE id = ?", (id,))
-    with suppress(Problem), as_sentences(db.path), closing(connect(db.path, LOG_SECONDS)) as conn:
-        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with suppress(Problem):
+        db.empty_log(patience=LOG_SECONDS)
 
 
 def _update(db: Database, id: str, column: str, value: str | int) -> Conversation:

@@ -144,9 +144,12 @@ class Database:
         """The first row of a SELECT, or None."""
         return next(iter(self.query(sql, params)), None)
 
-    def empty_log(self) -> bool:
-        """Moves all that the log holds into the file; False if a reader kept the log."""
-        with self._holding_writer(), as_sentences(self.path):
+    def empty_log(self, *, patience: float | None = None) -> bool:
+        """Moves all that the log holds into the file; False if a reader kept the log.
+
+        It waits `patience` seconds, or `BUSY_SECONDS`, for others who write, and for those who read.
+        """
+        with self._holding_writer(patience), as_sentences(self.path):
             assert self._writing_thread is None, "a checkpoint inside a write"
             row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not row[0]
