@@ -30,6 +30,8 @@ from data.records import BASE_VERSION
 
 log = logging.getLogger(__name__)
 
+_FORMATS: dict[torch.dtype, Format] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
 
 @dataclass
 class _Loaded:
@@ -40,7 +42,7 @@ class _Loaded:
 
 
 class Engine(AnyEngine):
-    """Serves replies of one base model in several versions: see interface.py."""
+    """Serves replies of one base model in several versions; its other half is interface.py."""
 
     def __init__(
         self,
@@ -68,9 +70,9 @@ class Engine(AnyEngine):
         )
         self.threads = torch.get_num_threads()
         """CPU threads of a step, from the next one on."""
-        self._to_keep = bytes_to_keep(device, base.context * column_bytes(base.config, dtype))
+        self._bytes_for_prefixes = bytes_to_keep(device, base.context * column_bytes(base.config, dtype))
         self._loaded: dict[str, _Loaded] = {}
-        self._to_build = 0
+        self._bytes_to_build = 0
         """Bytes that building a version may take for a while."""
 
     def start(self) -> None:
@@ -94,7 +96,7 @@ class Engine(AnyEngine):
     def _build(self, name: str, adapter: Path | None) -> None:
         self._check_room(name)
         try:
-            weights = self._weights(adapter)
+            weights = self._made(adapter)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was loaded before it failed
             if problem := out_of_memory(error):
@@ -105,19 +107,20 @@ class Engine(AnyEngine):
         with self._lock:
             self._loaded.setdefault(name, _Loaded(weights, self._runner(weights)))
 
-    def _weights(self, adapter: Path | None) -> Llama | TransformersModel:
+    def _made(self, adapter: Path | None) -> Llama | TransformersModel:
+        """Weights of the base with this adapter. The base, which is first, tells how many bytes it takes."""
         with on_one_thread():
             model = merged_model(
                 self.base, adapter, device=self.device, dtype=self.dtype, four_bit=self.four_bit
             )
             if adapter is None:
-                self._to_build = bytes_to_prepare(model, self._format)
+                self._bytes_to_build = bytes_to_prepare(model, self._format)
             return prepare(model, self._format, takes=True)
 
     def _check_room(self, name: str) -> None:
         """Raises Refused where memory is too short to build it. A CPU's system would end the process; on a
         GPU a step of what serves might be the one that gets none."""
-        needed, free = self._to_build, free_bytes(self.device)
+        needed, free = self._bytes_to_build, free_bytes(self.device)
         if needed > free:
             raise Refused(
                 f"Building {name!r} may take {needed / 2**30:.1f} GiB of memory beside what serves, and "
@@ -181,7 +184,4 @@ class Engine(AnyEngine):
             request.notice()
 
     def _runner(self, weights: Llama | TransformersModel) -> Runner:
-        return runner_for(weights, self.base.format.end_of_turn, prefixes=Prefixes(self._to_keep))
-
-
-_FORMATS: dict[torch.dtype, Format] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+        return runner_for(weights, self.base.format.end_of_turn, prefixes=Prefixes(self._bytes_for_prefixes))

@@ -1,7 +1,8 @@
-"""What every engine is, be its weights in this process (engine.py) or on other servers (remote.py).
+"""The half of every engine that decides, be its weights in this process (engine.py) or elsewhere (remote.py).
 
 Kept here: which versions there are, which of them serves, how many requests use each, and who waits. An
-engine adds how a version comes to be answered from and how replies are written, in one thread of its own.
+engine adds the other half: how a version comes to be answered from and how replies are written, in one thread
+of its own.
 """
 
 import logging

@@ -49,20 +49,21 @@ def save(
         if idempotency_key is not None and (earlier := _by_key(db, person_id, idempotency_key)):
             return earlier
         places = _checked(db, turn_id, kind, placements)
-        what = (kind, places, tuple(clean(reason) for reason in reasons), clean(comment).strip())
-        standing = current(db, turn_id, person_id, source)
-        if standing and what == (standing.kind, standing.placements, standing.reasons, standing.comment):
+        reasons, comment = tuple(clean(reason) for reason in reasons), clean(comment).strip()
+        said, standing = (kind, places, reasons, comment), current(db, turn_id, person_id, source)
+        if standing and said == (standing.kind, standing.placements, standing.reasons, standing.comment):
             return standing
         ranking = Ranking(
             new_id(),
             turn_id,
             person_id,
             source,
-            *what[:2],
+            kind,
+            places,
             revision=_last_revision(db, turn_id, person_id, source) + 1,
             dwell_ms=None if dwell_ms is None else max(0, dwell_ms),
-            reasons=what[2],
-            comment=what[3],
+            reasons=reasons,
+            comment=comment,
             created_at=time.time(),
         )
         withdraw(db, turn_id, person_id, source)

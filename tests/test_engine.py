@@ -496,7 +496,7 @@ def test_what_a_version_that_cannot_be_built_took_is_given_back(
 def test_a_version_for_which_memory_is_too_short_is_refused_before_the_system_ends_the_server(
     engine: Engine, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = engine._to_build
+    free = engine._bytes_to_build
     model = merged_model(engine.base, None, device=engine.device, dtype=torch.float32)
     assert free > sum(4 * weight.numel() for weight in model.parameters())
     monkeypatch.setattr("chatbot.engine.free_bytes", lambda device: free - 1)
@@ -547,7 +547,7 @@ def test_what_building_takes_counts_the_embedding_as_often_as_its_format_convert
     size = bytes_a_weight(cast(Format, precision)) if is_llama else engine.dtype.itemsize
     weights = size * sum(weight.numel() for weight in model.parameters())
     embedding = 4 * model.get_input_embeddings().weight.numel()
-    assert engine._to_build - copies * embedding == pytest.approx(1.25 * weights, abs=1)
+    assert engine._bytes_to_build - copies * embedding == pytest.approx(1.25 * weights, abs=1)
 
 
 def test_the_model_that_a_version_is_built_from_goes_layer_by_layer(
