@@ -145,3 +145,28 @@ def test_the_list_of_keys_says_when_skip_is_one(open_turn: OPEN) -> None:
     page = open_turn(["one", "two"])
     page.locator(".keys summary").click()
     expect(page.locator(".keys dd", has_text="skip")).to_have_text("skip, while nothing is marked")
+
+
+def test_the_comparison_begins_with_the_chosen_reply_and_the_best_or_its_rewording(open_turn: OPEN) -> None:
+    page = open_turn(["one", "two", "three", "four"])
+    compare = page.get_by_role("button", name="Compare")
+    picked = page.locator(".compare select")
+
+    def shown() -> list[str]:
+        return [picked.nth(at).locator("option:checked").inner_text() for at in (0, 1)]
+
+    compare.click()
+    wait_for(page, lambda: shown() == ["A", "B"])
+    compare.click()
+    for key in ("Escape", *"d1c2"):
+        page.keyboard.press(key)
+    compare.click()
+    wait_for(page, lambda: shown() == ["C", "D"])
+    page.get_by_role("button", name="Edit reply C").click()
+    page.get_by_role("textbox", name="Your version of reply C").fill("mine")
+    page.get_by_role("button", name="Save as demonstration").click()
+    page.locator(".card .edited:visible").wait_for()
+    compare.click()
+    compare.click()
+    wait_for(page, lambda: shown() == ["C", "C: Edited by you"])
+    expect(page.locator(".difference ins")).to_have_text("mine")

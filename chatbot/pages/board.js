@@ -176,7 +176,7 @@ const makeFoot = () => {
     undo: button('undo', 'undo', does.undo),
     bad: button('all_bad', '', does.allBad, { 'aria-pressed': 'false' }),
     comment: h('textarea', { rows: 1, maxlength: 2000, dir: 'auto', 'aria-label': t('comment'), placeholder: t('comment_hint') }),
-    compare: makeCompare(replies),
+    compare: makeCompare(replies, () => [mine.selected, mine.allBad ? {} : placesOfKind()]),
     tied: button('all_tied', '', does.allTied),
     clear: button('clear', '', does.clear),
     skip: button('skip', '', does.skip),

@@ -30,21 +30,32 @@ const difference = (left, right) => {
   return pieces;
 };
 
-// The panel: two choices of letter and the difference between them. `replies()` gives the replies of now.
-const makeCompare = (replies) => {
+// The panel: two choices of letter and the difference between them. `replies()` gives the replies of now,
+// `said()` the id of the chosen one, if any, and the places: the chosen one is compared with what the person made
+// of it, or with the best of the others.
+const makeCompare = (replies, said) => {
+  const ofPerson = (reply) => `${reply.id} edited`;
   const out = h('div', { class: 'difference', dir: 'auto' });
   const picks = ['compare_left', 'compare_right'].map((label) => h('select', { 'aria-label': t(label), onchange: () => draw() }));
+  const texts = () => replies().filter((reply) => !isWriting(reply)).flatMap((reply) => [reply,
+    ...(reply.edit ? [{ id: ofPerson(reply), text: reply.edit.text, letter: `${reply.letter}: ${t('edited_by_you')}` }] : [])]);
   const draw = () => {
-    const [left, right] = picks.map((pick) => replies().find((reply) => reply.id === pick.value));
+    const [left, right] = picks.map((pick) => texts().find((text) => text.id === pick.value));
     if (!left || !right) return;
     const tag = { same: 'span', del: 'del', ins: 'ins' };
     out.replaceChildren(...difference(left.text, right.text).map(([kind, text]) => h(tag[kind], {}, text)));
   };
   const fill = () => {
+    const [chosen, places] = said();
     const finished = replies().filter((reply) => !isWriting(reply));
+    const left = finished.find((reply) => reply.id === chosen) ?? finished[0];
+    const others = finished.filter((reply) => reply !== left);
+    const place = (reply) => places[reply.id] ?? finished.length + 1;
+    const right = left?.id === chosen ? others.sort((x, y) => place(x) - place(y))[0] : others[0];
+    const shown = [left?.id, left?.edit ? ofPerson(left) : right?.id];
     picks.forEach((pick, index) => {
-      pick.replaceChildren(...finished.map((reply) => h('option', { value: reply.id }, reply.letter)));
-      if (finished[index]) pick.value = finished[index].id;
+      pick.replaceChildren(...texts().map((text) => h('option', { value: text.id }, text.letter)));
+      if (shown[index]) pick.value = shown[index];
     });
     draw();
   };
