@@ -36,7 +36,6 @@ def claim(
     *,
     config: Mapping[str, Any],
     now: float | None = None,
-    lease_seconds: float = LEASE_SECONDS,
 ) -> Run | None:
     """The run of this slot, if it is ours: None where it is taken or another run holds a living lease."""
     moment = time.time() if now is None else now
@@ -53,7 +52,7 @@ def claim(
                 id,
                 clean(key),
                 to_json(dict(config)),
-                moment + lease_seconds,
+                moment + LEASE_SECONDS,
                 (row["last"] or 0) + 1 if row else 1,
                 moment,
             ),
@@ -61,9 +60,7 @@ def claim(
         return get(db, id)
 
 
-def resume(
-    db: Database, run_id: str, *, now: float | None = None, lease_seconds: float = LEASE_SECONDS
-) -> Run | None:
+def resume(db: Database, run_id: str, *, now: float | None = None) -> Run | None:
     """Takes an interrupted or failed run up again under a new token: None where another run holds a living
     lease, Refused where it came to its end."""
     moment = time.time() if now is None else now
@@ -79,7 +76,7 @@ def resume(
         conn.execute(
             "UPDATE runs SET state = 'running', fencing_token = ?, lease_until = ?, cancel_requested = 0,"
             " reason = '', finished_at = NULL WHERE id = ?",
-            (row["last"] + 1, moment + lease_seconds, run_id),
+            (row["last"] + 1, moment + LEASE_SECONDS, run_id),
         )
         return get(db, run_id)
 
@@ -98,15 +95,13 @@ def interrupt_expired(db: Database, now: float | None = None) -> int:
         return int(done.rowcount)
 
 
-def heartbeat(
-    db: Database, run: Run, *, now: float | None = None, lease_seconds: float = LEASE_SECONDS
-) -> bool:
+def heartbeat(db: Database, run: Run, *, now: float | None = None) -> bool:
     """Renews the lease; False where it was lost: stop, and publish nothing."""
     moment = time.time() if now is None else now
     with db.write() as conn:
         done = conn.execute(
             "UPDATE runs SET lease_until = ? WHERE id = ? AND fencing_token = ? AND state = 'running'",
-            (moment + lease_seconds, run.id, run.fencing_token),
+            (moment + LEASE_SECONDS, run.id, run.fencing_token),
         )
         return bool(done.rowcount)
 

@@ -141,15 +141,13 @@ class ReplyForward:
         return torch.arange(len(self.at), device=self.at.device)[:, None]
 
 
-def forward_replies(policy: Policy, replies: Sequence[Reply], left_pad: int | None = None) -> ReplyForward:
+def forward_replies(policy: Policy, replies: Sequence[Reply]) -> ReplyForward:
     """One forward pass through what `policy` wears, cut to the replies."""
-    batch = TokenBatch.of([r.ids for r in replies], policy.device, left_pad)
+    batch = TokenBatch.of([r.ids for r in replies], policy.device)
     states = policy.hidden(batch)
     device = policy.device
     lengths = torch.tensor([len(r.reply) for r in replies], device=device)
     starts = torch.tensor([len(r.prompt) for r in replies], device=device)
-    if left_pad is not None:
-        starts = starts + batch.ids.shape[1] - torch.tensor([len(r.ids) for r in replies], device=device)
     steps = torch.arange(int(lengths.max()), device=device)
     mask = steps < lengths[:, None]
     at = (starts[:, None] + steps).clamp(max=batch.ids.shape[1] - 1)
