@@ -42,6 +42,8 @@ from trainer.telling import ModelStep, within
 log = logging.getLogger(__name__)
 
 _REFERENCE = "reference.json"
+_REFERENCE_DRAWS = 77
+"""Any number that no other draws from the operator's seed go by."""
 _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
 _EXAMINED = 200
@@ -160,7 +162,7 @@ def sample_reference(night: Night, merged: PreTrainedModel) -> list[Reply]:
             reference_prompts(night.base, night.config),
             sampling=night.sampling,
             end_of_turn=night.base.format.end_of_turn,
-            seed=hash_seed(night.config.seed, 77),
+            seed=hash_seed(night.config.seed, _REFERENCE_DRAWS),
             tell=partial(night.progress.tell, message="Sampling replies of the reference."),
             team=night.team,
         )
@@ -208,7 +210,8 @@ def fit_rewards(
 
 
 def _seed(config: RefreshConfig, part: str) -> int:
-    return config.seed + (part == "B")
+    """The judge, which learns from part B, begins and draws otherwise than the ensemble."""
+    return config.seed + (1 if part == "B" else 0)
 
 
 def _training_sets(
@@ -280,6 +283,7 @@ def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: 
     """The report of examine() on the newest of `held_out`, those made here first; the stage's last tenth."""
     message = f"Examining {_who(night, name)} on rankings of the other part."
     here = [turn for turn in held_out.turns if turn.source != "imported" and turn.pairs()]
+    # examine() takes the last ones: those made here stand behind the imported.
     imports_first = sorted(held_out.turns, key=lambda turn: turn.source != "imported")
     return examine(
         policy,

@@ -37,6 +37,7 @@ from trainer.rollout import distinct_2
 from trainer.sampler import sample_replies
 from trainer.telling import Done, nobody
 
+_SIDES = ("candidate", "current")
 _SAMPLES_SHOWN = 10
 _SHORT = 5
 """Tokens up to which replies to different prompts may be alike."""
@@ -100,7 +101,7 @@ def judge_candidate(
     win_rate, interval = statistics.fmean(outcomes), bootstrap_by_group(list(chats.values()), config.seed)
     won = _won(win_rate, interval, len(prompts), len(chats))
     reasons = [
-        *check_judge(judge_report),
+        *check_judge(judge_report),  # a night asked before stage 3; the gate does not rely on it
         *check_wins(win_rate, interval, config.margin),
         *check_replies(profiles["candidate"], profiles["current"], length_preference, len(prompts)),
         *(check_probes(*probes) if probes else []),
@@ -122,9 +123,6 @@ def judge_candidate(
         sampling=asdict(sampling),
         samples=_samples(policy, prompts, replies, scores),
     )
-
-
-_SIDES = ("candidate", "current")
 
 
 def replay(

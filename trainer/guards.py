@@ -33,6 +33,8 @@ _LEAST_DISAGREEMENT = 0.15
 """In score units (the reference's spread is 1); three times less than this is still agreement."""
 _CHANCE = 3.0
 """Standard errors: once in 700 looks by chance."""
+_RARE = 4.0
+"""Standard errors: once in 30,000 looks by chance."""
 _LIKELY = 1.5
 """Standard errors: once in 15 looks by chance."""
 
@@ -74,7 +76,7 @@ class Guards:
     ) -> None:
         """`endings` are those of the policy that the night starts with, where they were counted before."""
         self._config = config
-        self._winners_direction = length_preference
+        self._length_preference = length_preference
         self._endings = endings or Endings()
         self._seen = Seen()
 
@@ -161,7 +163,7 @@ class Guards:
         The gate allows five times; a batch of 16 is too small to go nearer to that.
         """
         start, length = self._seen.start["length"], self._seen.smooth["length"]
-        if is_length_unasked(length / max(start, 1.0), self._winners_direction, most=4.0):
+        if is_length_unasked(length / max(start, 1.0), self._length_preference, most=4.0):
             return f"Replies went from {start:.0f} to {length:.0f} tokens, which the rankings do not ask for."
         return None
 
@@ -187,7 +189,7 @@ class Guards:
         mean = sum(recent) / len(recent)
         batch = max(self._config.prompts_per_update - 3, 0)
         z = math.atanh(max(min(mean, 0.999), -0.999)) * math.sqrt(batch * len(recent))
-        if len(agreement) >= 2 and mean < -0.3 and z < -_CHANCE - 1:
+        if len(agreement) >= 2 and mean < -0.3 and z < -_RARE:
             return f"The reward contradicts the judge: within a batch they correlate at {mean:+.2f}."
         return None
 

@@ -38,6 +38,8 @@ from trainer.reward import length_preference
 from trainer.sampler import MARK, WAITING, MergedSampler, Sampler, ServerSampler
 from trainer.telling import Step
 
+_EXERCISES = "exercises.json"
+_NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
 REFERENCE = "reference"
 """The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
 
@@ -155,9 +157,6 @@ def prompts_to_judge(night: Night) -> list[Prompt]:
     return still_allowed(night.db, read_exercises(night.folder / _EXERCISES).judging)
 
 
-_EXERCISES = "exercises.json"
-
-
 def _choose_once(night: Night, snapshot: Snapshot, config: RefreshConfig) -> Exercises:
     """What to practise on, frozen at the first look: people chat on while a night is resumed.
 
@@ -185,9 +184,6 @@ def _taught_by(exercises: Exercises) -> list[str]:
     """The messages that the policy learns from."""
     turns = [prompt.turn_id for prompt in exercises.practice if prompt.turn_id]
     return [*turns, *exercises.demonstrations]
-
-
-_NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
 
 
 def _load_starting_policy(night: Night, policy: Policy) -> None:

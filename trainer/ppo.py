@@ -67,9 +67,9 @@ def apply_eos_rule(score: Tensor, finished: Tensor, endings: Endings) -> Tensor:
     Elsewhere people ranked cut replies too: these keep their score. One that ends gets `cut_gain + rate`
     more, at its end: a penalty at the limit would train the words that happen to stand there.
     """
-    if not endings.is_usual:
-        return torch.where(finished, score + endings.cut_gain + endings.rate, score)
-    return torch.where(finished, score, score.clamp(max=0.0) - 1.0)
+    if endings.is_usual:
+        return torch.where(finished, score, score.clamp(max=0.0) - 1.0)
+    return torch.where(finished, score + endings.cut_gain + endings.rate, score)
 
 
 def token_rewards(logprob: Tensor, ref_logprob: Tensor, score: Tensor, mask: Tensor, beta: float) -> Tensor:
