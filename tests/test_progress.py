@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def told(db: Database, run: Run, clock: Clock) -> Iterator[Progress]:
-    """The progress of `run`, silent."""
+    """The progress of `run`, which says nothing in the terminal."""
     with Progress(db, run, quiet=True) as telling:
         yield telling
 

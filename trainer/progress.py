@@ -41,7 +41,8 @@ class Progress:
     The run ends with the stage `last`, or with all of them. The time that is left follows from what this
     process has done itself: what it found done by an earlier one took no time of its own.
 
-    One that is `silent` tells nobody and renews nothing: the members of a team besides its chief have it.
+    quiet: nothing in the terminal.
+    is_told: False for the members of a team besides its chief: no terminal, no rows, no lease, no cancelling.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Progress:
         stages: Mapping[str, float] = STAGES,
         last: str | None = None,
         quiet: bool = False,
-        silent: bool = False,
+        is_told: bool = True,
     ) -> None:
         self._db = db
         self._run = run
         self._stages = stages
-        self._silent = silent
+        self._is_told = is_told
+        self._quiet = quiet or not is_told
         self._stage = next(iter(stages))
         self._end = self._done_before(last) + stages[last] if last else 1.0
         self._started = time.monotonic()
@@ -68,14 +70,12 @@ class Progress:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         layout = "{percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
-        self._bar = tqdm(
-            total=1.0, bar_format=layout, file=sys.stderr, disable=quiet or silent or not sys.stderr.isatty()
-        )
-        self._quiet = quiet or silent
+        is_hidden = self._quiet or not sys.stderr.isatty()
+        self._bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, disable=is_hidden)
         self._seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
-        if not self._silent:
+        if self._is_told:
             self._thread.start()
         return self
 
@@ -121,7 +121,7 @@ class Progress:
     def tell(self, fraction: float, message: str) -> None:
         """`fraction` of the present stage is done. Raises Cancelled where the run must stop."""
         now = time.monotonic()
-        if self._silent or (now - self._told < _ROW_SECONDS and fraction < 1.0):
+        if not self._is_told or (now - self._told < _ROW_SECONDS and fraction < 1.0):
             return
         self._told = now
         done, eta = self._predict(fraction)
@@ -139,7 +139,7 @@ class Progress:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step of the present stage."""
-        if not self._silent:
+        if self._is_told:
             with _unless_unwritable():
                 runs.log(self._db, self._run, self._stage, step, dict(metrics))
 

@@ -74,7 +74,7 @@ def refresh(
     last = {"reward": "judge", "ppo": "ppo", "gate": "publish"}[until]
     with (
         recorded(db, run, NothingToLearn, team=team),
-        Progress(db, run, last=last, quiet=quiet, silent=not team.is_chief) as progress,
+        Progress(db, run, last=last, quiet=quiet, is_told=team.is_chief) as progress,
     ):
         night = begin(db, home, base, config, run, progress, team)
         snapshot = freeze_snapshot(night)

@@ -68,7 +68,7 @@ def fine_tune(
     """
     with (
         recorded(db, run, TooFewDemonstrations, team=team),
-        Progress(db, run, stages=FINE_TUNING, quiet=quiet, silent=not team.is_chief) as progress,
+        Progress(db, run, stages=FINE_TUNING, quiet=quiet, is_told=team.is_chief) as progress,
     ):
         before = versions.serving(db).reference
         folder = home.runs / run.id
