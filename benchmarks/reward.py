@@ -45,7 +45,7 @@ from data.home import open_home
 from trainer.config import RefreshConfig
 from trainer.intervals import bootstrap_by_group, by_group, paired_bootstrap
 from trainer.preferences import read_rows, split_by_conversation
-from trainer.reward import score_replies, tokenise, train_reward
+from trainer.reward import scores_of, tokenise, train_reward
 
 ROOT = Path(__file__).parent.parent
 PREFERENCES = ROOT.parent / "shared" / "data" / "preferences"
@@ -309,7 +309,7 @@ def train_ours(base: Base, arguments: argparse.Namespace) -> Result:
     started = time.monotonic()
     train_reward(policy, "reward-0", turns, config, seed=0, tell=lambda *_: times.append(time.monotonic()))
     replies = [reply for entry in tokenise(test, base.format) for reply in entry.replies]
-    scores = iter(score_replies(policy, "reward-0", replies))
+    scores = iter(scores_of(policy, "reward-0", replies))
     return {
         "seconds": times[-1] - times[0],
         "pairs": len(turns) - arguments.step,

@@ -77,7 +77,7 @@ def a_fit(
 
 
 def scores_of(policy: Policy, name: str) -> list[float]:
-    return reward.score_replies(policy, name, some_replies())
+    return reward.scores_of(policy, name, some_replies())
 
 
 def test_a_bootstrap_sample_draws_whole_conversations_as_often_as_they_weigh() -> None:

@@ -28,7 +28,7 @@ from trainer.gate import (
     report_lines,
 )
 from trainer.intervals import bootstrap_by_group
-from trainer.reward import score_replies
+from trainer.reward import scores_of
 
 LIKE = {"length": 60.0, "eos_rate": 0.5, "empty_rate": 0.0, "duplicate_rate": 0.02, "distinct_2": 0.8}
 GOOD_JUDGE = {"accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}
@@ -283,7 +283,7 @@ def test_samples_carry_the_judge_s_score_of_what_was_said(tiny_base: Base) -> No
         for side in ("candidate", "current"):
             ends = [chat.encode_reply(sample[side], finished=finished) for finished in (True, False)]
             asked = chat.encode(prompt.messages)
-            scores = score_replies(policy, "judge", [Reply(asked, said, False) for said in ends])
+            scores = scores_of(policy, "judge", [Reply(asked, said, False) for said in ends])
             if "\ufffd" not in sample[side]:  # half a character does not survive being decoded
                 assert min(abs(sample[f"{side}_score"] - score) for score in scores) < 1e-3
 

@@ -32,7 +32,7 @@ from trainer.endings import Endings
 from trainer.forward import logprobs_of
 from trainer.ppo import train_ppo
 from trainer.result import PolicyResult
-from trainer.reward import normalise, score_replies, tokenise, train_reward
+from trainer.reward import normalise, scores_of, tokenise, train_reward
 from trainer.sampler import MergedSampler
 
 pytestmark = [
@@ -190,7 +190,7 @@ def a_lesson(policy: Policy) -> list[float]:
     config = RefreshConfig(rank=4, reward_lr=5e-3, reward_batch=4, reward_steps=1)
     train_reward(policy, "mine", turns, config, seed=0, tell=lambda *_: None)
     normalise(policy, "mine", replies[:20])
-    return score_replies(policy, "mine", replies)
+    return scores_of(policy, "mine", replies)
 
 
 def test_a_reward_model_learns_what_it_learns_on_the_cpu(base: Base) -> None:

@@ -28,7 +28,7 @@ from trainer.reward import (
     normalise,
     passes,
     ranking_loss,
-    score_replies,
+    scores_of,
     tokenise,
     train_reward,
 )
@@ -141,7 +141,7 @@ def accuracy(policy: Policy, turns: Sequence[RankedTurn]) -> float:
     """The share of rankings of two whose winner scores more."""
     hits = []
     for t in tokenise(turns, policy.base.format):
-        scores = score_replies(policy, "reward", t.replies)
+        scores = scores_of(policy, "reward", t.replies)
         hits += [scores[i] > scores[j] for i, j, _ in t.pairs]
     return sum(hits) / len(hits)
 
@@ -355,7 +355,7 @@ def test_a_heavier_ranking_pulls_harder(tiny_base: Base, batch: int) -> None:
     for weights, winner in (((1.0, 0.1), 0), ((0.1, 1.0), 1)):
         turns = [replace(t, weight=w) for t, w in zip((one, other), weights, strict=True)]
         policy = a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=8, reward_batch=batch))
-        scores = score_replies(policy, "reward", tokenise([one], tiny_base.format)[0].replies)
+        scores = scores_of(policy, "reward", tokenise([one], tiny_base.format)[0].replies)
         assert scores[winner] == max(scores)
 
 
@@ -368,7 +368,7 @@ def test_all_bad_replies_come_to_score_less_than_ranked_ones(tiny_base: Base) ->
     gaps = []
     for turns in (even, [*bad, *even]):
         policy = a_trained(tiny_base, turns, replace(CONFIG, reward_epochs=8))
-        scores = score_replies(policy, "reward", replies)
+        scores = scores_of(policy, "reward", replies)
         gaps.append(sum(scores[:2]) / 2 - sum(scores[2:]) / 2)
     assert gaps[1] < gaps[0] - 0.5 and gaps[1] < 0
 
@@ -433,16 +433,16 @@ def test_a_model_that_goes_on_begins_with_the_raw_scores_it_ended_with(
     tiny_base: Base, tmp_path: Path
 ) -> None:
     policy, replies = a_trained(tiny_base, likes_z(8)), some_replies()
-    raw = score_replies(policy, "reward", replies)
+    raw = scores_of(policy, "reward", replies)
     normalise(policy, "reward", some_replies())
-    normalised = score_replies(policy, "reward", replies)
+    normalised = scores_of(policy, "reward", replies)
     policy.save("reward", tmp_path)
     later = Policy(tiny_base, device=CPU, dtype=torch.float32)
     add_reward_model(later, "reward", CONFIG, seed=1, start=tmp_path)
-    assert score_replies(later, "reward", replies) == pytest.approx(raw, abs=1e-5)
+    assert scores_of(later, "reward", replies) == pytest.approx(raw, abs=1e-5)
     assert float(later.heads["reward"].usual_length) == 0
     normalise(later, "reward", some_replies())
-    assert score_replies(later, "reward", replies) == pytest.approx(normalised, abs=1e-4)
+    assert scores_of(later, "reward", replies) == pytest.approx(normalised, abs=1e-4)
 
 
 def test_a_model_that_goes_on_needs_fewer_rankings_than_a_fresh_one(tiny_base: Base, tmp_path: Path) -> None:
@@ -469,10 +469,10 @@ def test_few_rankings_are_gone_over_more_often_but_not_for_ever() -> None:
 
 def test_after_normalisation_the_reference_scores_0_with_a_spread_of_1(tiny_base: Base) -> None:
     policy, replies = a_learner(tiny_base), some_replies()
-    raw = torch.tensor(score_replies(policy, "judge", replies))
+    raw = torch.tensor(scores_of(policy, "judge", replies))
     for _ in range(2):  # normalising again changes nothing
         normalise(policy, "judge", replies)
-        scores = torch.tensor(score_replies(policy, "judge", replies))
+        scores = torch.tensor(scores_of(policy, "judge", replies))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
         assert float(scores.std()) == pytest.approx(1, abs=1e-4)
         torch.testing.assert_close(scores, (raw - raw.mean()) / raw.std(), atol=1e-4, rtol=0)
@@ -487,9 +487,9 @@ def test_scores_come_in_order_however_they_are_batched(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, replies = a_learner(tiny_base), some_replies()
-    alone = [score_replies(policy, "judge", [one])[0] for one in replies]
+    alone = [scores_of(policy, "judge", [one])[0] for one in replies]
     monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 20)
-    assert score_replies(policy, "judge", replies) == pytest.approx(alone, abs=1e-5)
+    assert scores_of(policy, "judge", replies) == pytest.approx(alone, abs=1e-5)
     assert F.mse_loss(torch.tensor(alone), torch.tensor(alone[::-1])) > 0
 
 

@@ -16,7 +16,7 @@ from tests.plain_ppo import PlainModel
 from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS, Reply
 from trainer.members import pessimistic
-from trainer.reward import score_replies
+from trainer.reward import scores_of
 from trainer.rollout import (
     Roles,
     Rollout,
@@ -72,7 +72,7 @@ def test_the_score_inside_ppo_is_the_score_of_the_reward_model(tiny_base: Base) 
         ("reward-1", rollout.scores[1]),
         ("judge", rollout.judge_score),
     ):
-        outside = score_replies(policy, name, REPLIES)
+        outside = scores_of(policy, name, REPLIES)
         assert scores.tolist() == pytest.approx(outside, abs=1e-5)
 
 

@@ -22,7 +22,7 @@ from tests.adapter_files import make_version
 from tests.learners import CPU, shake
 from trainer.config import RefreshConfig
 from trainer.preferences import read_rows
-from trainer.reward import score_replies, tokenise
+from trainer.reward import scores_of, tokenise
 from trainer.scoring import as_lines, reward_folders, score_file, train_and_evaluate
 
 CONFIG = RefreshConfig(
@@ -108,7 +108,7 @@ def test_a_reply_scores_in_a_file_what_it_scored_in_the_night(tiny_base: Base, t
         policy.save(folder.name, folder)
     file = likes_z(tmp_path / "rows.jsonl", 5)
     replies = [reply for t in tokenise(read_rows([file]), tiny_base.format) for reply in t.replies]
-    one, other = (torch.tensor(score_replies(policy, folder.name, replies)) for folder in folders)
+    one, other = (torch.tensor(scores_of(policy, folder.name, replies)) for folder in folders)
     rows = score_file(tiny_base, folders, file, CONFIG)
     assert [row["id"] for row in rows] == [f"z{i}" for i in range(5)]
     scores = torch.tensor([score for row in rows for score in row["scores"]])

@@ -76,7 +76,7 @@ def at_random(size: float) -> Maker:
 
 def by_reward(policy: Policy) -> Worth:
     def worth(replies: Sequence[Reply]) -> list[float]:
-        return reward.score_replies(policy, "reward-0", replies)
+        return reward.scores_of(policy, "reward-0", replies)
 
     return worth
 

@@ -226,6 +226,6 @@ def rewards_of(policy: Policy, replies: Sequence[Reply], pessimism: float, team:
     """What each reply is worth: the mean less `pessimism` times the spread. A team shares out the reading."""
     mine = team.share(replies)
     with policy.remembering():
-        scores = torch.tensor([reward.score_replies(policy, name, mine) for name in members_of(policy)])
+        scores = torch.tensor([reward.scores_of(policy, name, mine) for name in members_of(policy)])
     mean, std = scores.mean(0).double(), scores.std(0, correction=0).double()
     return team.collect((mean - pessimism * std).tolist())

@@ -34,7 +34,7 @@ from data.prompts import Paraphrase
 from trainer.correlation import correlation, kendall_tau
 from trainer.forward import Reply
 from trainer.intervals import bootstrap_by_group, by_group
-from trainer.reward import score_replies, tokenise
+from trainer.reward import scores_of, tokenise
 from trainer.telling import Done, nobody, within
 
 BINS = 10
@@ -143,7 +143,7 @@ def ensemble_scores(
     rows: list[list[float]] = [[] for _ in names]
     for i, name in enumerate(names):
         for first in range(0, len(replies), _AT_ONCE):
-            rows[i] += score_replies(policy, name, replies[first : first + _AT_ONCE])
+            rows[i] += scores_of(policy, name, replies[first : first + _AT_ONCE])
             tell((i + len(rows[i]) / len(replies)) / len(names))
     scores = torch.tensor(rows)  # (M, N)
     heads = [policy.heads[name] for name in names]

@@ -32,7 +32,7 @@ from trainer.forward import Reply
 from trainer.guards import is_length_unasked
 from trainer.intervals import bootstrap_by_group, by_group
 from trainer.probes import check_probes
-from trainer.reward import score_replies
+from trainer.reward import scores_of
 from trainer.rollout import distinct_2
 from trainer.sampler import sample_replies
 from trainer.telling import Done, nobody
@@ -92,7 +92,7 @@ def judge_candidate(
     `probes` what probes.probe found of both; left out, they veto nothing.
     """
     tell(0.0, "The judge scores both sides.")
-    scores = [score_replies(policy, JUDGE, side) for side in replies]
+    scores = [scores_of(policy, JUDGE, side) for side in replies]
     tell(1.0, "Weighing the result.")
     outcomes = [1.0 if new > old else 0.5 if new == old else 0.0 for new, old in zip(*scores, strict=True)]
     decode = policy.base.format.decode

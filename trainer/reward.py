@@ -198,7 +198,7 @@ def _learn_ranked(policy: Policy, name: str, turns: list[TokenisedTurn], count: 
     """Adds the gradients of ranked `turns`, of `count` in the step; returns sums over them: of the loss, the
     hits, the decided pairs, the scores, the replies."""
     loss, right, decided, total, replies = 0.0, 0.0, 0.0, 0.0, 0.0
-    for group, scores in _scored(policy, name, turns):
+    for group, scores in _groups_with_scores(policy, name, turns):
         losses = [ranking_loss(part, t.pairs) * t.weight for t, part in zip(group, scores, strict=True)]
         loss += _backward(losses, count)
         for t, part in zip(group, scores, strict=True):
@@ -211,13 +211,13 @@ def _learn_ranked(policy: Policy, name: str, turns: list[TokenisedTurn], count: 
 def _learn_bad(policy: Policy, name: str, turns: list[TokenisedTurn], count: int, level: float) -> float:
     """Adds the gradients of `all_bad` turns, of `count` in the step, held against `level`; their loss."""
     loss = 0.0
-    for group, scores in _scored(policy, name, turns):
+    for group, scores in _groups_with_scores(policy, name, turns):
         losses = [all_bad_loss(part, level) * t.weight for t, part in zip(group, scores, strict=True)]
         loss += _backward(losses, count)
     return loss
 
 
-def _scored(
+def _groups_with_scores(
     policy: Policy, name: str, turns: list[TokenisedTurn]
 ) -> Iterator[tuple[list[TokenisedTurn], list[Tensor]]]:
     """A few whole rankings at a time with the scores of each, (K,), ready for a backward pass."""
@@ -263,7 +263,7 @@ def _backward(losses: list[Tensor], count: int) -> float:
 
 
 @torch.no_grad()
-def score_replies(policy: Policy, name: str, replies: Sequence[Reply]) -> list[float]:
+def scores_of(policy: Policy, name: str, replies: Sequence[Reply]) -> list[float]:
     """The normalised score of each reply, in order."""
     scores = [0.0] * len(replies)
     for batch in micro_batches([len(reply.ids) for reply in replies], policy.device):
@@ -281,7 +281,7 @@ def normalise(policy: Policy, name: str, reference_replies: Sequence[Reply], tea
     head.usual_length.fill_(
         statistics.fmean(math.log(max(1, len(reply.reply))) for reply in reference_replies)
     )
-    own = score_replies(policy, name, team.share(reference_replies))
+    own = scores_of(policy, name, team.share(reference_replies))
     scores = torch.tensor(team.collect(own))
     head.mean.add_(scores.mean() * head.std)
     head.std.mul_(scores.std().clamp(min=1e-3))
