@@ -278,11 +278,9 @@ def normalise(policy: Policy, name: str, reference_replies: Sequence[Reply], tea
     if len(reference_replies) < 2:
         raise Refused("One reply of the reference has no spread - give at least two prompts to practise on.")
     head = policy.heads[name]
-    head.usual_length.fill_(
-        statistics.fmean(math.log(max(1, len(reply.reply))) for reply in reference_replies)
-    )
-    own = scores_of(policy, name, team.share(reference_replies))
-    scores = torch.tensor(team.collect(own))
+    lengths = (math.log(max(1, len(reply.reply))) for reply in reference_replies)
+    head.usual_length.fill_(statistics.fmean(lengths))
+    scores = torch.tensor(team.collect(scores_of(policy, name, team.share(reference_replies))))
     head.mean.add_(scores.mean() * head.std)
     head.std.mul_(scores.std().clamp(min=1e-3))
 
