@@ -32,10 +32,10 @@ PUBLIC = frozenset(
 )
 """Open to everybody; /metrics looks at the caller itself, and whoever is signed out may sign out again."""
 GRADIO = "/gradio_api"
-USED = ("/queue/join", "/queue/data", "/heartbeat/", "/cancel", "/reset", "/app_id")
-"""All that a page of ours asks of Gradio below its prefix. Of its other routes there one fetches any address
-and hands on what that says as if this server said it, scripts included; some store files, ask other hosts, or
-tell a page session's contents to whoever names it.
+USED = frozenset({"/queue/join", "/queue/data", "/cancel", "/reset", "/app_id"})
+"""All that a page of ours asks of Gradio below its prefix, `/heartbeat/` besides. Of its other routes there
+one fetches any address and hands on what that says as if this server said it, scripts included; some store
+files, ask other hosts, or tell a page session's contents to whoever names it.
 """
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KEPT_PAGE_SESSIONS = 10_000
@@ -139,7 +139,7 @@ class Guard:
             return answer(scope, 403, "This page is for operators - ask one of them.")
         inner = path.removeprefix("/operate")
         event = inner.removeprefix(GRADIO)
-        if inner.startswith("/monitoring") or (inner.startswith(GRADIO) and not event.startswith(USED)):
+        if inner.startswith("/monitoring") or (inner.startswith(GRADIO) and not is_used(event)):
             return answer(scope, 404, "There is no such page - go back to the start.")
         if not all(self._may_use(page, person) for page in page_sessions(scope, event)):
             return answer(scope, 403, "This page belongs to somebody else - reload it.")
@@ -197,6 +197,11 @@ def bearer(headers: Headers) -> str | None:
     """The API key that a program sends."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else None
+
+
+def is_used(event: str) -> bool:
+    """Whether our pages ask this of Gradio, its prefix left out."""
+    return event.removesuffix("/") in USED or event.startswith("/heartbeat/")
 
 
 def page_sessions(scope: Scope, event: str) -> list[str]:

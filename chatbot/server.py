@@ -44,7 +44,7 @@ LAST_RESORT_SECONDS = 9.0
 LOOK_SECONDS = 0.5
 """Between two looks at whether the engine is still there."""
 SILENT_SECONDS = 30.0
-"""After which a connection that has asked for nothing is closed."""
+"""After which a connection is closed on which the other side has its turn and says nothing."""
 MOST_FILES = 65_536
 
 
@@ -144,18 +144,33 @@ async def _open(app: FastAPI, server: "_Server", serving: "asyncio.Task[None]") 
 
 
 class _Connection(H11Protocol):
-    """One that is closed where it asks for nothing: whoever opens thousands must not keep others out."""
+    """One that is closed where it asks for nothing, or not to the end: whoever opens thousands of them must
+    not keep others out. Uvicorn itself waits for ever until the first request and within one."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._silence = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+        self._look_later()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence.cancel()
         super().connection_lost(exc)
 
+    def _look_later(self) -> None:
+        self._heard_at = self.loop.time()
+        self._silence = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+
     def _close_if_silent(self) -> None:
-        if self.cycle is None:  # no request has come in whole
+        request = self.cycle
+        is_answered = request is None or request.response_complete
+        is_our_turn = not is_answered and (request.response_started or not request.more_body)
+        is_silent = self.loop.time() - self._heard_at > SILENT_SECONDS / 2
+        if is_our_turn or not is_silent:
+            self._look_later()
+        else:
             self.transport.close()
 
 

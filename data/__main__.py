@@ -195,8 +195,8 @@ def forget_(db: Database, home: Home, options: Any) -> Answer:
         scrub(db)
     except Problem as problem:
         lines.append(
-            f"The database's file may still hold copies of rows ({problem}) - a running trainer rewrites it "
-            "within the hour."
+            f"The database's file may still hold copies of rows ({problem}) - a running trainer looks each "
+            "hour whether it can rewrite it."
         )
     return asdict(done), "\n".join(lines)
 

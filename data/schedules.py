@@ -47,9 +47,9 @@ def set_(db: Database, schedule: Schedule, actor: str) -> Schedule:
     return stored
 
 
-def wanted(schedule: Schedule) -> str:
-    """The rankings that start a night, in words."""
-    also = f", {FEWEST_RANKINGS} in all," if schedule.min_rankings < FEWEST_RANKINGS else ""
+def wanted(schedule: Schedule, fewest: int = FEWEST_RANKINGS) -> str:
+    """The rankings that start a night, in words; `fewest` is what it needs in all."""
+    also = f", {fewest} in all," if schedule.min_rankings < fewest else ""
     return f"{schedule.min_rankings} new ranking{'s' * (schedule.min_rankings != 1)}{also}"
 
 

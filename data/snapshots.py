@@ -3,6 +3,7 @@ and everybody's last edit of a reply, which beats what it replaced.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import combinations, islice
@@ -50,6 +51,13 @@ def last_taught(db: Database) -> float | None:
     """When the newest of all that teaches was said; None where nothing does."""
     row = db.one(f"SELECT max(created_at) AS newest FROM ({_TIMES})")
     return row["newest"] if row else None
+
+
+def count_taught(db: Database, until: float | None = None, most: int = -1) -> int:
+    """How many rankings and edits teach, of those said by `until`. Beyond `most` it stops counting."""
+    found = f"SELECT 1 FROM ({_TIMES}) WHERE created_at <= ? LIMIT ?"
+    row = db.one(f"SELECT count(*) AS n FROM ({found})", (math.inf if until is None else until, most))
+    return int(row["n"]) if row else 0
 
 
 def turns_by_id(db: Database, ids: Sequence[str]) -> Iterator[RankedTurn]:

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from chatbot import accounts
 from chatbot.accounts import make_key
 from chatbot.engine import Engine
-from chatbot.guard import PUBLIC, USED
+from chatbot.guard import PUBLIC, is_used
 from chatbot.openai_errors import is_api
 from chatbot.turns import Turns
 from data import people
@@ -85,7 +85,7 @@ def test_of_gradio_only_what_our_pages_use_is_there(app: FastAPI) -> None:
         for prefix in ("/operate/gradio_api", "/gradio_api")
         if path.startswith(prefix)
     }
-    used = {(prefix, path) for prefix, path in below if path.startswith(USED)}
+    used = {(prefix, path) for prefix, path in below if is_used(path)}
     assert {path for _, path in used} >= {"/queue/join", "/queue/data", "/heartbeat/x", "/app_id"}
     assert len(used) < 20
     unused = {path for prefix, path in below - used if prefix == "/gradio_api"}

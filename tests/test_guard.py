@@ -136,6 +136,8 @@ def test_a_user_does_not_see_the_operators_pages(path: str) -> None:
         "/gradio_api/proxy=http://x.hf.space",
         "/operate/monitoring",
         "/gradio_api/what-comes-with-the-next-gradio",
+        "/gradio_api/reset-all",
+        "/gradio_api/queue/data/all",
         "/gradio_api",
         "/operate/gradio_api/deep_link?session_hash=abc",
         "/gradio_api/upload?upload_id=1",

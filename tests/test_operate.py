@@ -22,7 +22,7 @@ from chatbot.pages.operate_runs import runs_html
 from chatbot.pages.operate_schedule import times_html
 from chatbot.pages.operate_versions import listing_html, record_html
 from chatbot.pages.operate_words import WORDS, duration, moment, say
-from data import audit, forecast, people, rankings, requests, runs, schedules, versions
+from data import audit, conversations, forecast, people, rankings, requests, runs, schedules, versions
 from data.backups import backup_path
 from data.database import Database
 from data.home import Home
@@ -172,6 +172,14 @@ def test_a_first_night_needs_as_many_rankings_as_any(db: Database, desk: Desk, v
         rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
     fresh = replace(desk, count_rankings=Kept(rankings.count))
     assert "12 new rankings; a scheduled refresh needs 3." in refresh_html(fresh, visit, None, False)
+
+
+def test_edited_replies_count_among_what_a_night_needs(db: Database, desk: Desk, visit: Visit) -> None:
+    schedules.set_(db, replace(schedules.get(db), min_rankings=3), "a test")
+    for _ in range(11):
+        conversations.add_edit(db, a_turn(db, visit.person)[0].id, "better", visit.person.id)
+    rank(db, visit.person, a_turn(db, visit.person), [1, 2, 3])
+    assert "1 new ranking; a scheduled refresh needs 3." in refresh_html(desk, visit, None, False)
 
 
 def test_of_very_many_new_rankings_no_more_are_counted_than_must_be(

@@ -4,6 +4,7 @@ import asyncio
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,11 @@ from tests.api import until
 
 
 async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application whose answer takes longer than silence may."""
+    """An application that reads all that is said and whose answer takes longer than silence may."""
+    while (message := await receive()).get("more_body"):
+        pass
+    if message["type"] == "http.disconnect":
+        return
     await asyncio.sleep(3 * server.SILENT_SECONDS)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"hi"})
@@ -35,11 +40,34 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     thread.join()
 
 
-@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n"], ids=["nothing", "half a request"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET / HTTP/1.1\r\nhost: x\r\n", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"],
+    ids=["nothing", "half a request", "half a body"],
+)
 def test_a_connection_that_asks_for_nothing_is_closed(port: int, said: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(said)
         assert connection.recv(1) == b""
+
+
+def test_one_that_was_answered_and_begins_again_is_closed_too(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        said = b""
+        while not said.endswith(b"hi"):
+            said += connection.recv(1000)
+        connection.sendall(b"G")  # which ends the time that uvicorn itself gives it
+        assert connection.recv(1) == b""
+
+
+def test_one_that_goes_on_slowly_is_not(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n")
+        for _ in range(20):
+            time.sleep(0.06)  # 1.2 s in all
+            connection.sendall(b"x")
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_one_that_waits_for_its_answer_is_not(port: int) -> None:

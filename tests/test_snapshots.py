@@ -8,7 +8,7 @@ import pytest
 from data import comparisons, conversations, messages, people
 from data.database import Database
 from data.records import FinishReason, Message, Sampling
-from data.snapshots import last_taught, stream_turns, take_snapshot, turns_by_id, version_record
+from data.snapshots import count_taught, last_taught, stream_turns, take_snapshot, turns_by_id, version_record
 from tests.stories import a_turn, rank, somebody
 
 
@@ -162,7 +162,9 @@ def test_the_time_of_what_was_said_last_is_known_without_texts(db: Database) -> 
         rank(db, ada, a_turn(db, ada), [1, 2, 3])
         assert last_taught(db) == take_snapshot(db).turns[-1].created_at
     conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
-    assert last_taught(db) == take_snapshot(db).turns[-1].created_at
+    newest = take_snapshot(db).turns[-1].created_at
+    assert last_taught(db) == newest
+    assert (count_taught(db), count_taught(db, newest - 1e-6), count_taught(db, most=2)) == (4, 3, 2)
 
 
 def conversation_of(db: Database, turn_id: str) -> str:

@@ -80,7 +80,7 @@ def test_a_slot_with_enough_new_rankings_and_too_few_in_all_starts_no_process_th
     assert claim_due(db, NIGHTLY, config, now=NIGHT + 120, since=NIGHT - DAY) is None
     run = runs.latest(db)
     assert run is not None and run.state == "nothing_to_learn"
-    assert run.reason.startswith("Only 4 of the 5 rankings that a night needs in all lay there")
+    assert run.reason.startswith("Only 4 of the 5 rankings and edited replies that a night needs in all lay")
     assert claim_due(db, NIGHTLY, config, now=NIGHT + DAY, since=NIGHT - DAY) is not None
 
 
@@ -267,11 +267,12 @@ def test_a_watcher_backs_up_without_being_asked(watch_with: Callable[[str], Watc
 
 
 def test_the_start_names_the_next_night_and_its_zone() -> None:
-    words = next_night(Schedule(zone="Asia/Shanghai"))
+    words = next_night(Schedule(zone="Asia/Shanghai"), 12)
     assert re.fullmatch(r"Learns next at \S+ 03:30 Asia/Shanghai, if 20 new rankings lie there then\.", words)
-    assert "paused" in next_night(Schedule(is_paused=True)) and "No time zone 'Mars'" in next_night(
-        Schedule(zone="Mars")
+    assert "paused" in next_night(Schedule(is_paused=True), 12) and "No time zone 'Mars'" in next_night(
+        Schedule(zone="Mars"), 12
     )
+    assert "if 20 new rankings, 50 in all, lie there then." in next_night(Schedule(), 50)
 
 
 def test_the_lease_is_renewed_while_the_child_lives_and_no_second_one_starts(

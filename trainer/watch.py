@@ -30,6 +30,7 @@ from data.errors import Problem
 from data.home import Home
 from data.records import Run, RunState, Schedule
 from data.runfolder import LOG, TAKEN_UP
+from data.snapshots import count_taught
 from trainer.reasons import KILLED, SHUT_DOWN, is_worth_resuming
 from trainer.schedule import due, slot_time
 from trainer.upkeep import Upkeep
@@ -76,7 +77,8 @@ def claim_due(
     at = slot_time(key)
     after = rankings.count(db, after=at)
     fresh = max(0, rankings.count(db, after=runs.learned_until(db, now)) - after)
-    reason = too_few(fresh, rankings.count(db) - after, schedule.min_rankings, config.get("min_rankings", 0))
+    fewest = config.get("min_rankings", 0)
+    reason = too_few(fresh, count_taught(db, at, fewest), schedule.min_rankings, fewest)
     if reason and last is None and at < since:
         return None
     with db.write():  # one that is not to run is never seen running
@@ -88,13 +90,13 @@ def claim_due(
 
 
 def too_few(fresh: int, total: int, wanted: int, fewest: int) -> str | None:
-    """Why `fresh` new rankings of `total` start no night, where `wanted` new ones are asked for and `fewest`
-    in all; None where they start one."""
+    """Why `fresh` new rankings, and `total` with old ones and edited replies, start no night, where `wanted`
+    new ones are asked for and `fewest` in all; None where they start one."""
     if fresh < wanted:
         lay = f"Only {fresh} of {wanted} new rankings"
         remedy = 'rank more, or lower "trainer schedule --min-rankings"'
     elif total < fewest:
-        lay = f"Only {total} of the {fewest} rankings that a night needs in all"
+        lay = f"Only {total} of the {fewest} rankings and edited replies that a night needs in all"
         remedy = "rank more"
     else:
         return None
@@ -230,7 +232,7 @@ def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    log.info(next_night(schedules.get(db)))
+    log.info(next_night(schedules.get(db), config.get("min_rankings", 0)))
     watcher = Watcher(home, db, config)
     try:
         while not stop.is_set():
@@ -243,17 +245,17 @@ def watch(home: Home, db: Database, config: Mapping[str, Any]) -> None:
         watcher.close()
 
 
-def next_night(schedule: Schedule) -> str:
-    """When it learns, for whoever starts it; the zone is named, since it may be the machine's."""
+def next_night(schedule: Schedule, fewest: int) -> str:
+    """When it learns, and from how many rankings, for whoever starts it. The zone is named, since it may be
+    the machine's; `fewest` are needed in all."""
     if schedule.is_paused:
         return 'The schedule is paused - "trainer schedule --resume" goes on with it.'
     try:
         (at,) = next_times(schedule, 1)
     except Problem as problem:
         return str(problem)
-    return (
-        f"Learns next at {at:%Y-%m-%d %H:%M} {schedule.zone}, if {schedules.wanted(schedule)} lie there then."
-    )
+    wanted = schedules.wanted(schedule, fewest)
+    return f"Learns next at {at:%Y-%m-%d %H:%M} {schedule.zone}, if {wanted} lie there then."
 
 
 def cores() -> int:

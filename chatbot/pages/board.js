@@ -210,8 +210,9 @@ const updateFoot = () => {
   for (const node of [foot.bad, foot.tied, foot.clear, foot.skip, foot.diff]) node.hidden = !many;
   foot.root.querySelector('.keys').hidden = !many;
   foot.again.hidden = writing;
-  foot.again.disabled = replies().length >= MOST;
-  foot.again.title = foot.again.disabled ? t('no_more_replies') : '';
+  const isFull = replies().length >= MOST; // not disabled: a click, a tap or a key is told why
+  foot.again.setAttribute('aria-disabled', String(isFull));
+  foot.again.title = isFull ? t('no_more_replies') : '';
   foot.skip.hidden ||= isRanked;
   foot.clear.disabled = !kind();
   foot.diff.disabled = finished().length < 2;

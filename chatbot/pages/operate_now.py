@@ -13,13 +13,14 @@ import gradio as gr
 from chatbot.following import Answering
 from chatbot.pages.operate_desk import Desk, Visit, attempt, card, panel, verdict
 from chatbot.pages.operate_words import duration, known, moment
-from data import people, rankings, requests, runs, schedules, versions
+from data import people, requests, runs, schedules, versions
 from data.backups import backup_files, newest_at
 from data.database import Database
 from data.errors import Refused
 from data.formats import FORMATS
 from data.records import BASE_VERSION, FEWEST_RANKINGS, Run
 from data.recovery import backup_problem
+from data.snapshots import count_taught
 
 LOOKS_EVERY = 2.0
 """Seconds between two looks at the run's row."""
@@ -150,7 +151,7 @@ def refresh_html(desk: Desk, visit: Visit, run: Run | None, is_waiting: bool) ->
     if not parts:
         parts.append(f"<p>{visit.html('idle')}</p>")
     new = desk.count_rankings(desk.db, runs.learned_until(desk.db), MOST_COUNTED)
-    missing = FEWEST_RANKINGS - rankings.count(desk.db, most=FEWEST_RANKINGS)
+    missing = FEWEST_RANKINGS - count_taught(desk.db, most=FEWEST_RANKINGS)
     need = max(schedules.get(desk.db).min_rankings, new + missing if missing else 0)
     counted: int | str = f"{MOST_COUNTED:,}+" if new == MOST_COUNTED else new
     parts.append(f"<p class='ns-quiet'>{visit.html('new_rankings', n=counted, need=need)}</p>")
