@@ -44,7 +44,7 @@ LAST_RESORT_SECONDS = 9.0
 LOOK_SECONDS = 0.5
 """Between two looks at whether the engine is still there."""
 SILENT_SECONDS = 30.0
-"""After which a connection is closed on which the other side has its turn and says nothing."""
+"""Between two looks at a connection: one is closed whose other side has its turn and said nothing since."""
 MOST_FILES = 65_536
 
 
@@ -152,7 +152,7 @@ class _Connection(H11Protocol):
         self._look_later()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self.loop.time()
+        self._is_silent = False
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,15 +160,14 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _look_later(self) -> None:
-        self._heard_at = self.loop.time()
+        self._is_silent = True
         self._silence = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
         request = self.cycle
         is_answered = request is None or request.response_complete
         is_our_turn = not is_answered and (request.response_started or not request.more_body)
-        is_silent = self.loop.time() - self._heard_at > SILENT_SECONDS / 2
-        if is_our_turn or not is_silent:
+        if is_our_turn or not self._is_silent:
             self._look_later()
         else:
             self.transport.close()

@@ -120,6 +120,8 @@ def test_why_a_reply_is_bad_is_asked_in_view(open_turn: OPEN, count: int) -> Non
     page.get_by_role("button", name="Bad reply" if count == 1 else "All bad").click()
     for said in (".ranking", ".why"):
         wait_for(page, lambda said=said: is_in_view(page, page.locator(said)))
+    page.wait_for_timeout(500)  # it has come to rest
+    assert is_in_view(page, page.locator(".ranking")) and is_in_view(page, page.locator(".why"))
 
 
 def test_what_is_said_moves_no_card_from_under_the_mouse(open_turn: OPEN) -> None:
