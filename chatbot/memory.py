@@ -8,6 +8,7 @@ half way through a reply. The prefixes that versions keep (prefixes.py) have a l
 import contextlib
 import ctypes
 import math
+import resource
 import sys
 import threading
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ def free_bytes(device: torch.device) -> int:
         used = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
         free = min(free, limit - int(used["anon"]))  # what is cached of files gives way
     return max(0, free)
+
+
+def peak_bytes() -> int:
+    """The most that this process has held of the machine's memory."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def bytes_to_keep(device: torch.device, context_bytes: int) -> int:

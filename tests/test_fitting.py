@@ -26,9 +26,10 @@ from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 from trainer import ensemble, fitting
 from trainer.fitting import fit_rewards, freeze_snapshot
-from trainer.night import Night, begin, write_report
+from trainer.night import Night, begin
 from trainer.progress import Cancelled, Progress
 from trainer.reliability import FLOOR
+from trainer.report import write_report
 from trainer.team import SOLO, Team
 
 T = TypeVar("T")

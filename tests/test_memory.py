@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from chatbot import memory
 from chatbot.basemodel import Base
 from chatbot.llama import Llama
-from chatbot.memory import Memory, bytes_to_keep, column_bytes, free_bytes, give_back, give_back_soon
+from chatbot.memory import (
+    Memory,
+    bytes_to_keep,
+    column_bytes,
+    free_bytes,
+    give_back,
+    give_back_soon,
+    peak_bytes,
+)
 from chatbot.models import merged_model
 from chatbot.runner import prepare
 from chatbot.shelves import Place, Shelves
@@ -95,6 +103,14 @@ def test_of_a_gpu_what_pytorch_holds_and_does_not_use_is_free_too(monkeypatch: p
     for limit, free in ((1.0, 130), (0.1, 80)):
         monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, limit=limit: limit)
         assert free_bytes(torch.device("cuda")) == free
+
+
+def test_the_peak_is_what_was_held_whatever_was_given_back() -> None:
+    before = peak_bytes()
+    more = before - psutil.Process().memory_info().rss + 2**26
+    held = torch.ones(more, dtype=torch.uint8)
+    del held
+    assert before + 2**25 < peak_bytes() < before + 2**27
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of most Linux systems")

@@ -1,10 +1,8 @@
 """trainer/night.py: what a night begins with; tests/test_refresh.py goes through whole ones."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -20,9 +18,8 @@ from data.records import Run, Sampling
 from tests.adapter_files import make_version
 from tests.learners import ranked
 from tests.nights import tiny_night
-from trainer.night import Night, begin, peak_memory, with_own_seed, write_report
+from trainer.night import Night, begin, with_own_seed
 from trainer.progress import Progress
-from trainer.result import PolicyResult
 from trainer.team import SOLO
 
 
@@ -117,30 +114,3 @@ def test_a_night_on_a_gpu_takes_what_is_free_and_beside_a_server_two_thirds_of_i
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
     assert began(db, home, tiny_base, told).sampling.max_new_tokens == 24
     assert limits == [pytest.approx(share * 12 / 24)]
-
-
-def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:
-    assert 50 * 2**20 < peak_memory() < 500 * 2**30
-
-
-def test_a_report_is_json_whatever_became_of_the_scores(
-    db: Database,
-    home: Home,
-    tiny_base: Base,
-    told: tuple[Run, Progress],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
-    night = began(db, home, tiny_base, told, temperature=0.7, max_new_tokens=50)
-    night.folder.mkdir(parents=True)
-    reply = {"prompt": [80], "reply": [81], "score": float("nan"), "judge": float("inf")}
-    result = PolicyResult(
-        best_update=2, updates=5, stopped="score is not a finite number.", samples={5: [reply]}
-    )
-    reports: dict[str, dict[str, Any]] = {"reward": {"ece": float("-inf")}, "judge": {}}
-    report = write_report(night, Snapshot((ranked("ab", (1, 2)),), ""), reports, result, None)
-    json.dumps(report, allow_nan=False)
-    (shown,) = report["ppo"]["samples"][5]
-    assert (shown["score"], shown["judge"], report["reward"]) == (None, None, {"ece": None})
-    assert report["sampling"] == {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 50}
-    assert report["peak_memory_gib"] > 0.05 and report["peak_gpu_memory_gib"] == 3

@@ -23,7 +23,7 @@ from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.fitting import learned_in
 from trainer.forward import Reply
-from trainer.night import Night, with_own_seed
+from trainer.night import REFERENCE, Night, with_own_seed
 from trainer.ppo import train_ppo
 from trainer.practice import (
     Exercises,
@@ -40,15 +40,6 @@ from trainer.telling import Step
 
 _EXERCISES = "exercises.json"
 _NAMES = {"ppo": "PPO", "bestofk": "best-of-K"}
-REFERENCE = "reference"
-"""The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
-
-
-def load_reference(night: Night, policy: Policy, merged: PreTrainedModel) -> None:
-    """The adapter that is the zero of scores and the anchor of the KL; `merged` becomes it too."""
-    if night.reference is not None:
-        policy.load(REFERENCE, night.home.adapters / versions.get(night.db, night.reference).path)
-        policy.write_merged(REFERENCE, merged)
 
 
 def improve_policy(

@@ -1,37 +1,33 @@
-"""What the stages of one night share, and what a night writes down for the person who reads it later."""
+"""What the stages of one night share."""
 
 import hashlib
 import json
 import os
-import resource
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from chatbot.basemodel import Base
 from chatbot.models import pick_device, usual_reply
+from chatbot.policy import Policy
 from data import versions
-from data.cli import finite
 from data.comparisons import Snapshot
 from data.database import Database
 from data.errors import Refused
 from data.home import Home
 from data.records import BASE_VERSION, Run, Sampling
-from data.runfolder import REPORT, TAKEN_UP
+from data.runfolder import TAKEN_UP
 from trainer.config import RefreshConfig
 from trainer.forward import hash_seed
-from trainer.gate import Verdict
 from trainer.practice import check_prompts
 from trainer.progress import Progress
 from trainer.publish import check_files
-from trainer.result import PolicyResult
-from trainer.reward import length_preference
 from trainer.team import Team
 
-HISTORY = "ppo.json"
-"""The figures of every update, in the run's folder once there is a candidate to judge."""
+REFERENCE = "reference"
+"""The adapter of the version that `trainer sft` made, where there is one; else the base is the reference."""
 
 _ALONE, _BESIDE = 0.95, 2 / 3
 """Of the memory of a GPU that is free when a night begins, what it may take. Beside a server it leaves the
@@ -122,60 +118,8 @@ def with_own_seed(night: Night, snapshot: Snapshot) -> RefreshConfig:
     return replace(night.config, seed=seed)
 
 
-def write_report(
-    night: Night,
-    snapshot: Snapshot,
-    reports: dict[str, dict[str, Any]],
-    result: PolicyResult | None,
-    verdict: Verdict | None,
-) -> dict[str, Any]:
-    """All that a person needs to understand the night, as JSON in the run's folder and the version's row.
-
-    Without a verdict there was no candidate to judge, without a result nobody to judge one.
-    """
-    parts = {part: sum(t.part == part for t in snapshot.turns) for part in "AB"}
-    facts = {
-        "parent": night.parent,
-        "reference": night.reference,
-        "rankings": len(snapshot.turns),
-        "parts": parts,
-        "people": len({t.person_id for t in snapshot.turns}),
-        "person_reliability": {t.person_id: t.reliability for t in snapshot.turns if t.reliability < 1},
-        "winners_direction": length_preference(snapshot.turns),
-        "warm_start": reports["reward"].get("warm_start"),
-        "reward": reports["reward"],
-        "judge": reports["judge"],
-        "algorithm": night.config.algorithm,
-        "ppo": _practised(night.base, result) if result else None,
-        "gate": verdict.report() if verdict else None,
-        "sampling": asdict(night.sampling),
-        "seconds": {k: round(v, 1) for k, v in night.progress.seconds.items()},
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
-        "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),  # 0 without a GPU
-        "config": asdict(night.config),
-        "seed": with_own_seed(night, snapshot).seed,
-    }
-    report: dict[str, Any] = finite(facts)
-    (night.folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False))
-    return report
-
-
-def _practised(base: Base, result: PolicyResult) -> dict[str, Any]:
-    told = {k: v for k, v in asdict(result).items() if k not in ("history", "samples")}
-    return {**told, "samples": readable(base, result.samples)}
-
-
-def readable(base: Base, samples: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
-    """Sample replies by update, their token ids as text."""
-    chat = base.format
-    return {
-        update: [
-            {**row, "prompt": chat.decode(row["prompt"]), "reply": chat.decode(row["reply"])} for row in rows
-        ]
-        for update, rows in samples.items()
-    }
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def load_reference(night: Night, policy: Policy, merged: PreTrainedModel) -> None:
+    """The adapter that is the zero of scores and the anchor of the KL; `merged` becomes it too."""
+    if night.reference is not None:
+        policy.load(REFERENCE, night.home.adapters / versions.get(night.db, night.reference).path)
+        policy.write_merged(REFERENCE, merged)

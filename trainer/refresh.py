@@ -27,19 +27,21 @@ from data.database import Database
 from data.files import write_json
 from data.home import Home
 from data.records import BASE_VERSION, Prompt, Run
+from data.runfolder import HISTORY
 from trainer.canary import canaries
 from trainer.config import RefreshConfig
 from trainer.ensemble import reward_records
 from trainer.fitting import NothingToLearn, fit_rewards, freeze_snapshot, sample_reference
 from trainer.forward import Reply, training_policy
 from trainer.gate import Verdict, check_judge, judge_candidate, replay
-from trainer.improving import improve_policy, load_reference, prompts_to_judge
-from trainer.night import HISTORY, Night, begin, with_own_seed, write_report
+from trainer.improving import improve_policy, prompts_to_judge
+from trainer.night import Night, begin, load_reference, with_own_seed
 from trainer.outcome import PATIENCE, finish, recorded
 from trainer.practice import shipped_gate_prompts
 from trainer.probes import probe
 from trainer.progress import Progress
 from trainer.publish import Candidate, write_candidate
+from trainer.report import write_report
 from trainer.result import PolicyResult
 from trainer.reward import length_preference
 from trainer.team import SOLO, Team
@@ -83,16 +85,17 @@ def refresh(
         torch.cuda.empty_cache()  # of that model, which whoever else uses the GPU may need
         with policy.remembering():
             reports = fit_rewards(night, policy, snapshot, reference_replies)
-        if until == "reward":
-            return _pause(night, until)
-        if reasons := check_judge(reports["judge"]):  # known now: all that follows would be for nothing
-            return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
-        result = _improve(night, policy, snapshot, reference_replies)
-        team.leave()
-        if until == "ppo":
-            return _pause(night, until)
+        # A judge that cannot judge is known by now: what follows would be for nothing.
+        reasons = [] if until == "reward" else check_judge(reports["judge"])
+        goes_on = until != "reward" and not reasons
+        result = _improve(night, policy, snapshot, reference_replies) if goes_on else None
+        team.leave()  # the rest is the chief's
         if not team.is_chief:
             return run
+        if reasons:
+            return _no_candidate(night, snapshot, reports, None, " ".join(reasons))
+        if result is None or until == "ppo":
+            return _pause(night, until)
         if result.best_update == 0:
             done = _no_candidate(night, snapshot, reports, result, _nothing_better(result))
         else:
@@ -135,9 +138,6 @@ def _pause(night: Night, until: Stage) -> Run:
     """The run rests after a stage that was asked for by itself."""
     following = {"reward": "trainer ppo", "ppo": "trainer gate"}[until]
     reason = f'Stopped after the stage {until!r}, as asked - go on with "{following} {night.run.id}".'
-    night.team.leave()
-    if not night.team.is_chief:
-        return night.run
     return finish(night.db, night.run, state="interrupted", reason=reason)
 
 
@@ -149,9 +149,6 @@ def _no_candidate(
     reason: str,
 ) -> Run:
     """The night ends before the gate: the judge is not fit to judge, or nothing beat what it began with."""
-    night.team.leave()
-    if not night.team.is_chief:
-        return night.run
     write_report(night, snapshot, reports, result, None)
     return finish(night.db, night.run, state="refused", reason=reason)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from chatbot.basemodel import Base
 from chatbot.manifest import RewardRecord, hash_file, read_manifest
+from chatbot.memory import peak_bytes
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from data.home import Home
@@ -31,7 +32,6 @@ from trainer.config import RefreshConfig
 from trainer.examine import ensemble_scores, examine
 from trainer.forward import Reply, training_policy
 from trainer.members import members_of
-from trainer.night import peak_memory
 from trainer.preferences import read_rows, split_by_conversation
 from trainer.reward import tokenise
 from trainer.telling import ModelStep
@@ -94,7 +94,7 @@ def train_and_evaluate(
         "members": config.members,
         "seconds": round(time.monotonic() - began, 2),
         "seconds_training": round(trained - began, 2),
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "peak_memory_gib": round(peak_bytes() / 2**30, 2),
     }
 
 

@@ -20,6 +20,7 @@ from data.database import Database
 from data.errors import Busy, Refused, no_file
 from data.home import Home
 from data.records import Run
+from data.runfolder import HISTORY
 from trainer.commands import config_from
 from trainer.config import RefreshConfig
 from trainer.telling import Counted
@@ -56,8 +57,6 @@ def gate(home: Home, db: Database, arguments: argparse.Namespace) -> int:
 
 def _check_candidate(home: Home, run: Run) -> None:
     """Raises Refused where a night rests before its gate; `_go_on` says what else is in the way."""
-    from trainer.night import HISTORY
-
     rests = run.state in ("interrupted", "failed", "cancelled") and run.kind != "sft"
     if rests and not (home.runs / run.id / HISTORY).is_file():
         command = "ppo" if run.kind == "reward" else "refresh --resume"
