@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from chatbot.web import Site, mount_api, open_site
 from data.database import Database
 from data.home import Home
 from tests.stories import somebody
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 
@@ -76,11 +77,3 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
         step(self, beside)
 
     monkeypatch.setattr(LlamaRunner, "step", slow)
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Waits until it holds."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.005)

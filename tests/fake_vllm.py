@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +25,7 @@ from chatbot.runner import prepare, runner_for
 from chatbot.sampling import Row
 from data.records import Sampling
 from tests.jobs import a_job
+from tests.waiting import until
 
 NAME = "the-base"
 _TEXT = "one\u2028two\u2029three\x85"
@@ -128,14 +129,6 @@ class FakeVllm:
             with _MODEL:
                 runner.step()
             yield job.rows[0]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits until it holds."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def slowed(servers: list[FakeVllm], pause: float = 0.05) -> None:

@@ -24,7 +24,7 @@ from data import audit, messages, people, rankings
 from data.database import Database, open_database
 from data.errors import Refused
 from data.home import Home
-from tests.api import until
+from tests.waiting import until
 
 
 def test_a_person_is_made_with_a_link_that_sets_the_password(

@@ -23,9 +23,9 @@ from data import conversations, messages, rankings
 from data.database import Database
 from data.home import Home
 from data.records import Message, Person
-from tests.api import until
 from tests.site import built_app
 from tests.stories import a_turn, somebody
+from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, called by Gradio
 NAMES = [f"person {n}" for n in range(45)]

@@ -21,6 +21,7 @@ from chatbot.runner import PIECE, LlamaRunner, bytes_to_prepare
 from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Sampling
 from tests.jobs import ask_tokens
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
@@ -33,14 +34,6 @@ Endless = Callable[[Engine], Generation]
 def done(generation: Generation) -> Generation:
     assert generation.wait(END_OF_WAITING)
     return generation
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits until it holds."""
-    deadline = time.monotonic() + END_OF_WAITING
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

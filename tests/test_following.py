@@ -21,8 +21,8 @@ from data.errors import Busy, NotFound, Refused
 from data.home import Home
 from data.records import Prompt, Sampling, Serving, Version
 from tests.adapter_files import make_version, write_adapter
-from tests.test_engine import until
 from tests.tiny import make_tiny_model
+from tests.waiting import until
 from trainer.canary import canaries
 from trainer.publish import write_candidate
 

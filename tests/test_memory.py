@@ -24,8 +24,8 @@ from chatbot.memory import (
 from chatbot.models import merged_model
 from chatbot.runner import prepare
 from chatbot.shelves import Place, Shelves
-from tests.api import until
 from tests.test_shelves import decode, put, shelves
+from tests.waiting import until
 
 CPU = torch.device("cpu")
 

@@ -24,9 +24,10 @@ from chatbot.basemodel import Base
 from chatbot.engine import Engine
 from data.database import Database
 from data.home import Home
-from tests.api import HELLO, Api, running_api, slow_steps, until
+from tests.api import HELLO, Api, running_api, slow_steps
 from tests.browser import running_server
 from tests.stories import somebody
+from tests.waiting import until
 
 ASKED: dict[str, Any] = {"model": "night-school", "messages": HELLO, "max_tokens": 24}
 

@@ -21,8 +21,9 @@ from data import api_keys, people
 from data.database import Database
 from data.errors import Problem, Unavailable
 from data.home import Home
-from tests.api import HELLO, Api, running_api, slow_steps, until
+from tests.api import HELLO, Api, running_api, slow_steps
 from tests.stories import somebody
+from tests.waiting import until
 
 LONG = {"max_tokens": 900, "temperature": 0}
 

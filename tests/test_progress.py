@@ -10,7 +10,7 @@ import pytest
 from data import runs
 from data.database import Database, connect
 from data.records import Run
-from tests.test_watch import wait_for
+from tests.waiting import until
 from trainer import progress
 from trainer.progress import STAGES, Cancelled, Progress
 
@@ -194,7 +194,7 @@ def test_the_lease_is_renewed_while_the_night_runs_and_not_after(
 ) -> None:
     monkeypatch.setattr(progress, "_HEARTBEAT_SECONDS", 0.01)
     with Progress(db, run, quiet=True):
-        wait_for(lambda: runs.get(db, run.id).lease_until > run.lease_until)
+        until(lambda: runs.get(db, run.id).lease_until > run.lease_until)
     renewed = runs.get(db, run.id).lease_until
     time.sleep(0.05)
     assert runs.get(db, run.id).lease_until == renewed

@@ -17,9 +17,10 @@ from data.errors import Busy, NotFound, Problem, Refused
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import write_adapter
-from tests.fake_vllm import FakeVllm, slowed, until
+from tests.fake_vllm import FakeVllm, slowed
 from tests.test_engine import done
 from tests.test_swaps import let_each_version_meet_a_stream
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)

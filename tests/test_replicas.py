@@ -20,10 +20,11 @@ from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version, write_adapter
-from tests.fake_vllm import FakeVllm, engine_on, slowed, until
+from tests.fake_vllm import FakeVllm, engine_on, slowed
 from tests.test_engine import done
 from tests.test_following import with_canary
 from tests.tiny import make_tiny_model
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=8)

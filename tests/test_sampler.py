@@ -20,10 +20,11 @@ from data.errors import Problem
 from data.home import Home
 from data.records import Sampling
 from tests.adapter_files import make_version
-from tests.fake_vllm import FakeVllm, slowed, until
+from tests.fake_vllm import FakeVllm, slowed
 from tests.learners import CPU, END, PROMPTS, a_learner, shake
 from tests.nights import a_night, rank_by_taste
 from tests.tiny import make_tiny_model
+from tests.waiting import until
 from trainer import sampler
 from trainer.forward import Reply
 from trainer.sampler import MergedSampler, Sampler, ServerSampler, sample_replies

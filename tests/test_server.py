@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from chatbot import server
-from tests.api import until
+from tests.waiting import until
 
 
 async def slow(scope: Scope, receive: Receive, send: Send) -> None:

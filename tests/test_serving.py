@@ -22,8 +22,8 @@ from chatbot.turns import Turns
 from data.database import Database
 from data.home import Home
 from tests.adapter_files import make_version
-from tests.api import until
 from tests.test_following import publish
+from tests.waiting import until
 from trainer.__main__ import _parser
 from trainer.commands import config_from
 from trainer.config import RefreshConfig

@@ -19,7 +19,7 @@ from chatbot.generation import Generation
 from chatbot.interface import AnyEngine
 from data.records import Sampling
 from tests.adapter_files import write_adapter
-from tests.api import until
+from tests.waiting import until
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello.", "Count to ten.", "x" * 90)]
 GREEDY = Sampling(temperature=0, max_new_tokens=80)

@@ -21,7 +21,7 @@ from data.records import Sampling
 from tests.adapter_files import make_version
 from tests.flags import to_flags
 from tests.nights import tiny_night
-from tests.test_watch import wait_for
+from tests.waiting import until
 from trainer.__main__ import run
 from trainer.reasons import SHUT_DOWN
 
@@ -341,7 +341,7 @@ def test_a_machine_that_shuts_down_interrupts_a_night_which_can_go_on_at_once(
     flags = [f"--model={tiny_base.directory}", *to_flags(tiny_night(home, reward_epochs=10_000))]
     night = subprocess.Popen([sys.executable, "-m", "trainer", "refresh", *flags])
     try:
-        wait_for(lambda: (run := runs.latest(ranked)) is not None and run.message.startswith("Training"), 120)
+        until(lambda: (run := runs.latest(ranked)) is not None and run.message.startswith("Training"), 120)
         night.terminate()
         assert night.wait(60) == 130
     finally:

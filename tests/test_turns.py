@@ -21,7 +21,7 @@ from data.errors import Busy, NotFound, Problem, Refused
 from data.records import Message, Person, Sampling
 from data.text import clean
 from tests.stories import somebody
-from tests.test_engine import until
+from tests.waiting import until
 
 SHORT = Sampling(max_new_tokens=8)
 LONG = Sampling(temperature=0, max_new_tokens=900)

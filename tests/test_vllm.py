@@ -31,9 +31,9 @@ from chatbot.remote import RemoteEngine
 from data.home import open_home
 from data.records import Sampling
 from tests.adapter_files import write_adapter
-from tests.fake_vllm import until
 from tests.test_engine import done
 from tests.tiny import make_tiny_model
+from tests.waiting import until
 
 PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = [

@@ -26,6 +26,7 @@ from data.home import Home, open_home
 from data.records import Run, Schedule
 from data.snapshots import take_snapshot
 from tests.stories import a_turn, rank, somebody
+from tests.waiting import until
 from trainer.reasons import SHUT_DOWN, reason_of
 from trainer.watch import Watcher, claim_due, cores, last_slot, log_file, next_night
 
@@ -171,13 +172,6 @@ def child(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def ended(watcher: Watcher) -> bool:
     watcher.tick(NIGHT + 10)
     run = runs.latest(watcher.db)
@@ -212,7 +206,7 @@ def test_the_child_gets_the_run_low_priority_and_half_of_the_cores(
         " os.environ['NIGHTSCHOOL_HOME'], flush=True); sys.exit('Out of luck - try again.')"
     )
     watcher.tick(NIGHT)
-    wait_for(lambda: ended(watcher))
+    until(lambda: ended(watcher))
     run = runs.latest(db)
     assert run is not None and run.state == "failed"
     assert (
@@ -231,7 +225,7 @@ def test_a_watcher_of_still_lower_priority_gives_its_own_to_the_child(
     monkeypatch.setattr(os, "setpriority", lambda which, who, priority: given.append(priority))
     watcher = watch_with("pass")
     watcher.tick(NIGHT)
-    wait_for(lambda: ended(watcher))
+    until(lambda: ended(watcher))
     assert given == [15]  # a lower one is a higher priority, which only root may give
 
 
@@ -246,7 +240,7 @@ def test_the_child_gets_half_of_the_cores_that_the_watcher_may_use(
         watcher.tick(NIGHT)
     finally:
         os.sched_setaffinity(0, mine)
-    wait_for(lambda: ended(watcher))
+    until(lambda: ended(watcher))
     run = runs.latest(db)
     assert run is not None and log_file(home, run).read_text() == "1\n"
 
@@ -262,7 +256,7 @@ def test_where_memory_runs_out_the_child_goes_first(watch_with: Callable[[str], 
 def test_a_watcher_backs_up_without_being_asked(watch_with: Callable[[str], Watcher], home: Home) -> None:
     watcher = watch_with("")
     watcher.tick(NIGHT - 3600)
-    wait_for(lambda: newest_at(home, NIGHT) is not None)
+    until(lambda: newest_at(home, NIGHT) is not None)
     assert newest_at(home, NIGHT) == NIGHT - 3600
 
 
@@ -291,10 +285,8 @@ def test_a_killed_child_goes_on_once_and_no_more(watch_with: Callable[[str], Wat
     watcher.tick(NIGHT)
     first = runs.latest(db)
     assert first is not None
-    wait_for(
-        lambda: (watcher.tick(NIGHT + 10), runs.get(db, first.id).fencing_token > first.fencing_token)[1]
-    )
-    wait_for(lambda: ended(watcher))
+    until(lambda: (watcher.tick(NIGHT + 10), runs.get(db, first.id).fencing_token > first.fencing_token)[1])
+    until(lambda: ended(watcher))
     run = runs.get(db, first.id)
     assert run.reason.startswith("The training process was killed by signal 9 - the machine was probably")
     assert run.reason.endswith("a smaller --model; its last words: none.")
@@ -424,7 +416,7 @@ def test_a_child_that_finished_its_run_itself_is_left_as_it_is_and_the_log_says_
     assert run is not None
     finish(db, run)
     told = f"Refresh {run.key} is over (published): A test."
-    wait_for(lambda: ended(watcher) and told in caplog.text)
+    until(lambda: ended(watcher) and told in caplog.text)
     assert runs.get(db, run.id).reason == "A test."
 
 
@@ -464,11 +456,11 @@ def test_closing_ends_the_child_and_its_children(
     watcher.tick(NIGHT)
     run = runs.latest(db)
     assert run is not None
-    wait_for(lambda: log_file(watcher.home, run).read_text().strip())
+    until(lambda: log_file(watcher.home, run).read_text().strip())
     grandchild = int(log_file(watcher.home, run).read_text())
     watcher.close()
     assert runs.get(db, run.id).state == "interrupted"
-    wait_for(lambda: not _lives(grandchild))
+    until(lambda: not _lives(grandchild))
 
 
 def _lives(pid: int) -> bool:
@@ -481,7 +473,7 @@ def test_trainer_watch_ends_on_sigterm_with_its_child(db: Database, home: Home) 
     empty = str(home.models)
     watching = subprocess.Popen([sys.executable, "-m", "trainer", "watch", "--model", empty])
     try:
-        wait_for(lambda: (run := runs.latest(db)) is not None and run.state == "failed", 120)
+        until(lambda: (run := runs.latest(db)) is not None and run.state == "failed", 120)
         watching.send_signal(signal.SIGTERM)
         assert watching.wait(60) == 0
     finally:

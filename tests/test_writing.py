@@ -15,8 +15,9 @@ from chatbot.vllm import Failed, Gone, Server
 from data.errors import Busy
 from data.home import Home
 from data.records import Sampling
-from tests.fake_vllm import NAME, FakeVllm, engine_on, slowed, until
+from tests.fake_vllm import NAME, FakeVllm, engine_on, slowed
 from tests.test_engine import done
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
