@@ -151,7 +151,7 @@ class Engine(AnyEngine):
             if self._closing:
                 return False
             self._let_go()
-            let_in = list(iter(self._scheduler.next, None))
+            let_in = self._scheduler.let_in()
             loaded = dict(self._loaded)
         if self.threads != torch.get_num_threads():
             torch.set_num_threads(self.threads)

@@ -175,5 +175,6 @@ class RemoteEngine(AnyEngine):
         with self._lock:
             self._let_go()
             self._scheduler.max_rows = self._rows_per_server * len(self._replicas.up)
-            while self._replicas.up and (next_one := self._scheduler.next()):
-                self._writing.begin(next_one)
+            if self._replicas.up:
+                for request in self._scheduler.let_in():
+                    self._writing.begin(request)

@@ -91,8 +91,11 @@ class Scheduler:
             most = max(LEAST_TOKENS, most // 2)
         return most
 
-    def next(self) -> Generation | None:
-        """Let in who is next; nobody while there is no room. What needs more than there is runs alone."""
+    def let_in(self) -> list[Generation]:
+        """Let in everybody for whom there is room, in order. What needs more than there is runs alone."""
+        return list(iter(self._let_in_next, None))
+
+    def _let_in_next(self) -> Generation | None:
         if not self._waiting:
             return None
         rows, columns = self._under_way()

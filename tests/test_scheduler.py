@@ -39,14 +39,6 @@ def with_memory(columns: int) -> Scheduler:
     return scheduler
 
 
-def let_in(scheduler: Scheduler) -> list[Generation]:
-    """Everybody for whom there is room now."""
-    chosen = []
-    while (request := scheduler.next()) is not None:
-        chosen.append(request)
-    return chosen
-
-
 def test_people_who_chat_come_before_the_others(ask: Ask) -> None:
     scheduler = Scheduler(max_waiting=8, max_rows=64)
     kinds: list[Kind] = ["rollout", "api", "chat"]
@@ -54,7 +46,7 @@ def test_people_who_chat_come_before_the_others(ask: Ask) -> None:
     for request in requests.values():
         scheduler.add(request)
     assert [scheduler.position_of(requests[kind]) for kind in kinds] == [3, 2, 1]
-    assert let_in(scheduler) == [requests[kind] for kind in reversed(kinds)]
+    assert scheduler.let_in() == [requests[kind] for kind in reversed(kinds)]
 
 
 def test_those_of_one_rank_are_let_in_as_they_came(ask: Ask) -> None:
@@ -62,7 +54,7 @@ def test_those_of_one_rank_are_let_in_as_they_came(ask: Ask) -> None:
     requests = [ask() for _ in range(5)]
     for request in requests:
         scheduler.add(request)
-    assert let_in(scheduler) == requests
+    assert scheduler.let_in() == requests
     assert scheduler.position_of(requests[0]) == 0
 
 
@@ -71,18 +63,18 @@ def test_a_burst_of_one_person_waits_for_itself(ask: Ask) -> None:
     burst = [ask("ada", replies=4) for _ in range(6)]
     for request in burst:
         scheduler.add(request)
-    assert let_in(scheduler) == burst[:2]
+    assert scheduler.let_in() == burst[:2]
     others = [ask(person, replies=4) for person in ("ben", "cyd", "dan")]
     for request in others:
         scheduler.add(request)
-    assert let_in(scheduler) == others[:2]
+    assert scheduler.let_in() == others[:2]
     burst[0].stop()
     scheduler.let_go()
-    assert let_in(scheduler) == others[2:]  # ada has four under way
+    assert scheduler.let_in() == others[2:]  # ada has four under way
     for request in others:
         request.stop()
     scheduler.let_go()
-    assert let_in(scheduler) == burst[2:3]
+    assert scheduler.let_in() == burst[2:3]
 
 
 @pytest.mark.parametrize("kind, burst, running", [("api", 1, 24), ("chat", 9, 3), ("chat", 4, 8)])
@@ -92,14 +84,14 @@ def test_one_persons_burst_takes_half_of_the_rows_and_another_person_is_let_in_a
     scheduler = Scheduler(max_waiting=32, max_rows=64)
     for _ in range(running):
         scheduler.add(ask("ada", kind, replies=burst))
-        assert len(let_in(scheduler)) == 1
+        assert len(scheduler.let_in()) == 1
     for _ in range(16):
         scheduler.add(ask("ada", kind, replies=burst))
-    assert let_in(scheduler) == []
+    assert scheduler.let_in() == []
     bens = ask("ben", kind, replies=9)
     scheduler.add(bens)
     assert scheduler.position_of(bens) == 1
-    assert let_in(scheduler) == [bens]
+    assert scheduler.let_in() == [bens]
 
 
 @pytest.mark.parametrize("kind, running", [("api", 3), ("chat", 4)])
@@ -109,10 +101,10 @@ def test_one_persons_burst_takes_half_of_the_memory_and_another_person_is_let_in
     scheduler = with_memory(9000)
     for _ in range(10):
         scheduler.add(ask("ada", kind, prompt=900))  # 1024 columns each
-    assert len(let_in(scheduler)) == running
+    assert len(scheduler.let_in()) == running
     bens = ask("ben", kind, prompt=900)
     scheduler.add(bens)
-    assert let_in(scheduler) == [bens]
+    assert scheduler.let_in() == [bens]
 
 
 def test_people_who_fill_everything_come_to_equal_shares_and_leave_one_to_the_next(ask: Ask) -> None:
@@ -121,11 +113,11 @@ def test_people_who_fill_everything_come_to_equal_shares_and_leave_one_to_the_ne
     for person in mine:
         for request in mine[person]:
             scheduler.add(request)
-            let_in(scheduler)
+            scheduler.let_in()
     while ended := [request for request in mine["ada"] if request in scheduler.running][16:]:
         ended[0].stop()
         scheduler.let_go()
-        let_in(scheduler)
+        scheduler.let_in()
     assert Counter(request.person for request in scheduler.running) == {"ada": 16, "ben": 16}
 
 
@@ -135,11 +127,11 @@ def test_who_was_passed_by_is_next_when_theirs_have_ended_however_much_it_needs(
     bens = ask("ben", replies=8)
     for request in (first, wide, small, bens):
         scheduler.add(request)
-    assert let_in(scheduler) == [first, bens]
+    assert scheduler.let_in() == [first, bens]
     for ended, following in ((first, []), (bens, [wide]), (wide, [small])):
         ended.stop()
         scheduler.let_go()
-        assert let_in(scheduler) == following  # her small one does not overtake her wide one
+        assert scheduler.let_in() == following  # her small one does not overtake her wide one
 
 
 def test_a_persons_programs_do_not_keep_their_own_chat_waiting(ask: Ask) -> None:
@@ -147,10 +139,10 @@ def test_a_persons_programs_do_not_keep_their_own_chat_waiting(ask: Ask) -> None
     for person in ("ada", "ben"):
         for _ in range(6):
             scheduler.add(ask(person, "api"))
-    let_in(scheduler)
+    scheduler.let_in()
     chat = ask("ada", replies=4)
     scheduler.add(chat)
-    assert let_in(scheduler) == [chat]
+    assert scheduler.let_in() == [chat]
 
 
 def test_a_persons_programs_that_fill_their_half_of_the_queue_leave_their_chat_its_own(ask: Ask) -> None:
@@ -163,7 +155,7 @@ def test_a_persons_programs_that_fill_their_half_of_the_queue_leave_their_chat_i
             scheduler.add(ask("ada"))
     other = ask("ben")
     scheduler.add(other)
-    assert [request.person for request in let_in(scheduler)][:2] == ["ada", "ben"]
+    assert [request.person for request in scheduler.let_in()][:2] == ["ada", "ben"]
 
 
 def test_what_has_no_person_may_take_all_that_its_kind_may(ask: Ask) -> None:
@@ -171,7 +163,7 @@ def test_what_has_no_person_may_take_all_that_its_kind_may(ask: Ask) -> None:
     rollouts = [ask(kind="rollout") for _ in range(13)]
     for request in rollouts:
         scheduler.add(request)
-    assert let_in(scheduler) == rollouts[:12]
+    assert scheduler.let_in() == rollouts[:12]
 
 
 def test_nobody_holds_more_than_half_of_the_queue(ask: Ask) -> None:
@@ -203,17 +195,17 @@ def test_a_quarter_of_the_rows_is_kept_for_people_who_chat(ask: Ask) -> None:
     rollouts = [ask(kind="rollout", replies=4) for _ in range(4)]
     for request in rollouts:
         scheduler.add(request)
-    assert let_in(scheduler) == rollouts[:3]
+    assert scheduler.let_in() == rollouts[:3]
     person = ask("ada", replies=4)
     scheduler.add(person)
-    assert let_in(scheduler) == [person]
+    assert scheduler.let_in() == [person]
 
 
 def test_what_ended_makes_room_in_the_queue_or_under_way(ask: Ask) -> None:
     scheduler = Scheduler(max_waiting=2, max_rows=1)
     running, waiting = ask(), ask()
     scheduler.add(running)
-    assert let_in(scheduler) == [running]
+    assert scheduler.let_in() == [running]
     scheduler.add(waiting)
     running.stop()
     waiting.stop()
@@ -226,10 +218,10 @@ def test_a_request_wider_than_all_rows_runs_alone(ask: Ask) -> None:
     wide, narrow = ask(replies=5), ask()
     scheduler.add(wide)
     scheduler.add(narrow)
-    assert let_in(scheduler) == [wide]
+    assert scheduler.let_in() == [wide]
     wide.stop()
     scheduler.let_go()
-    assert let_in(scheduler) == [narrow]
+    assert scheduler.let_in() == [narrow]
 
 
 def test_the_room_is_the_free_rows_and_what_may_still_queue(ask: Ask) -> None:
@@ -237,7 +229,7 @@ def test_the_room_is_the_free_rows_and_what_may_still_queue(ask: Ask) -> None:
     assert scheduler.room == 11
     scheduler.add(ask(kind="chat", replies=4))
     assert scheduler.room == 10
-    let_in(scheduler)
+    scheduler.let_in()
     assert scheduler.room == 7
 
 
@@ -246,14 +238,14 @@ def test_long_requests_wait_until_memory_is_free_and_chat_does_not_wait_behind_t
     long = [ask(kind="api", prompt=900) for _ in range(3)]  # 1024 columns each
     for request in long:
         scheduler.add(request)
-    assert let_in(scheduler) == long[:2]
+    assert scheduler.let_in() == long[:2]
     person = ask("ada", prompt=400)
     scheduler.add(person)
-    assert let_in(scheduler) == [person]  # what is kept for people who chat
+    assert scheduler.let_in() == [person]  # what is kept for people who chat
     for ended, following in ((person, []), (long[0], [long[2]])):
         ended.stop()
         scheduler.let_go()
-        assert let_in(scheduler) == following
+        assert scheduler.let_in() == following
 
 
 def test_a_request_that_needs_more_memory_than_its_share_runs_alone_and_is_not_passed_by(ask: Ask) -> None:
@@ -262,7 +254,7 @@ def test_a_request_that_needs_more_memory_than_its_share_runs_alone_and_is_not_p
     for request in (first, long, short):
         scheduler.add(request)
     for alone in (first, long, short):
-        assert let_in(scheduler) == [alone]
+        assert scheduler.let_in() == [alone]
         alone.stop()
         scheduler.let_go()
 
@@ -275,7 +267,7 @@ def test_a_program_that_asks_for_more_than_programs_have_is_refused_and_a_person
     scheduler = with_memory(1000)
     person = ask("ada", prompt=8000)
     scheduler.add(person)
-    assert let_in(scheduler) == [person]
+    assert scheduler.let_in() == [person]
 
 
 def test_no_program_that_is_taken_keeps_a_short_chat_waiting(ask: Ask) -> None:
@@ -287,7 +279,7 @@ def test_no_program_that_is_taken_keeps_a_short_chat_waiting(ask: Ask) -> None:
             taken += 1
             chat = ask("ben", prompt=50)
             scheduler.add(chat)
-            assert let_in(scheduler) == [chat, program]
+            assert scheduler.let_in() == [chat, program]
         for request in scheduler.requests:
             request.stop()
         scheduler.let_go()
@@ -301,7 +293,7 @@ def test_a_program_that_names_no_length_leaves_room_for_others_but_has_a_few_wor
     assert 128 <= wide < 1024
     scheduler.add(ask("ada", "api", replies=9, prompt=500, new=wide))
     scheduler.add(ask("ben", "chat"))
-    assert len(let_in(scheduler)) == 2
+    assert len(scheduler.let_in()) == 2
     assert with_memory(100).longest_that_fits(500, 9, 1024) == 128
     assert with_memory(100).longest_that_fits(500, 9, 60) == 60
     assert Scheduler(max_waiting=8, max_rows=64).longest_that_fits(500, 9, 1024) == 1024
@@ -312,7 +304,7 @@ def test_who_is_stopped_while_the_ended_are_let_go_is_let_go_the_next_time(
 ) -> None:
     scheduler, request = Scheduler(max_waiting=8, max_rows=64), ask()
     scheduler.add(request)
-    assert let_in(scheduler) == [request]
+    assert scheduler.let_in() == [request]
     looks = iter([False, True, True, True])  # another thread stops it after the first look
     monkeypatch.setattr(Generation, "is_done", property(lambda self: next(looks)))
     assert [scheduler.let_go(), scheduler.let_go()] == [[], [request]]
