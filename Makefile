@@ -40,5 +40,5 @@ slow: $(INSTALLED) ## full-size runs on the embedded model
 vllm-check: $(INSTALLED) ## two real vLLM servers, started with the python of VLLM_PYTHON
 	$(BIN)/python -m pytest -m vllm $(ARGS)
 
-gpu-check: $(INSTALLED) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu tests/test_gpu.py $(ARGS)
+gpu-check: $(if $(GPU_PYTHON),,$(INSTALLED)) ## the tests that need a CUDA device, by GPU_PYTHON where that is given
+	$(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu tests/test_gpu.py $(ARGS)

@@ -1,6 +1,6 @@
 """What must hold on CUDA as it does on a CPU: `make gpu-check`.
 
-Needs torch, transformers, peft and pytest alone: `python -m pytest -m gpu tests/test_gpu.py`.
+Needs torch, transformers, peft and pytest alone: `make gpu-check GPU_PYTHON=python3` installs nothing.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ from tests.tiny import base_of
 from trainer.canary import canaries, exact_format
 from trainer.config import RefreshConfig
 from trainer.endings import Endings
-from trainer.forward import logprobs_of
+from trainer.forward import TOKENS_PER_PASS, logprobs_of
 from trainer.ppo import train_ppo
 from trainer.result import PolicyResult
 from trainer.reward import normalise, scores_of, tokenise, train_reward
@@ -193,7 +193,12 @@ def a_lesson(policy: Policy) -> list[float]:
     return scores_of(policy, "mine", replies)
 
 
-def test_a_reward_model_learns_what_it_learns_on_the_cpu(base: Base) -> None:
+@pytest.mark.parametrize("tokens", [4096, 64])
+def test_a_reward_model_learns_what_it_learns_on_the_cpu(
+    base: Base, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """In one pass, and in many, whose forward passes autograd's own thread computes again."""
+    monkeypatch.setitem(TOKENS_PER_PASS, "cuda", tokens)
     here, there = (
         torch.tensor(a_lesson(Policy(base, device=device, dtype=torch.float32)))
         for device in (CUDA, torch.device("cpu"))

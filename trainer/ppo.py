@@ -76,7 +76,7 @@ def token_rewards(logprob: Tensor, ref_logprob: Tensor, score: Tensor, mask: Ten
     """KL penalty a token, and the score once, at the last: (B, T), together score - beta * KL of a reply."""
     rewards = -beta * (logprob - ref_logprob) * mask
     last = mask.long().sum(1) - 1
-    rewards[torch.arange(len(score)), last] += score
+    rewards[torch.arange(len(score), device=score.device), last] += score
     return rewards
 
 
