@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatbot.tokens import Tokens
 from data.errors import Problem, Refused
+from data.text import MAX_CHARACTERS
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ Content = Callable[[int, str], list[int]]
 _MARK = "NightSchoolContent{}End"
 _SAMPLE = "Good morning."
 _MARKS = re.compile(r"NightSchoolContent(\d+)End")
-MAX_CHARACTERS = 32_000
-"""The longest text of one message, checked before anything is tokenised."""
 _SHORT = 64
 """Up to this many messages, a rendered template is kept for other conversations with the same roles that day:
 some templates say what date it is."""

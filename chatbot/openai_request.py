@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chatbot.chatformat import MAX_CHARACTERS
 from chatbot.generation import MAX_REPLIES
 from chatbot.openai_errors import Invalid
 from data.records import Sampling
+from data.text import MAX_CHARACTERS
 
 MAX_MESSAGES = 2_000
 MAX_STOPS = 4

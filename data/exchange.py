@@ -18,13 +18,15 @@ from data.comparisons import RankedTurn
 from data.database import Database
 from data.errors import Refused
 from data.files import lines_of
-from data.formats import FORMATS, Judged, Messages, judged, judged_labels, label_of, rows_of
+from data.formats import FORMATS, MOST_REPLIES, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
 from data.snapshots import stream_turns
 from data.text import to_json
 
 BATCH = 100
 """Rows imported in one transaction."""
+_MOST_ALIKE = MOST_REPLIES // 2
+"""Of KTO's replies to one prompt, the good ones and the bad ones each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,10 @@ def _labelled(rows: Iterable[Any], skipped: list[str]) -> Iterator[tuple[int, Ju
             skipped.append(_left_out(line, error))
             continue
         labels = prompts.setdefault(json.dumps(prompt), (line, prompt, {}))[2]
+        if reply not in labels and [one for one, _ in labels.values()].count(label) == _MOST_ALIKE:
+            so_far = f"{_MOST_ALIKE} replies to its prompt are labelled {to_json(label)} already"
+            skipped.append(f"Line {line} is left out: {so_far}.")
+            continue
         said, first = labels.setdefault(reply, (label, line))
         if said != label:
             skipped.append(f"Line {line} is left out: line {first} labels the same reply {to_json(said)}.")

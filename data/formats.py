@@ -1,8 +1,9 @@
 """The formats other trainers read, as pure functions: a ranked turn to rows, a row to a judged prompt.
 
 Published files have traps: empty and identical replies, dialogues that part before the last reply, one
-speaker twice in a row (joined here). What cannot be used is Refused with a clause that says why. An empty
-reply costs its pair, but no whole ranking: there a model may have chosen to say nothing.
+speaker twice in a row (joined here). What cannot be used is Refused with a clause that says why: replies that
+are too many among them, since what learns takes each with each. An empty reply costs its pair, but no whole
+ranking: there a model may have chosen to say nothing.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from data.comparisons import RankedTurn
 from data.errors import Refused
-from data.prompts import chat_messages
+from data.prompts import chat_messages, check_length
 from data.rankings import check_kind
 from data.records import RankingKind
 from data.text import clean
@@ -31,6 +32,8 @@ FORMATS = {
     " best: a row a pair; never all bad",
 }
 """What a row of each looks like."""
+MOST_REPLIES = 64
+"""Of one prompt: these make 2,016 pairs."""
 _FIELDS = {
     "preference": ("chosen", "rejected"),
     "kto": ("prompt", "completion", "label"),
@@ -59,8 +62,6 @@ class Judged:
     """Whether each reply was cut off; empty where nothing tells."""
 
     def __post_init__(self) -> None:
-        if not self.replies:
-            raise Refused("there are no replies")
         if len(self.replies) > 1 and len(set(self.replies)) == 1 and self.kind != "all_bad":
             raise Refused("the replies are identical")
         if self.prompt[-1]["role"] != "user" or any(map(_says_nothing, self.prompt)):
@@ -219,7 +220,7 @@ def _pair(chosen: Messages, rejected: Messages) -> Judged:
 
 
 def _tiers(row: Row) -> Judged:
-    replies = _texts(row.get("completions"))
+    replies = replies_of(row.get("completions"))
     places = _places(row.get("tiers"), len(replies))
     kind, reasons, comment = row.get("kind", "full"), row.get("reasons", []), row.get("comment", "")
     if not isinstance(reasons, list) or not all(isinstance(one, str) for one in [*reasons, comment]):
@@ -232,7 +233,7 @@ def _tiers(row: Row) -> Judged:
 
 
 def _normalised(row: Row) -> Judged:
-    replies = _texts(row.get("replies"))
+    replies = replies_of(row.get("replies"))
     places = _places(row.get("ranking"), len(replies))
     return Judged(_joined(_messages(row.get("prompt"), "user")), replies, places)
 
@@ -250,9 +251,16 @@ def _words(*replies: dict[str, str]) -> tuple[str, ...]:
     return tuple(reply["content"] for reply in replies)
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def replies_of(value: object) -> tuple[str, ...]:
+    """`value` as the replies of a row, cleaned; Refused with what is wrong, a clause without its remedy."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise Refused("the replies are not a list of texts")
+    if not value:
+        raise Refused("there are no replies")
+    if len(value) > MOST_REPLIES:
+        raise Refused(f"there are {len(value):,} replies, more than {MOST_REPLIES}")
+    for entry in value:
+        check_length(entry)
     return tuple(clean(entry) for entry in value)
 
 

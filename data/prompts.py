@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from data.errors import Refused, no_file
 from data.records import MessageRole, Prompt
-from data.text import clean
+from data.text import MAX_CHARACTERS, clean
 
 
 @cache
@@ -103,8 +103,15 @@ def chat_messages(value: Any) -> tuple[dict[str, str], ...]:
             raise Refused("a message has no text in 'content'")
         if entry.get("role") not in get_args(MessageRole):
             raise Refused(f"a message has the role {entry.get('role')!r}")
+        check_length(entry["content"])
         messages.append({"role": entry["role"], "content": clean(entry["content"])})
     return tuple(messages)
+
+
+def check_length(text: str) -> None:
+    """Refused, with a clause, where a message or reply of a file is longer than one in a chat may be."""
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"a text has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
 
 
 def _shipped(name: str, language: str | None) -> tuple[Prompt, ...]:

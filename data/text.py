@@ -5,6 +5,8 @@ import re
 import unicodedata
 from typing import Any
 
+MAX_CHARACTERS = 32_000
+"""The longest text of one message or reply, whether it is typed, sent or read from a file."""
 MOST_TERMS = 8
 """Of a search: each may have all of a person's messages read."""
 

@@ -136,6 +136,19 @@ def test_kto_rows_that_contradict_each_other_are_named_by_their_lines(db: Databa
     assert result.skipped == ["Line 3 is left out: line 1 labels the same reply true."]
 
 
+def test_a_prompt_with_a_crowd_of_labelled_replies_keeps_as_many_good_ones_as_bad_ones(db: Database) -> None:
+    given = [{"prompt": "Why?", "completion": f"{n}", "label": n < 40} for n in range(80)]
+    result = import_rows(db, given, "kto")
+    assert result.added == 1
+    assert result.skipped == [
+        f"Line {line} is left out: 32 replies to its prompt are labelled {label} already."
+        for lines, label in ((range(33, 41), "true"), (range(73, 81), "false"))
+        for line in lines
+    ]
+    (turn,) = take_snapshot(db).turns
+    assert turn.places == (1,) * 32 + (2,) * 32
+
+
 def test_hh_comes_back_but_for_space_at_the_ends(filled: Database, other: Database) -> None:
     assert import_rows(other, export_rows(filled, "hh"), "hh").skipped == []
     assert [row.replace("\\n\\n\\n\\nAss", "\\n\\nAss") for row in rows(filled, "hh")] == rows(other, "hh")
@@ -244,6 +257,8 @@ def pair(chosen: Any, rejected: Any, prompt: Any = "Why?") -> dict[str, Any]:
 
 TURN = [{"role": "user", "content": "Why?"}]
 HELLO = "\n\nHuman: Hi\n\nAssistant: "
+LONG = "a" * 32_001
+MANY = [str(number) for number in range(3_000)]
 
 BAD: list[tuple[str, Any, str]] = [
     ("preference", pair("a", " "), "a reply is empty"),
@@ -282,6 +297,22 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("tiers", {"prompt": TURN, "completions": [], "tiers": []}, "there are no replies"),
     ("normalised", {"prompt": TURN, "replies": [], "ranking": []}, "there are no replies"),
+    (
+        "tiers",
+        {"prompt": TURN, "completions": MANY, "tiers": [[*range(3_000)]]},
+        "3,000 replies, more than 64.",
+    ),
+    (
+        "normalised",
+        {"prompt": TURN, "replies": MANY, "ranking": []},
+        "there are 3,000 replies, more than 64.",
+    ),
+    ("normalised", {"prompt": TURN, "replies": ["a", LONG], "ranking": [0, 1]}, "more than 32,000."),
+    ("preference", pair("a", LONG), "a text has 32,001 characters, more than 32,000."),
+    ("preference", pair("a", "b", LONG), "a text has 32,001 characters, more than 32,000."),
+    ("hh", {"chosen": HELLO + LONG, "rejected": HELLO + "b"}, "more than 32,000."),
+    ("sft", {"messages": [*TURN, {"role": "assistant", "content": LONG}]}, "more than 32,000."),
+    ("kto", {"prompt": TURN, "completion": LONG, "label": False}, "more than 32,000."),
     ("normalised", {"prompt": TURN, "replies": ["", ""], "ranking": [0, 1]}, "the replies are identical"),
     ("normalised", {"prompt": TURN, "replies": ["a"], "ranking": [0]}, "nothing to compare"),
     ("normalised", {"prompt": TURN, "replies": ["a", "b"], "ranking": 0}, "not a list"),

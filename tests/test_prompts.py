@@ -41,6 +41,7 @@ def test_a_file_gives_its_prompts_in_order(tmp_path: Path) -> None:
         '{"prompt": [{"role": "user"}]}',
         '{"prompt": [{"role": "robot", "content": "x"}]}',
         '{"prompt": [{"role": "user", "content": " "}]}',
+        '{"prompt": [{"role": "user", "content": "' + "x" * 32_001 + '"}]}',
         '{"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}',
     ],
 )

@@ -22,8 +22,8 @@ from typing import Any
 from data.comparisons import RankedTurn
 from data.errors import Refused
 from data.files import lines_of
+from data.formats import MOST_REPLIES, replies_of
 from data.prompts import chat_messages
-from data.text import clean
 
 
 def read_rows(
@@ -67,9 +67,7 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _ranked(row: dict[str, Any], place: str, needs_ranking: bool) -> RankedTurn:
-    prompt, replies = _prompt(row.get("prompt"), place), row.get("replies")
-    if not isinstance(replies, list) or not replies or not all(isinstance(reply, str) for reply in replies):
-        raise Refused(f"{place} has no list of replies - give at least one text.")
+    prompt, replies = _prompt(row.get("prompt"), place), _replies(row.get("replies"), place)
     count = len(replies)
     ranking = row.get("ranking", None if needs_ranking else [list(range(count))])
     began = next((entry["content"] for entry in prompt if entry["role"] == "user"), "")
@@ -83,7 +81,7 @@ def _ranked(row: dict[str, Any], place: str, needs_ranking: bool) -> RankedTurn:
         kind="full",
         created_at=0.0,
         prompt=prompt,
-        replies=tuple(clean(reply) for reply in replies),
+        replies=replies,
         places=_places(ranking, count, place),
         versions=(None,) * count,
         shown=(0,) * count,
@@ -99,6 +97,15 @@ def _prompt(value: object, place: str) -> tuple[dict[str, str], ...]:
     except Refused as error:
         raise Refused(
             f"{place} has no prompt ({error}) - give chat messages with role and content."
+        ) from error
+
+
+def _replies(value: object, place: str) -> tuple[str, ...]:
+    try:
+        return replies_of(value)
+    except Refused as error:
+        raise Refused(
+            f"{place} has no replies to compare ({error}) - give 1 to {MOST_REPLIES} texts."
         ) from error
 
 
