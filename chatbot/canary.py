@@ -22,16 +22,21 @@ OTHER_FORMAT_TOLERANCE = 1.0
 another version; that is left to the hashes."""
 
 
-def nats_off(canaries: Sequence[Canary], logprobs: Sequence[float]) -> float:
-    """How far `logprobs`, the mean of each canary's reply, lie from what was told, in nats a token."""
+def too_far_off(
+    canaries: Sequence[Canary], logprobs: Sequence[float], dtype: torch.dtype, *, four_bit: bool
+) -> str | None:
+    """How far `logprobs`, the mean of each canary's reply, lie from what was told, in words; None where a
+    build in this format may lie so far off."""
     tokens = [len(canary["ids"]) - canary["reply_start"] for canary in canaries]
-    off = [abs(own - told["logprob"]) for own, told in zip(logprobs, canaries, strict=True)]
-    return sum(n * nats for n, nats in zip(tokens, off, strict=True)) / sum(tokens)
+    differences = [abs(own - told["logprob"]) for own, told in zip(logprobs, canaries, strict=True)]
+    off = sum(n * nats for n, nats in zip(tokens, differences, strict=True)) / sum(tokens)
+    may_be = _tolerance(canaries[0], dtype, four_bit)
+    if off <= may_be:  # never so of a nan
+        return None
+    return f"{off:.4f} nats a token off, {may_be} allowed"
 
 
-def tolerance(canaries: Sequence[Canary], dtype: torch.dtype, *, four_bit: bool) -> float:
-    """How far off a build in this format may be."""
-    told = canaries[0]
+def _tolerance(told: Canary, dtype: torch.dtype, four_bit: bool) -> float:
     if told.get("four_bit", False) != four_bit:
         return OTHER_FORMAT_TOLERANCE
     theirs = torch.bfloat16 if told.get("bfloat16", False) else torch.float32

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from chatbot import adapters
-from chatbot.canary import nats_off, tolerance
+from chatbot.canary import too_far_off
 from chatbot.interface import AnyEngine
 from chatbot.manifest import MANIFEST, Manifest, hash_file
 from chatbot.repeating import Repeating
@@ -132,10 +132,8 @@ def _check_canary(engine: AnyEngine, name: str, manifest: Manifest) -> None:
     if not manifest.canary:
         return
     logprobs = [engine.mean_logprob(name, canary["ids"], canary["reply_start"]) for canary in manifest.canary]
-    off = nats_off(manifest.canary, logprobs)
-    may_be = tolerance(manifest.canary, engine.dtype, four_bit=engine.four_bit)
-    if not off <= may_be:  # also for a nan
+    if off := too_far_off(manifest.canary, logprobs, engine.dtype, four_bit=engine.four_bit):
         raise Refused(
             f"Version {name!r} computes other log-probabilities here than where it was trained "
-            f"({off:.4f} nats a token off, {may_be} allowed) - train it again on this machine."
+            f"({off}) - train it again on this machine."
         )

@@ -21,7 +21,7 @@ import torch
 
 from chatbot.base_canary import base_canaries, text_ids
 from chatbot.basemodel import Base
-from chatbot.canary import CANARY_TOLERANCE, nats_off, tolerance
+from chatbot.canary import CANARY_TOLERANCE, too_far_off
 from chatbot.edition import Edition
 from chatbot.null_adapter import null_adapter
 from chatbot.replica import Replica
@@ -261,14 +261,12 @@ class Replicas:
         logprobs = [
             await server.mean_logprob(edition.tag, one["ids"], one["reply_start"]) for one in edition.canary
         ]
-        off = nats_off(edition.canary, logprobs)
-        may_be = tolerance(edition.canary, self._dtype, four_bit=self._four_bit)
-        if not off <= may_be:  # also for a nan
+        if off := too_far_off(edition.canary, logprobs, self._dtype, four_bit=self._four_bit):
             if edition.version != BASE_VERSION:  # that changes nothing, and may serve others there
                 await server.unload(edition.tag)
             raise Refused(
                 f"{server.url} computes other log-probabilities of {edition.version!r} than its weights have "
-                f"({off:.4f} nats a token off, {may_be} allowed) - start it with the same base model."
+                f"({off}) - start it with the same base model."
             )
 
     async def _discard(self, edition: Edition) -> None:

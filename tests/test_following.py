@@ -4,14 +4,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from chatbot import adapters
 from chatbot.basemodel import Base, load_base
-from chatbot.canary import CANARY_TOLERANCE
+from chatbot.canary import CANARY_TOLERANCE, too_far_off
 from chatbot.engine import Engine
 from chatbot.following import Answering, Follower, load_verified
 from chatbot.manifest import MANIFEST, Canary
@@ -346,6 +348,19 @@ def test_a_version_that_was_read_in_bfloat16_may_be_as_far_off_as_that_is(
     version = version_with(db, home, tiny_base, told)
     with nullcontext() if is_loaded else pytest.raises(Refused, match=r"0\.08 allowed"):
         load_verified(db, home, engine, version.name)
+
+
+@pytest.mark.parametrize(
+    ("logprob", "off"),
+    [
+        (-2.0009, None),
+        (-2.002, "0.0020 nats a token off, 0.001 allowed"),
+        (nan, "nan nats a token off, 0.001 allowed"),
+    ],
+)
+def test_how_far_off_a_version_is_is_said_where_that_is_too_far(logprob: float, off: str | None) -> None:
+    told = Canary(ids=[1, 7, 8], reply_start=1, logprob=-2.0)
+    assert too_far_off([told], [logprob], torch.float32, four_bit=False) == off
 
 
 def test_the_base_needs_no_files_and_an_unknown_version_is_named(
