@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +37,9 @@ USED = frozenset({"/queue/join", "/queue/data", "/cancel", "/reset", "/app_id"})
 one fetches any address and hands on what that says as if this server said it, scripts included; some store
 files, ask other hosts, or tell a page session's contents to whoever names it.
 """
+DEEP_LINK = "deep_link"
+"""In the query of a page or of `/config` it names a file of Gradio's that takes the place of our components,
+their scripts included."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KEPT_PAGE_SESSIONS = 10_000
 
@@ -139,7 +142,8 @@ class Guard:
             return answer(scope, 403, "This page is for operators - ask one of them.")
         inner = path.removeprefix("/operate")
         event = inner.removeprefix(GRADIO)
-        if inner.startswith("/monitoring") or (inner.startswith(GRADIO) and not is_used(event)):
+        is_closed = inner.startswith("/monitoring") or (inner.startswith(GRADIO) and not is_used(event))
+        if is_closed or DEEP_LINK in QueryParams(scope["query_string"]):
             return answer(scope, 404, "There is no such page - go back to the start.")
         if not all(self._may_use(page, person) for page in page_sessions(scope, event)):
             return answer(scope, 403, "This page belongs to somebody else - reload it.")

@@ -78,6 +78,10 @@ class Site:
 
 def open_site(site: Site) -> FastAPI:
     """The application without its Gradio pages: sign-in, account, health and metrics."""
+    # Gradio reads both, the latter when it is imported too: no request leaves this host, and files of its own
+    # lie where no other account of this machine and no other program of this one can lay any.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(site.home.gradio))
     app = FastAPI(title="Night School", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site
     app.include_router(_state_routes(site))
@@ -102,7 +106,6 @@ def open_site(site: Site) -> FastAPI:
 
 def mount_pages(app: FastAPI, turns: "Turns", follower: "Follower") -> None:
     """Add the API and the pages; whoever calls this runs the application's lifespan afterwards."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when a page is built; no request leaves this host
     from chatbot.pages.chat import build_chat
     from chatbot.pages.operate import build_operate
 

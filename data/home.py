@@ -42,6 +42,11 @@ class Home:
     def backups(self) -> Path:
         return self.root / "backups"
 
+    @property
+    def gradio(self) -> Path:
+        """Gradio's own files, of which our pages need none."""
+        return self.root / "gradio"
+
 
 def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
     """The home at `root`, else at `$NIGHTSCHOOL_HOME`, else `./var`; its directories are made if missing.
@@ -49,8 +54,8 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
     With `begins` False, `./var` is taken only where it holds a database, else NotFound: a command that was
     run in another directory must not work on a new, empty home. What somebody named need only be there, as
     the empty volume of a container is: else it was mistyped.
-    Database, runs and backups become their owner's alone, as other code may have left them; the versions stay
-    readable, for servers of vLLM that run under another account.
+    Database, runs, backups and `gradio` become their owner's alone, as other code may have left them; the
+    versions stay readable, for servers of vLLM that run under another account.
     Raises Problem where the directory cannot be written.
     """
     named = root or os.environ.get("NIGHTSCHOOL_HOME")
@@ -63,7 +68,7 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
                 else "run this where you started the server, or set NIGHTSCHOOL_HOME."
             )
             raise NotFound(f"There is no Night School in {str(home.root)!r} - {remedy}")
-        for directory in (home.root, home.models, home.adapters, home.runs, home.backups):
+        for directory in (home.root, home.models, home.adapters, home.runs, home.backups, home.gradio):
             if not directory.is_dir():
                 directory.mkdir(parents=True, exist_ok=True)
                 give_to_owner_of_folder(directory)
@@ -77,6 +82,6 @@ def open_home(root: Path | None = None, *, begins: bool = True) -> Home:
             f"The directory {str(home.root)!r} cannot be written - make it writable, "
             "or set NIGHTSCHOOL_HOME to one that is."
         )
-    for private in (home.runs, home.backups, *home.root.glob(f"{home.database.name}*")):
+    for private in (home.runs, home.backups, home.gradio, *home.root.glob(f"{home.database.name}*")):
         keep_private(private)
     return home

@@ -29,7 +29,9 @@ ROLES: tuple[PersonRole | None, ...] = (None, "user", "rater", "operator")
 
 
 @pytest.fixture
-def app(db: Database, engine: Engine, home: Home) -> FastAPI:
+def app(db: Database, engine: Engine, home: Home, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
     return built_app(db, Turns(db, engine), home)
 
 
@@ -95,6 +97,21 @@ def test_of_gradio_only_what_our_pages_use_is_there(app: FastAPI) -> None:
     for path in [*paths, "/gradio_api/file=http://192.0.2.9/cat.png", "/monitoring", "/operate/monitoring/x"]:
         for method in ("GET", "HEAD", "POST"):
             assert operator.request(method, path).status_code == 404, path
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/operate/", "/operate/config"])
+def test_no_file_of_gradios_takes_the_place_of_our_components(app: FastAPI, home: Home, path: str) -> None:
+    folder = home.gradio / "deep_links" / "evil"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('[{"id": 1, "type": "html", "props": {"js_on_load": "evil()"}}]')
+    answer = client(app, "operator").get(f"{path}?deep_link=evil")
+    assert (answer.status_code, "evil()" in answer.text) == (404, False)
+
+
+def test_gradio_looks_for_its_files_where_nobody_else_can_lay_any(app: FastAPI, home: Home) -> None:
+    pages = [route.app for route in app.routes if isinstance(route, Mount) and route.path in ("/operate", "")]
+    assert [page.uploaded_file_dir for page in pages] == [str(home.gradio)] * 2
+    assert home.gradio.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_key_opens_v1_for_every_role_and_nothing_else_for_any(app: FastAPI) -> None:

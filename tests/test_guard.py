@@ -141,6 +141,10 @@ def test_a_user_does_not_see_the_operators_pages(path: str) -> None:
         "/gradio_api",
         "/operate/gradio_api/deep_link?session_hash=abc",
         "/gradio_api/upload?upload_id=1",
+        "/?deep_link=x",
+        "/?c=1&%64eep_link=x",
+        "/operate/?deep_link=",
+        "/operate/config?page=&deep_link=x",
     ],
 )
 def test_what_no_page_of_ours_uses_is_not_there(path: str) -> None:

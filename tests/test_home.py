@@ -95,13 +95,13 @@ def test_what_holds_words_becomes_its_owners_alone_and_versions_stay_readable(tm
         files = [home.root / f"nightschool.db{suffix}" for suffix in ("", "-wal", "-shm")]
         for path in files:
             path.touch(0o644)
-        for folder in (home.runs, home.backups):
+        for folder in (home.runs, home.backups, home.gradio):
             folder.chmod(0o755)
         open_home(tmp_path / "var")
     finally:
         os.umask(before)
     assert [mode(path) for path in files] == [0o600] * 3
-    assert (mode(home.runs), mode(home.backups)) == (0o700, 0o700)
+    assert [mode(folder) for folder in (home.runs, home.backups, home.gradio)] == [0o700] * 3
     assert (mode(home.root), mode(home.adapters), mode(home.models)) == (0o755, 0o755, 0o755)
 
 
