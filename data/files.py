@@ -22,6 +22,9 @@ from data.errors import Busy, Problem, Refused, no_file
 _OWNER_ONLY = 0o600
 _LEAST_ROOM = 2**16
 _GZIP = b"\x1f\x8b"
+_LONGEST_LINE = 2**24
+"""In bytes: room for 64 replies of 32,000 characters, each written as an escape. A line might else fill the
+memory, however small the gzip'd file is."""
 
 
 def private_file(path: Path) -> Path:
@@ -39,11 +42,19 @@ def private_file(path: Path) -> Path:
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines of a file that somebody named, as they come; one that is gzip'd is told by how it begins.
 
-    NotFound where there is none, Refused where it cannot be read, damaged or cut off.
+    NotFound where there is none, Refused where it cannot be read, damaged or cut off, or where a line is so
+    long that it can be no row.
     """
     try:
         with path.open("rb") as file:
-            yield from gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
+            source = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
+            while line := source.readline(_LONGEST_LINE + 1):
+                if len(line) > _LONGEST_LINE:
+                    raise Refused(
+                        f"{str(path)!r} has a line of more than {_LONGEST_LINE >> 20} MiB - "
+                        "write one row a line."
+                    )
+                yield line
     except FileNotFoundError:
         raise no_file(path) from None
     except (OSError, EOFError, zlib.error) as error:

@@ -6,13 +6,15 @@ dangerous, short items with one right choice, a fixed text, and prompts in two w
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-from data.errors import Refused, no_file
+from data.errors import Refused
+from data.files import lines_of
 from data.records import MessageRole, Prompt
 from data.text import MAX_CHARACTERS, clean
 
@@ -75,19 +77,11 @@ def passage() -> str:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSONL file, a row each: {"prompt": [{"role": ..., "content": ...}, ...]}.
+    """The prompts of a JSONL file, plain or gzip'd: {"prompt": [{"role": ..., "content": ...}, ...]} a row.
 
     Refused with the number of the first line that is none.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise no_file(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(
-            f"The file {str(path)!r} cannot be read ({error}) - give a JSONL file in UTF-8."
-        ) from error
-    prompts = _parse(text, str(path), path.name)
+    prompts = _parse(lines_of(path), str(path), path.name)
     if not prompts:
         raise Refused(f"The file {str(path)!r} has no prompts - give at least one row.")
     return prompts
@@ -116,7 +110,7 @@ def check_length(text: str) -> None:
 
 def _shipped(name: str, language: str | None) -> tuple[Prompt, ...]:
     wanted = [row for row in _rows(f"{name}.jsonl") if language in (None, json.loads(row)["language"])]
-    return tuple(_parse("\n".join(wanted), f"{name}.jsonl", name))
+    return tuple(_parse(wanted, f"{name}.jsonl", name))
 
 
 def _rows(file: str) -> list[str]:
@@ -127,9 +121,9 @@ def _text(file: str) -> str:
     return resources.files("data.assets").joinpath(file).read_text(encoding="utf-8")
 
 
-def _parse(text: str, place: str, source: str) -> list[Prompt]:
+def _parse(rows: Iterable[str | bytes], place: str, source: str) -> list[Prompt]:
     prompts = []
-    for line, row in enumerate(text.split("\n"), start=1):
+    for line, row in enumerate(rows, start=1):
         if not row.strip():
             continue
         try:
@@ -142,7 +136,7 @@ def _parse(text: str, place: str, source: str) -> list[Prompt]:
     return prompts
 
 
-def _prompt(row: str) -> tuple[dict[str, str], ...]:
+def _prompt(row: str | bytes) -> tuple[dict[str, str], ...]:
     value = json.loads(row)
     messages = chat_messages(value.get("prompt") if isinstance(value, dict) else None)
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():

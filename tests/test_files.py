@@ -1,12 +1,14 @@
 """data/files.py: what bears a name is complete."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from data.files import file_to_be, make_it_appear, write_json
+from data.errors import Refused
+from data.files import file_to_be, lines_of, make_it_appear, write_json
 
 
 def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -25,6 +27,16 @@ def test_a_folder_appears_with_all_that_lies_in_it(tmp_path: Path) -> None:
     (unfinished / "a").write_text("whole")
     make_it_appear(unfinished, tmp_path / "v1")
     assert (tmp_path / "v1" / "a").read_text() == "whole" and not unfinished.exists()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_line_that_would_fill_the_memory_is_a_sentence(tmp_path: Path, is_packed: bool) -> None:
+    long = b"{}\n" + b" " * (2**24 + 1)
+    (path := tmp_path / "rows.jsonl").write_bytes(gzip.compress(long, 1) if is_packed else long)
+    lines = lines_of(path)
+    assert next(lines) == b"{}\n"
+    with pytest.raises(Refused, match=r"rows.jsonl' has a line of more than 16 MiB - write one row a line"):
+        next(lines)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")

@@ -1,5 +1,6 @@
 """prompts.py: the prompts that ship, and files of prompts with their mistakes."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,21 @@ def test_a_missing_empty_or_binary_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="has no prompts"):
         read_prompts(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(Refused, match=r"Line 1 of .* is no prompt"):
+        read_prompts(path)
+    with pytest.raises(Refused, match=r"cannot be read .* - give a whole file of JSONL"):
+        read_prompts(tmp_path)
+
+
+def test_a_file_may_be_packed(tmp_path: Path) -> None:
+    row = b'{"prompt": [{"role": "user", "content": "Why?"}]}\n'
+    (path := tmp_path / "prompts.jsonl").write_bytes(gzip.compress(row * 2))
+    assert [prompt.messages[0]["content"] for prompt in read_prompts(path)] == ["Why?", "Why?"]
+
+
+def test_a_line_that_would_fill_the_memory_is_no_prompt(tmp_path: Path) -> None:
+    (path := tmp_path / "prompts.jsonl").write_bytes(b" " * (2**24 + 1))
+    with pytest.raises(Refused, match="has a line of more than 16 MiB"):
         read_prompts(path)
 
 
