@@ -8,11 +8,12 @@ and its person's reliability; no person of n has more than max(5 %, 2/n) of the 
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from data.errors import Refused
 from data.records import Prompt, RankingKind, Source
@@ -23,6 +24,8 @@ SOURCE_WEIGHTS: dict[Source, float] = {"human": 1.0, "simulated": 1.0, "imported
 LARGEST_SHARE = 0.05
 """No person has more of a night than this share, or than 2/n of it where that is larger (n people)."""
 FEWEST_TO_CAP = 4
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -127,6 +130,23 @@ def lines_of(turns: Iterable[RankedTurn]) -> bytes:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def in_rounds(items: Iterable[T], person_of: Callable[[T], Hashable]) -> list[T]:
+    """Everybody's first, then everybody's second, and so on; within a round in the order given.
+
+    However many are taken of these, whoever has few keeps them all and who has many gets the places left: a
+    share of what was taken, as `weigh` has it, is no cap where one person's crowd has pushed all others out.
+    """
+    rounds: list[list[T]] = []
+    taken: Counter[Hashable] = Counter()
+    for item in items:
+        person = person_of(item)
+        if taken[person] == len(rounds):
+            rounds.append([])
+        rounds[taken[person]].append(item)
+        taken[person] += 1
+    return list(chain.from_iterable(rounds))
 
 
 def weigh(turns: Sequence[RankedTurn]) -> list[RankedTurn]:

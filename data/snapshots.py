@@ -30,18 +30,25 @@ _EDITED = (
     f" m.content AS original, m.version, m.finish_reason FROM {_EDITS}"
 )
 _TIMES = (
-    f"SELECT r.id, r.created_at, r.source = 'imported' AS is_imported FROM {TEACHING}"
-    f" UNION ALL SELECT e.id, e.created_at, 0 FROM {_EDITS}"
+    f"SELECT r.id, r.created_at, r.person_id, r.source = 'imported' AS is_imported FROM {TEACHING}"
+    f" UNION ALL SELECT e.id, e.created_at, e.author_id, 0 FROM {_EDITS}"
+)
+_IN_ROUNDS = (
+    "SELECT id FROM (SELECT *, row_number() OVER (PARTITION BY is_imported, person_id"
+    f" ORDER BY created_at DESC, id DESC) AS round FROM ({_TIMES}))"
+    " ORDER BY is_imported, round, created_at DESC, id DESC"
 )
 
 
 def take_snapshot(db: Database, most: int | None = None) -> Snapshot:
-    """What teaches at this moment, oldest first, weighed: the newest `most`, or all of it.
+    """What teaches at this moment, oldest first, weighed: all of it, or `most`.
 
-    Imports take only the places that people here leave to them. Texts are read of what is chosen, no more.
+    These are chosen in rounds, everybody's newest first, then everybody's second newest: whoever said little
+    keeps all of it, however much others said since. Imports take only the places that people here leave to
+    them. Texts are read of what is chosen, no more.
     """
     with db.read():
-        ids = [row["id"] for row in db.query(f"{_TIMES} ORDER BY is_imported, 2 DESC, 1 DESC")]
+        ids = [row["id"] for row in db.query(_IN_ROUNDS)]
         found = list(islice(turns_by_id(db, ids), most))
     turns = weigh(sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id)))
     return Snapshot(tuple(turns), hashlib.sha256(lines_of(turns)).hexdigest())

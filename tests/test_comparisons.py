@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import comparisons
-from data.comparisons import RankedTurn, agreement, hits, largest_total, weigh
+from data.comparisons import RankedTurn, agreement, hits, in_rounds, largest_total, weigh
 from data.errors import Refused
 from data.records import RankingKind
 
@@ -52,6 +52,13 @@ def test_a_hit_is_a_decided_pair_whose_better_reply_has_more_and_as_much_is_half
     assert [pair.is_decided for pair in pairs] == [True, False, True]
     assert hits(pairs, [1.0, 2.0, 3.0]) == [1.0, 0.0]
     assert hits(pairs, [2.0, 2.0, 1.0]) == [0.5, 1.0]
+
+
+def test_whoever_has_few_keeps_them_all_and_who_has_many_gets_the_places_left() -> None:
+    order = in_rounds(["m1", "m2", "a1", "m3", "b1", "a2", "m4"], lambda item: item[0])
+    assert order == ["m1", "a1", "b1", "m2", "a2", "m3", "m4"]
+    assert in_rounds(["a1", "a2", "a3"], lambda item: item[0]) == ["a1", "a2", "a3"]
+    assert in_rounds([], str) == []
 
 
 def test_parts_are_sixty_to_forty_and_of_the_conversation() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_who_taught_the_models_that_a_night_goes_on_from_taught_its_version_too(
     many_rankings(db, ["ada"])
     many_rankings(db, [f"p{i}" for i in range(30)], first=1)
     a_night_before(db, home, tiny_base)
-    night = begun(db, home, tiny_base, max_rankings=16)  # the newest: ada's is none of them
+    night = begun(db, home, tiny_base, max_rankings=16)  # sixteen others have newer ones
     snapshot = freeze_snapshot(night)
     assert somebody(db, "ada").id not in {turn.person_id for turn in snapshot.turns}
     fit_rewards(night, NO_POLICY, snapshot, [])
@@ -269,6 +270,24 @@ def test_what_was_ranked_here_examines_before_what_was_imported(
     sources = [turn.source for turn in asked]
     assert len(sources) - sources.count("imported") == here
     assert len(sources) == (400 if imported else here)
+
+
+def test_one_person_s_newest_rankings_are_not_all_that_a_model_is_examined_on(
+    db: Database, home: Home, tiny_base: Base, trained: list[Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def examine(*given: Any, most: int, **_: object) -> Any:
+        asked.append([turn.person_id for turn in given[2][-most:]])
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(fitting, "examine", examine)
+    monkeypatch.setattr(fitting, "_EXAMINED", 6)
+    many_rankings(db, ["ada", "bob"] * 10)
+    many_rankings(db, ["mallory"] * 50, first=20)
+    night = begun(db, home, tiny_base)
+    fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
+    assert [sorted(Counter(people).values()) for people in asked] == [[2, 2, 2]] * 2
 
 
 def test_prompts_that_taught_a_model_do_not_examine_it(

@@ -132,6 +132,21 @@ def test_the_newest_are_chosen_and_imports_take_what_people_here_leave(db: Datab
         assert [turn.ranking_id for turn in turns] == [id for id in everything if id in chosen]
 
 
+def test_whoever_said_little_keeps_all_of_it_beside_one_who_fills_a_night(db: Database) -> None:
+    said = [rank(db, somebody(db, f"p{i % 5}"), a_turn(db, somebody(db)), [1, 2, 3]).id for i in range(20)]
+    replies = a_turn(db, (mallory := somebody(db, "mallory")), list("abcdefghi"))
+    rank(db, mallory, replies, range(1, 10))
+    with db.write():
+        edits = [conversations.add_edit(db, replies[i % 9].id, f"Buy {i}!", mallory.id).id for i in range(50)]
+    standing = edits[-9:]  # of each reply the last
+    turns = take_snapshot(db, 24).turns
+    assert [turn.ranking_id for turn in turns] == [*said, *standing[-4:]]
+    hers = sum(turn.weight for turn in turns if turn.person_id == mallory.id)
+    assert hers <= 2 / 6 * sum(turn.weight for turn in turns)
+    few = take_snapshot(db, 6).turns
+    assert [turn.ranking_id for turn in few] == [*said[-5:], standing[-1]], "everybody's newest"
+
+
 def test_only_what_is_chosen_is_read_with_its_texts(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     ada, read = somebody(db), list[str]()
     ids = [rank(db, ada, a_turn(db, ada), [1, 2, 3]).turn_id for _ in range(7)]

@@ -64,7 +64,7 @@ class RefreshConfig:
 
     min_rankings: Annotated[int, "Fewest rankings worth a night."] = FEWEST_RANKINGS
     max_rankings: Annotated[
-        int, "Most rankings a night learns from: people's before imported ones, the newest first."
+        int, "Most rankings a night learns from: people's before imported ones, everybody's newest first."
     ] = 1000
     members: Annotated[int, "Reward models in the ensemble, each from its own seed and sample."] = 3
     pessimism: Annotated[

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from chatbot.manifest import read_manifest
 from chatbot.policy import Policy
 from data import lessons, runs, versions
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, weigh, write_snapshot
+from data.comparisons import RankedTurn, Snapshot, in_rounds, read_snapshot, weigh, write_snapshot
 from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
@@ -280,11 +280,13 @@ def _teller(night: Night, message: str) -> ModelStep:
 
 
 def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: int) -> dict[str, Any]:
-    """The report of examine() on the newest of `held_out`, those made here first; the stage's last tenth."""
+    """The report of examine() on the newest of `held_out`, those made here first, in rounds by person, so
+    that nobody passes or fails a model alone; the stage's last tenth."""
     message = f"Examining {_who(night, name)} on rankings of the other part."
-    here = [turn for turn in held_out.turns if turn.source != "imported" and turn.pairs()]
+    newest_last = in_rounds(reversed(held_out.turns), lambda turn: turn.person_id)[::-1]
+    here = [turn for turn in newest_last if turn.source != "imported" and turn.pairs()]
     # examine() takes the last ones: those made here stand behind the imported.
-    imports_first = sorted(held_out.turns, key=lambda turn: turn.source != "imported")
+    imports_first = sorted(newest_last, key=lambda turn: turn.source != "imported")
     return examine(
         policy,
         members_of(policy) if name == "reward" else [JUDGE],
