@@ -86,7 +86,7 @@ def _time(llama: Llama) -> float:
         shelves = llama.shelves()
         place = shelves.take(_PROMPT, rows=rows)
         llama.forward(shelves, {}, [Piece(place, [0] * _PROMPT)])
-        places = [place, *(shelves.fork(place) for _ in range(rows - 1))]
+        places = [place, *shelves.fork(place, rows - 1)]
         seconds = []
         for _ in range(_STEPS):
             shelves.make_room(places)

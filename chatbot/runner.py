@@ -178,12 +178,13 @@ class LlamaRunner:
         """The prompt is read: its rows get places of their own."""
         self._prefilling.remove(prefilling)
         rows = [row for row in prefilling.job.rows if row.finish_reason is None]
-        places = [prefilling.place] + [self._shelves.fork(prefilling.place) for _ in rows[1:]]
         if not rows:
             self._shelves.leave(prefilling.place)
+            return []
+        places = [prefilling.place, *self._shelves.fork(prefilling.place, len(rows) - 1)]
         begun = [
             _Decoding(row, place, prefilling.job, prefilling.priority)
-            for row, place in zip(rows, places, strict=False)
+            for row, place in zip(rows, places, strict=True)
         ]
         self._decoding |= {d.place: d for d in begun}
         return begun

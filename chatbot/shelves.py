@@ -49,8 +49,6 @@ class Family:
     rows: "list[Place]" = field(default_factory=list)
     is_shared: bool = False
     """Whether it was forked: columns have owners. Until then its only row has all of them."""
-    common: int = 0
-    """Tokens that all rows of a forked family have."""
     numbered: int = 0
     """Rows there have ever been."""
 
@@ -221,7 +219,7 @@ class Shelves:
     shape: Shape
     context: int
     """Tokens of the longest possible row."""
-    _shelves: dict[tuple[bool, int], Shelf] = field(default_factory=dict)  # (for families?, room) -> shelf
+    _shelves: dict[tuple[bool, int], Shelf] = field(default_factory=dict)  # (is_shared, room) -> shelf
 
     def occupied(self) -> list[Shelf]:
         """The shelves on which something stands."""
@@ -230,7 +228,7 @@ class Shelves:
     def take(self, tokens: int, *, rows: int = 1) -> Place:
         """An empty place with room for so many tokens. With several `rows`, not on a shelf of lone ones."""
         assert tokens <= self.context, f"{tokens} tokens do not fit a context of {self.context}"
-        return self._shelf_for(tokens, rows > 1).take().add(0)
+        return self._shelf_for(tokens, is_shared=rows > 1).take().add(0)
 
     def make_room(self, places: Collection[Place]) -> None:
         """For one more token of each of these rows: what outgrows its shelf moves, what reads worse together
@@ -247,16 +245,14 @@ class Shelves:
             elif family.columns + count > family.shelf.room:
                 self._move(family, family.columns + count)
 
-    def fork(self, place: Place) -> Place:
-        """A second row with the same tokens, in the same family."""
+    def fork(self, place: Place, more: int) -> list[Place]:
+        """So many further rows with the same tokens, in the same family, which is forked once."""
         family = place.family
-        if not family.is_shared:
-            family.is_shared, family.common = True, family.columns
+        assert not family.is_shared, "a family is forked once"
+        if more:
+            family.is_shared = True
             family.give_all(family.columns)
-        elif place.length > family.common:
-            self._part(place, place.length)
-            return self.fork(place)
-        return family.add(place.length)
+        return [family.add(place.length) for _ in range(more)]
 
     def leave(self, place: Place) -> None:
         """The row has ended. A shelf that nobody stands on gives its memory back."""
@@ -272,7 +268,7 @@ class Shelves:
 
     def _move(self, family: Family, columns: int) -> None:
         """To a longer shelf."""
-        shelf = self._shelf_for(columns, family.is_shared)
+        shelf = self._shelf_for(columns, is_shared=family.is_shared)
         new = shelf.take()
         family.copy_to(shelf, new.index)
         self._leave(family)
@@ -287,9 +283,9 @@ class Shelves:
         place.family, place.number = alone.family, alone.number
         place.family.rows = [place]
 
-    def _shelf_for(self, columns: int, is_family: bool) -> Shelf:
+    def _shelf_for(self, columns: int, *, is_shared: bool) -> Shelf:
         room = room_for(columns, self.context)
-        key = (is_family, room)
+        key = (is_shared, room)
         if key not in self._shelves:
             self._shelves[key] = Shelf(self.shape, room)
         return self._shelves[key]

@@ -77,7 +77,7 @@ def test_next_tokens_read_their_own_row_alone(dtype: torch.dtype, length: int) -
     for count, replies in ((length, 3), (length // 2, 1), (length - 10, 1)):
         place = store.take(count + 7, rows=replies)
         _, _, row = read_piece(place, count, no_row(dtype), draw)
-        rows |= {place: row} | {store.fork(place): row for _ in range(replies - 1)}
+        rows |= dict.fromkeys([place, *store.fork(place, replies - 1)], row)
     for _ in range(7):
         store.make_room(rows)
         for shelf in store.occupied():
@@ -122,7 +122,7 @@ def test_cuda_has_fused_attention_for_every_read(dtype: torch.dtype, monkeypatch
     _, _, row = read_piece(place, 50, no_row(dtype), draw)
     found, wanted, row = read_piece(place, 51, row, draw)
     assert (found - wanted).abs().max() < CLOSE[dtype]
-    places = [place, store.fork(place), store.fork(place)]
+    places = [place, *store.fork(place, 2)]
     span = NextTokens.of(place.shelf, places, 0, GROUP)
     span.attend(0, *(drawn(3, heads, dtype, draw) for heads in (HEADS * GROUP, HEADS, HEADS)))
     assert masked == 2

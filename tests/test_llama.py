@@ -160,8 +160,8 @@ def test_replies_that_share_their_prompt_have_the_logits_of_each_alone(kind: str
     prompts = [[3 + (k * i) % 90 for i in range(length)] for k, length in ((5, 40), (7, 25), (11, 60))]
     first, second, late = (shelves.take(len(prompt), rows=4) for prompt in prompts)
     llama.forward(shelves, {}, [Piece(first, prompts[0]), Piece(second, prompts[1])])
-    texts = {place: list(prompts[0]) for place in [first, *(shelves.fork(first) for _ in range(3))]}
-    texts |= {place: list(prompts[1]) for place in [second, shelves.fork(second)]}
+    texts = {place: list(prompts[0]) for place in [first, *shelves.fork(first, 3)]}
+    texts |= {place: list(prompts[1]) for place in [second, *shelves.fork(second, 1)]}
     for step in range(16):
         pieces = [Piece(late, prompts[2][at : at + 10]) for at in [10 * step] if step < 6]
         if step == 7:

@@ -39,7 +39,7 @@ def begin(store: Shelves, prompt: int, replies: int) -> list[Place]:
     """The rows of a prompt that was read."""
     place = store.take(prompt, rows=replies)
     put(place, *range(prompt))
-    return [place, *(store.fork(place) for _ in range(replies - 1))]
+    return [place, *store.fork(place, replies - 1)]
 
 
 @pytest.mark.parametrize("seed", range(10))

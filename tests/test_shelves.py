@@ -82,7 +82,7 @@ def test_the_rows_of_a_prompt_hold_it_once_and_go_their_own_ways() -> None:
     store = shelves()
     place = store.take(40, rows=4)
     put(place, *range(40))
-    rows = [place, *(store.fork(place) for _ in range(3))]
+    rows = [place, *store.fork(place, 3)]
     for step in range(3):
         decode(store, {row: 100.0 * number + step for number, row in enumerate(rows, start=1)})
     assert len({row.family for row in rows}) == 1 and place.family.columns == 40 + 4 * 3
@@ -91,23 +91,22 @@ def test_the_rows_of_a_prompt_hold_it_once_and_go_their_own_ways() -> None:
         assert sees(row) == set(holds(row))
 
 
-def test_a_row_with_tokens_of_its_own_can_be_forked_too() -> None:
+def test_a_family_is_forked_once() -> None:
     store = shelves()
     place = store.take(40, rows=2)
     put(place, *range(40))
-    other = store.fork(place)
-    decode(store, {place: 50.0, other: 60.0})
-    third = store.fork(other)
-    decode(store, {place: 51.0, other: 61.0, third: 71.0})
-    assert [holds(row)[40:] for row in (place, other, third)] == [[50, 51], [60, 61], [60, 71]]
-    assert other.family is third.family is not place.family
+    assert store.fork(place, 0) == [] and not place.family.is_shared
+    [other] = store.fork(place, 1)
+    with pytest.raises(AssertionError, match="a family is forked once"):
+        store.fork(other, 1)
+    assert place.family.rows == [place, other]
 
 
 def test_rows_that_read_worse_together_are_parted() -> None:
     store = shelves()
     place = store.take(4, rows=3)
     put(place, *range(4))
-    rows = [place, store.fork(place), store.fork(place)]
+    rows = [place, *store.fork(place, 2)]
     for step in range(20):
         decode(store, {row: 10.0 * number + step for number, row in enumerate(rows)})
     assert len({row.family for row in rows}) == 3 and not any(row.family.is_shared for row in rows)
@@ -118,7 +117,7 @@ def test_the_last_row_of_a_family_leaves_behind_what_the_others_said() -> None:
     store = shelves()
     place = store.take(100, rows=2)
     put(place, *range(100))
-    other = store.fork(place)
+    [other] = store.fork(place, 1)
     decode(store, {place: 1000.0, other: 2000.0})
     store.leave(place)
     decode(store, {other: 2001.0})
@@ -129,7 +128,7 @@ def test_a_family_longer_than_the_context_has_room() -> None:
     store = shelves(context=256)
     place = store.take(200, rows=9)
     put(place, *range(200))
-    rows = [place, *(store.fork(place) for _ in range(8))]
+    rows = [place, *store.fork(place, 8)]
     for step in range(50):
         decode(store, {row: 1000.0 * number + step for number, row in enumerate(rows)})
     assert place.family.columns == 200 + 9 * 50 and place.shelf.room == 1024
@@ -167,14 +166,14 @@ def test_whoever_comes_and_goes_each_row_keeps_its_own_and_no_gap_stays(seed: in
             values = [float(dice.randint(0, 9999)) for _ in range(dice.choice([1, 30, 127, 400]))]
             held[new := store.take(len(values), rows=dice.choice([1, 4]))] = values
             put(new, *values)
-        elif act == "fork":
-            held[store.fork(place)] = list(held[place])
+        elif act == "fork" and not place.family.is_shared:
+            held |= {row: list(held[place]) for row in store.fork(place, dice.choice([0, 1, 3]))}
         elif act == "decode":
             some = {row: float(dice.randint(0, 9999)) for row in held if dice.random() < 0.8}
             decode(store, some)
             for row, value in some.items():
                 held[row].append(value)
-        else:
+        elif act == "leave":
             store.leave(place)
             del held[place]
         assert all(holds(row) == values and sees(row) == set(values) for row, values in held.items())
