@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, NotRequired, TypedDict
 
 from data.errors import Refused
+from data.text import from_json
 
 MANIFEST = "manifest.json"
 
@@ -96,7 +97,7 @@ def hash_file(path: Path) -> str:
 def read_json(directory: Path, name: str) -> dict[str, Any]:
     """A file of a version directory; Refused where it is no JSON object."""
     try:
-        row = json.loads((directory / name).read_text(encoding="utf-8"))
+        row = from_json((directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise refusal(directory, f"its file {name!r} cannot be read ({error})") from error
     if not isinstance(row, dict):

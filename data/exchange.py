@@ -21,7 +21,7 @@ from data.files import lines_of
 from data.formats import FORMATS, MOST_REPLIES, Judged, Messages, judged, judged_labels, label_of, rows_of
 from data.records import Person, Placement
 from data.snapshots import stream_turns
-from data.text import to_json
+from data.text import from_json, to_json
 
 BATCH = 100
 """Rows imported in one transaction."""
@@ -80,8 +80,8 @@ def read_rows(path: Path) -> Iterator[Any]:
     """A JSONL file's rows in order, gzip'd or not; a blank line is None, a line that is no JSON is ""."""
     for line in lines_of(path):
         try:
-            yield json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            yield from_json(line) if line.strip() else None
+        except ValueError:
             yield ""
 
 

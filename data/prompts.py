@@ -16,7 +16,7 @@ from typing import Any, get_args
 from data.errors import Refused
 from data.files import lines_of
 from data.records import MessageRole, Prompt
-from data.text import MAX_CHARACTERS, clean
+from data.text import MAX_CHARACTERS, clean, from_json
 
 
 @cache
@@ -137,7 +137,7 @@ def _parse(rows: Iterable[str | bytes], place: str, source: str) -> list[Prompt]
 
 
 def _prompt(row: str | bytes) -> tuple[dict[str, str], ...]:
-    value = json.loads(row)
+    value = from_json(row)
     messages = chat_messages(value.get("prompt") if isinstance(value, dict) else None)
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise Refused("the last message is not a user's, or is empty")

@@ -28,6 +28,14 @@ def search_terms(text: str) -> list[str]:
     return sorted(terms, key=lambda term: (-len(term), term))[:MOST_TERMS]
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of JSON that anybody may have written; ValueError where it is none, or goes too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def to_json(value: Any) -> str:
     """JSON as stored in a column."""
     return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

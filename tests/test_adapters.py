@@ -214,6 +214,10 @@ def break_the_manifest(directory: Path) -> None:
     (directory / MANIFEST).write_text('{"name": "v000001"')
 
 
+def nest_the_manifest(directory: Path) -> None:
+    (directory / MANIFEST).write_text("[" * 100_000)
+
+
 def forget_a_field(directory: Path) -> None:
     row = json.loads((directory / MANIFEST).read_text())
     del row["base_sha256"]
@@ -237,6 +241,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("pickle in the directory", bring_a_pickle, "no part of a version"),
     ("manifest missing", lambda d: (d / MANIFEST).unlink(), "'manifest.json' is missing"),
     ("tensors missing", lambda d: (d / TENSORS).unlink(), "is missing"),
+    ("manifest too deep", nest_the_manifest, "cannot be read .it is nested too deeply"),
     ("manifest cut", break_the_manifest, "cannot be read"),
     ("manifest without a field", forget_a_field, "base_sha256"),
     ("field of the wrong type", lambda d: seal(d, rankings="many"), "wrong type"),

@@ -88,6 +88,7 @@ def test_a_split_leaves_dialogues_that_begin_alike_together_across_sources(tmp_p
     "row, sentence",
     [
         ("{", "is no JSON object - write one row a line"),
+        ("[" * 100_000, "is no JSON object - write one row a line"),
         ([1], "is no JSON object - write one row a line"),
         (a_row(prompt=[]), "has no prompt .*not a list.* - give chat messages"),
         (a_row(prompt=[{"role": "robot", "content": "hi"}]), "has no prompt .*role 'robot'"),

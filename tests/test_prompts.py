@@ -35,6 +35,7 @@ def test_a_file_gives_its_prompts_in_order(tmp_path: Path) -> None:
     "row",
     [
         "no json",
+        "[" * 100_000,
         "[]",
         "{}",
         '{"prompt": "text"}',

@@ -24,6 +24,7 @@ from data.errors import Refused
 from data.files import lines_of
 from data.formats import MOST_REPLIES, replies_of
 from data.prompts import chat_messages
+from data.text import from_json
 
 
 def read_rows(
@@ -58,7 +59,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict):
