@@ -7,6 +7,7 @@ Whether the turn is this person's to rank is for the caller to check: raters ran
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -168,10 +169,11 @@ def withdraw(db: Database, turn_id: str, person_id: str, source: Source = "human
         return bool(done.rowcount)
 
 
-def count(db: Database, after: float | None = None, most: int = -1) -> int:
-    """How many rankings teach; with `after` (a time), only newer ones. Beyond `most` it stops counting."""
-    found = f"SELECT 1 FROM {TEACHING} AND r.created_at > ? LIMIT ?"
-    row = db.one(f"SELECT count(*) AS n FROM ({found})", (after or 0.0, most))
+def count(db: Database, after: float | None = None, most: int = -1, until: float | None = None) -> int:
+    """How many rankings teach, said after one time and by another. Beyond `most` it stops counting."""
+    found = f"SELECT 1 FROM {TEACHING} AND r.created_at > ? AND r.created_at <= ? LIMIT ?"
+    between = (after or 0.0, math.inf if until is None else until)
+    row = db.one(f"SELECT count(*) AS n FROM ({found})", (*between, most))
     return int(row["n"]) if row else 0
 
 

@@ -180,12 +180,15 @@ def test_a_skip_does_not_teach(db: Database) -> None:
     assert rankings.counts(db)["kinds"] == {"skip": 1}
 
 
-def test_only_newer_rankings_are_counted_after_a_time(db: Database) -> None:
+def test_only_rankings_between_two_times_are_counted(db: Database) -> None:
     ada = somebody(db)
     first = rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert rankings.count(db, after=first.created_at) == 0
-    rank(db, ada, a_turn(db, ada), [1, 2, 3])
+    second = rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert rankings.count(db, after=first.created_at) == 1
+    assert rankings.count(db, until=first.created_at) == 1
+    assert rankings.count(db, after=first.created_at, until=second.created_at) == 1
+    assert rankings.count(db, after=second.created_at, until=first.created_at) == 0
 
 
 @pytest.mark.parametrize("most, told", [(1, 1), (2, 2), (9, 3)])

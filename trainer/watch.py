@@ -75,8 +75,7 @@ def claim_due(
     if key is None:
         return None
     at = slot_time(key)
-    after = rankings.count(db, after=at)
-    fresh = max(0, rankings.count(db, after=runs.learned_until(db, now)) - after)
+    fresh = rankings.count(db, after=runs.learned_until(db, now), until=at)
     fewest = config.get("min_rankings", 0)
     reason = too_few(fresh, count_taught(db, at, fewest), schedule.min_rankings, fewest)
     if reason and last is None and at < since:
