@@ -9,12 +9,16 @@ import hashlib
 import json
 from collections.abc import Collection
 
+from data.comparisons import in_rounds
 from data.database import Database
 from data.errors import NotFound
 from data.messages import prompt_of
 from data.records import Prompt
 from data.snapshots import opening_of
 from data.text import to_json
+
+_LOOKED_AT = 20
+"""Times as many turns as are wanted are read at the most: a program may have asked the same for ever."""
 
 _MAY_TEACH = (
     "FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN people p ON p.id = c.person_id"
@@ -23,22 +27,24 @@ _MAY_TEACH = (
 
 
 def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]:
-    """What people really asked, with what stood before it: newest first, each once.
+    """What people really asked, with what stood before it, each once: everybody's newest first, then
+    everybody's second newest. So the first few are not one person's, however much they asked.
 
     `for_judging` gives the share that is kept for it, else the others.
     """
+    rows = db.query(f"SELECT m.id, m.conversation_id, c.person_id {_MAY_TEACH} ORDER BY m.id DESC")
+    share = [row for row in rows if _is_kept_for_judging(row["conversation_id"]) == for_judging]
     found: dict[str, Prompt] = {}
-    for row in db.query(f"SELECT m.id, m.conversation_id {_MAY_TEACH} ORDER BY m.id DESC"):
+    for row in in_rounds(share, lambda row: row["person_id"])[: _LOOKED_AT * limit]:
         if len(found) >= limit:
             break
-        if _is_kept_for_judging(row["conversation_id"]) == for_judging:
-            try:
-                chat = prompt_of(db, row["id"])
-            except NotFound:  # deleted meanwhile
-                continue
-            chat_id = row["conversation_id"]
-            prompt = Prompt(chat, row["id"], "people", chat_id, opening_of(db, chat_id))
-            found.setdefault(json.dumps(chat), prompt)
+        try:
+            chat = prompt_of(db, row["id"])
+        except NotFound:  # deleted meanwhile
+            continue
+        chat_id = row["conversation_id"]
+        prompt = Prompt(chat, row["id"], "people", chat_id, opening_of(db, chat_id))
+        found.setdefault(json.dumps(chat), prompt)
     return list(found.values())
 
 

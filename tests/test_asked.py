@@ -43,6 +43,35 @@ def test_one_conversation_in_five_is_kept_for_judging_whole(db: Database) -> Non
         assert {f"{word}, again" for word in share if word.isdigit()} <= share
 
 
+@pytest.mark.parametrize("for_judging", [False, True])
+def test_one_person_s_many_chats_leave_everybody_else_their_prompts(
+    db: Database, monkeypatch: pytest.MonkeyPatch, for_judging: bool
+) -> None:
+    monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: for_judging)
+    for name in ("ada", "bob", "ada", "bob", "ada"):
+        a_turn(db, somebody(db, name), question=f"{name} asks {len(everything(db))}")
+    for number in range(20):
+        a_turn(db, somebody(db, "mallory"), question=f"Buy {number}!")
+    prompts = words(asked.user_prompts(db, 8, for_judging=for_judging))
+    assert prompts == [
+        *("Buy 19!", "ada asks 4", "bob asks 3"),
+        *("Buy 18!", "ada asks 2", "bob asks 1"),
+        *("Buy 17!", "ada asks 0"),
+    ]
+
+
+def test_what_was_asked_the_same_way_for_ever_is_not_all_read(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, prompt_of = list[str](), asked.prompt_of
+    monkeypatch.setattr(asked, "prompt_of", lambda db, id: read.append(id) or prompt_of(db, id))
+    monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
+    monkeypatch.setattr(asked, "_LOOKED_AT", 3)
+    for _ in range(9):
+        a_turn(db, somebody(db), question="Is it up?")
+    assert words(asked.user_prompts(db, 2, for_judging=False)) == ["Is it up?"] and len(read) == 6
+
+
 def test_what_is_deleted_while_prompts_are_read_is_left_out(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

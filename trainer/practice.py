@@ -40,7 +40,7 @@ _REFERENCE_PROMPTS = 64
 _PIECE = 256
 """Tokens of one example of a text file."""
 _ASKED = 500
-"""People's newest turns that are looked through."""
+"""People's turns that are looked through, everybody's newest first."""
 _TURNS_OF_A_CHAT = 5
 """At most so many of one conversation are judged on."""
 
@@ -159,7 +159,8 @@ def shipped_gate_prompts(base: Base, config: RefreshConfig) -> list[Prompt]:
 def choose_gate_prompts(
     db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]
 ) -> list[Prompt]:
-    """The prompts of the gate's replay: people's newest turns that are kept for it, up to half, then others.
+    """The prompts of the gate's replay: people's newest turns that are kept for it, in rounds by person, up to
+    half; then others.
 
     So a candidate that fails at what is asked here cannot pass on what is asked everywhere. An operator's own
     file says by itself what is asked here.
