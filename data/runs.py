@@ -160,8 +160,7 @@ def forget_metrics(db: Database, run: Run, stage: str | None = None) -> None:
 
 def finish(
     db: Database,
-    run_id: str,
-    fencing_token: int,
+    run: Run,
     *,
     state: RunState,
     reason: str,
@@ -174,13 +173,13 @@ def finish(
     """
     assert state != "running", "a run ends in another state"
     with db.write(patience=patience) as conn:
-        check_lease(db, run_id, fencing_token)
+        check_lease(db, run)
         conn.execute(
             "UPDATE runs SET state = ?, reason = ?, version = ?, progress = iif(?, 1, progress),"
             " eta_seconds = NULL, finished_at = ? WHERE id = ?",
-            (state, clean(reason), version, state in ("published", "refused"), time.time(), run_id),
+            (state, clean(reason), version, state in ("published", "refused"), time.time(), run.id),
         )
-        return get(db, run_id)
+        return get(db, run.id)
 
 
 def request_cancel(db: Database, run_id: str) -> Run:

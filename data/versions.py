@@ -16,7 +16,7 @@ from typing import Any
 from data import audit, lessons
 from data.database import Connection, Database, Row
 from data.errors import NotFound, Refused
-from data.records import BASE_VERSION, AuditEntry, Serving, Version, VersionStatus
+from data.records import BASE_VERSION, AuditEntry, Run, Serving, Version, VersionStatus
 from data.text import clean, to_json
 
 _BASE = Version(BASE_VERSION, "", "", "", "", "", "accepted", {}, None, 0, 0.0)
@@ -117,25 +117,23 @@ def set_reference(
     name: str | None,
     *,
     actor: str,
-    run_id: str | None = None,
-    fencing_token: int | None = None,
+    run: Run | None = None,
 ) -> Serving:
     """Lets a version anchor the learning from the next night on; None or `base` is the base itself.
 
-    What serves stays. Refused where the gate refused the version, and where `run_id` is given and its lease
-    was lost.
+    What serves stays. Refused where the gate refused the version, or where `run` is given and lost its lease.
     """
     with db.write() as conn:
         version = get(db, name or BASE_VERSION)
-        if run_id is not None:
-            check_lease(db, run_id, fencing_token)
+        if run is not None:
+            check_lease(db, run)
         if version.status == "refused":
             raise Refused(f"The gate refused {version.name} - choose another reference.")
         before = serving(db).reference
         wanted = None if version.name == BASE_VERSION else version.name
         if wanted != before:
             conn.execute("UPDATE serving SET reference = ? WHERE id = 1", (wanted,))
-            detail = {"version": version.name, "before": before or BASE_VERSION, "run_id": run_id}
+            detail = {"version": version.name, "before": before or BASE_VERSION, "run_id": run and run.id}
             audit.record(db, actor, "set_reference", detail)
         return serving(db)
 
@@ -146,19 +144,18 @@ def publish(
     *,
     actor: str,
     reason: str,
-    run_id: str | None = None,
-    fencing_token: int | None = None,
+    run: Run | None = None,
     force: bool = False,
 ) -> Serving:
     """Lets a version serve from the next turn on.
 
-    Refused where the gate refused it (unless `force`), and where `run_id` is given and its lease was lost.
+    Refused where the gate refused it (unless `force`), or where `run` is given and lost its lease.
     Publishing what serves already changes nothing.
     """
     with db.write() as conn:
         version = get(db, name)
-        if run_id is not None:
-            check_lease(db, run_id, fencing_token)
+        if run is not None:
+            check_lease(db, run)
         if version.status == "refused" and not force:
             raise Refused(f"The gate refused {name} - read its report, or publish it with --force.")
         before = serving(db)
@@ -170,7 +167,7 @@ def publish(
             "version": name,
             "before": before.current,
             "reason": reason,
-            "run_id": run_id,
+            "run_id": run and run.id,
             "force": force,
         }
         audit.record(db, actor, "publish", detail)
@@ -200,12 +197,12 @@ def history(db: Database, limit: int = 1000) -> list[AuditEntry]:
     return audit.entries(db, "publish", "rollback", limit=limit)
 
 
-def check_lease(db: Database, run_id: str, fencing_token: int | None) -> None:
-    """Refused unless the run still runs under this token."""
-    row = db.one("SELECT state, fencing_token FROM runs WHERE id = ?", (run_id,))
+def check_lease(db: Database, run: Run) -> None:
+    """Refused unless the run still runs under its token."""
+    row = db.one("SELECT state, fencing_token FROM runs WHERE id = ?", (run.id,))
     if row is None:
-        raise NotFound(f'No run {run_id!r} - run "trainer runs" to list them.')
-    if row["state"] != "running" or row["fencing_token"] != fencing_token:
+        raise NotFound(f'No run {run.id!r} - run "trainer runs" to list them.')
+    if row["state"] != "running" or row["fencing_token"] != run.fencing_token:
         raise Refused(f"This run is over ({row['state']}), its lease was lost - start a new refresh.")
 
 

@@ -57,9 +57,7 @@ def start_run(db: Database, key: str = "2026-11-21T03:30 UTC", **report: Any) ->
 
 def end_run(db: Database, run: Run, state: RunState = "published", version: str | None = None) -> Run:
     """The same run when it is over."""
-    return runs.finish(
-        db, run.id, run.fencing_token, state=state, reason="It wins 61 % of 300 replies.", version=version
-    )
+    return runs.finish(db, run, state=state, reason="It wins 61 % of 300 replies.", version=version)
 
 
 def log_updates(db: Database, run: Run, updates: int = 13, stage: str = "ppo") -> None:

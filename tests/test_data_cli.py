@@ -200,7 +200,7 @@ def a_version(db: Database, run: Run, report: dict[str, Any], name: str, parent:
         run_id=run.id,
         rankings=1,
     )
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.", version=name)
+    runs.finish(db, run, state="published", reason="It won.", version=name)
 
 
 def a_run(db: Database, home: Home, key: str, words: str) -> Run:
@@ -415,7 +415,7 @@ def test_a_run_that_practised_on_their_words_is_emptied_whatever_the_clock_said(
     person = somebody(db, CANARY)
     run = a_run(db, home, "tonight", CANARY)
     lessons.note(db, run.id, [str(a_turn(db, person, question=CANARY)[0].parent_id)])
-    runs.finish(db, run.id, run.fencing_token, state="failed", reason="")
+    runs.finish(db, run, state="failed", reason="")
     with db.write() as conn:  # the clock was an hour ahead when they came
         conn.execute("UPDATE people SET created_at = created_at + 3600 WHERE id = ?", (person.id,))
     assert forget(db, home, somebody(db, CANARY)).runs == [run.id]
@@ -424,7 +424,7 @@ def test_a_run_that_practised_on_their_words_is_emptied_whatever_the_clock_said(
 def test_a_run_that_was_open_when_the_person_came_is_emptied_too(db: Database, home: Home) -> None:
     run = a_run(db, home, "tonight", "words")
     person = somebody(db)
-    runs.finish(db, run.id, run.fencing_token, state="failed", reason="")
+    runs.finish(db, run, state="failed", reason="")
     assert forget(db, home, person).runs == [run.id]
 
 

@@ -173,7 +173,7 @@ def learned(db: Database, home: Home) -> str:
         run_id=run.id,
         rankings=0,
     )
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="")
+    runs.finish(db, run, state="published", reason="")
     return run.id
 
 

@@ -111,7 +111,7 @@ def a_night_before(db: Database, home: Home, base: Base) -> Path:
     }
     (folder / "learned.json").write_text(json.dumps(learned))
     make_version(db, home, base, run=run, rewards=[_record(folder, name) for name in MODELS])
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+    runs.finish(db, run, state="published", reason="A test.")
     return folder
 
 
@@ -158,7 +158,7 @@ def test_an_import_takes_only_the_places_that_people_leave(db: Database, home: H
     night = begun(db, home, tiny_base, max_rankings=32)
     turns = freeze_snapshot(night).turns
     assert [turn.source for turn in turns].count("imported") == 12
-    runs.finish(db, night.run.id, night.run.fencing_token, state="refused", reason="A test.")
+    runs.finish(db, night.run, state="refused", reason="A test.")
     assert rankings.count(db, after=runs.learned_until(db)) == 0, "what found no place is not new for ever"
     assert [turn.created_at for turn in turns] == sorted(turn.created_at for turn in turns)
 
@@ -223,7 +223,7 @@ def test_damaged_reward_models_of_an_earlier_night_are_passed_over(
     for warm_start in (True, False):
         night = begun(db, home, tiny_base, warm_start=warm_start)
         fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
-        runs.finish(db, night.run.id, night.run.fencing_token, state="refused", reason="A test.")
+        runs.finish(db, night.run, state="refused", reason="A test.")
     assert [training.warm for training in trained] == [None] * 4
 
 
@@ -239,7 +239,7 @@ def test_who_taught_the_models_that_a_night_goes_on_from_taught_its_version_too(
     fit_rewards(night, NO_POLICY, snapshot, [])
     assert trained[0].warm is not None
     make_version(db, home, tiny_base, seed=1, run=night.run)
-    runs.finish(db, night.run.id, night.run.fencing_token, state="published", reason="A test.")
+    runs.finish(db, night.run, state="published", reason="A test.")
     assert forget(db, home, somebody(db, "ada")).versions == ["v000001", "v000002"]
 
 
@@ -386,7 +386,7 @@ def test_every_member_learns_what_the_chief_does_whatever_it_finds_itself(
     chief = begun(db, home, tiny_base, Told())
     snapshot = freeze_snapshot(chief)
     reports = fit_rewards(chief, NO_POLICY, snapshot, [])
-    runs.finish(db, chief.run.id, chief.run.fencing_token, state="cancelled", reason="A test.")
+    runs.finish(db, chief.run, state="cancelled", reason="A test.")
     change(db, home, tiny_base)
     words = cast(Told, chief.team).words
     member = begun(db, home, tiny_base, Told(rank=1, words=[*words]))

@@ -45,7 +45,7 @@ def test_refreshes_are_counted_by_how_they_ended(db: Database) -> None:
     for key, state in (("one", "published"), ("two", "refused"), ("three", "published")):
         run = runs.claim(db, key, config={})
         assert run
-        runs.finish(db, run.id, run.fencing_token, state=state, reason="")  # type: ignore[arg-type]
+        runs.finish(db, run, state=state, reason="")  # type: ignore[arg-type]
     seen = samples(Metrics(db))
     assert seen["nightschool_refreshespublished"] == 2
     assert seen["nightschool_refreshesrefused"] == 1
@@ -72,7 +72,7 @@ def test_the_newest_night_tells_how_far_it_went_and_how_often_it_won(db: Databas
         runs.log(db, run, "ppo", 1, {"kl": kl})
         if key == "one":
             runs.log(db, run, "gate", 0, {"win_rate": 0.75})
-        runs.finish(db, run.id, run.fencing_token, state="refused", reason="")
+        runs.finish(db, run, state="refused", reason="")
     seen = samples(Metrics(db))
     assert (seen["nightschool_refresh_kl"], seen["nightschool_refresh_win_rate"]) == (5.0, 0.75)
 

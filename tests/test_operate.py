@@ -226,7 +226,7 @@ def test_cancel_takes_back_a_request_then_stops_a_run_then_refuses(
     run = start_run(db)
     call(page, "stop", operator)
     assert runs.get(db, run.id).cancel_requested
-    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="An operator cancelled it.")
+    runs.finish(db, run, state="cancelled", reason="An operator cancelled it.")
     with pytest.warns(UserWarning, match="nothing to cancel"):
         call(page, "stop", operator)
 
@@ -281,7 +281,7 @@ def test_only_the_runs_that_are_drawn_are_read(
 
 def test_the_table_of_runs_gives_state_and_reason(db: Database, visit: Visit) -> None:
     run = start_run(db, "manual-1")
-    ended = runs.finish(db, run.id, run.fencing_token, state="refused", reason="No better than what serves.")
+    ended = runs.finish(db, run, state="refused", reason="No better than what serves.")
     html = runs_html(visit, [ended])
     assert "refused" in html and "No better than what serves." in html and "Asked for by hand" in html
 

@@ -32,12 +32,12 @@ def test_a_night_that_was_cut_off_is_worth_resuming(
     db: Database, key: str, reason: str, is_worth_it: bool
 ) -> None:
     run = start_run(db, key)
-    ended = runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
+    ended = runs.finish(db, run, state="interrupted", reason=reason)
     assert is_worth_resuming(ended) == is_worth_it
 
 
 def test_a_night_that_somebody_cancelled_is_not_worth_resuming(db: Database) -> None:
     run = start_run(db)
     runs.request_cancel(db, run.id)
-    ended = runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    ended = runs.finish(db, run, state="interrupted", reason=SHUT_DOWN)
     assert not is_worth_resuming(ended)

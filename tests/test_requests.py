@@ -33,7 +33,7 @@ def test_a_wish_made_while_a_run_lives_waits_for_its_end(db: Database, olga: Per
     assert run is not None
     key = requests.ask(db, olga)
     assert runs.claim(db, key, config={}) is None and requests.pending(db) == key
-    runs.finish(db, run.id, run.fencing_token, state="refused", reason="No better.")
+    runs.finish(db, run, state="refused", reason="No better.")
     assert runs.claim(db, key, config={}) is not None
 
 

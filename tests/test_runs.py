@@ -3,6 +3,7 @@
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_run_of_the_schedule_says_so(db: Database) -> None:
 
 def test_a_slot_is_claimed_once(db: Database) -> None:
     run = claimed(db)
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    runs.finish(db, run, state="published", reason="It won.")
     assert runs.claim(db, "tonight", config={}) is None
 
 
@@ -66,7 +67,7 @@ def test_an_interrupted_run_is_taken_up_again_under_a_new_token(db: Database) ->
     assert again is not None and (again.id, again.state, again.finished_at) == (run.id, "running", None)
     assert again.fencing_token > run.fencing_token and again.lease_until == 1160.0
     with pytest.raises(Refused, match="its lease was lost"):
-        runs.finish(db, run.id, run.fencing_token, state="published", reason="Too late.")
+        runs.finish(db, run, state="published", reason="Too late.")
 
 
 def test_a_run_is_not_taken_up_while_any_run_lives(db: Database) -> None:
@@ -78,7 +79,7 @@ def test_a_run_is_not_taken_up_while_any_run_lives(db: Database) -> None:
 
 def test_a_run_that_came_to_its_end_is_not_taken_up(db: Database) -> None:
     run = claimed(db)
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    runs.finish(db, run, state="published", reason="It won.")
     with pytest.raises(Refused, match=r"over \(published\) - start a new refresh"):
         runs.resume(db, run.id)
 
@@ -100,9 +101,7 @@ def test_a_run_tells_what_it_does(db: Database) -> None:
 
 def test_a_finished_run_keeps_its_reason_and_hears_no_more_reports(db: Database) -> None:
     run = claimed(db)
-    done = runs.finish(
-        db, run.id, run.fencing_token, state="refused", reason="It won 48 %.", version="v000001"
-    )
+    done = runs.finish(db, run, state="refused", reason="It won 48 %.", version="v000001")
     assert (done.state, done.reason, done.version, done.progress) == (
         "refused",
         "It won 48 %.",
@@ -130,10 +129,10 @@ def test_who_lost_a_run_to_another_process_changes_none_of_its_rows(db: Database
 def test_a_stale_token_finishes_nothing(db: Database) -> None:
     run = claimed(db)
     with pytest.raises(Refused):
-        runs.finish(db, run.id, run.fencing_token + 1, state="failed", reason="")
-    runs.finish(db, run.id, run.fencing_token, state="failed", reason="Out of memory.")
+        runs.finish(db, replace(run, fencing_token=run.fencing_token + 1), state="failed", reason="")
+    runs.finish(db, run, state="failed", reason="Out of memory.")
     with pytest.raises(Refused, match=r"over \(failed\)"):
-        runs.finish(db, run.id, run.fencing_token, state="published", reason="")
+        runs.finish(db, run, state="published", reason="")
     assert runs.get(db, run.id).state == "failed"
 
 
@@ -146,7 +145,7 @@ def test_an_unknown_run_is_a_sentence(db: Database) -> None:
 def test_runs_are_listed_newest_first(db: Database) -> None:
     for key in ("one", "two", "three"):
         run = claimed(db, key)
-        runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason="No rankings.")
+        runs.finish(db, run, state="nothing_to_learn", reason="No rankings.")
     assert [run.key for run in runs.list_all(db)] == ["three", "two", "one"]
     assert [run.key for run in runs.list_all(db, limit=1)] == ["three"]
 
@@ -185,7 +184,7 @@ def test_the_metrics_of_what_begins_anew_go_and_no_others(db: Database) -> None:
 def test_only_a_running_run_can_be_cancelled(db: Database) -> None:
     run = claimed(db)
     assert runs.request_cancel(db, run.id).cancel_requested
-    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="An operator asked.")
+    runs.finish(db, run, state="cancelled", reason="An operator asked.")
     with pytest.raises(Refused, match="nothing to cancel"):
         runs.request_cancel(db, run.id)
 
@@ -198,7 +197,7 @@ def test_rankings_after_the_snapshot_of_a_judged_run_are_new(db: Database, home:
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot)
     assert runs.learned_until(db) is None
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    runs.finish(db, run, state="published", reason="It won.")
     assert runs.get(db, run.id).snapshot_hash == snapshot.sha256
     assert rankings.count(db, after=runs.learned_until(db)) == 1
 
@@ -212,7 +211,7 @@ def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Databas
         )
     run = claimed(db)
     runs.set_snapshot(db, run.id, take_snapshot(db))
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    runs.finish(db, run, state="published", reason="It won.")
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert rankings.count(db, after=runs.learned_until(db)) == 2, "that one, and the one after it"
 
@@ -224,7 +223,7 @@ def test_a_run_of_a_clock_that_was_ahead_makes_no_ranking_old(db: Database) -> N
         assert run is not None
         with db.write() as conn:
             conn.execute("UPDATE runs SET snapshot_at = ? WHERE id = ?", (seen, run.id))
-        runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+        runs.finish(db, run, state="published", reason="It won.")
     assert runs.learned_until(db) == now - 60
     assert runs.learned_until(db, now + 31 * 86400) == now + 30 * 86400
 
@@ -236,12 +235,12 @@ def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> No
     runs.set_snapshot(db, run.id, snapshot)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot, newest=time.time())
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="It won.")
+    runs.finish(db, run, state="published", reason="It won.")
     assert rankings.count(db, after=runs.learned_until(db)) == 1
 
 
 def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     run = claimed(db)
     runs.set_snapshot(db, run.id, take_snapshot(db))
-    runs.finish(db, run.id, run.fencing_token, state="failed", reason="The disk was full.")
+    runs.finish(db, run, state="failed", reason="The disk was full.")
     assert runs.learned_until(db) is None

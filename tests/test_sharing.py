@@ -24,7 +24,7 @@ def test_a_refresh_takes_half_of_the_cores_for_as_long_as_it_runs(
     assert run is not None
     sharing.share_once()
     assert engine.threads == half
-    runs.finish(db, run.id, run.fencing_token, state="refused", reason="It wins too little.")
+    runs.finish(db, run, state="refused", reason="It wins too little.")
     sharing.share_once()
     assert engine.threads == threads
 

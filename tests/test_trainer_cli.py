@@ -128,7 +128,7 @@ def test_old_runs_are_pruned_by_hand(call: Call, db: Database, home: Home) -> No
         assert run is not None
         (home.runs / run.id).mkdir()
         (home.runs / run.id / "snapshot.jsonl").write_text("words")
-        runs.finish(db, run.id, run.fencing_token, state="failed", reason="A test.")
+        runs.finish(db, run, state="failed", reason="A test.")
     for flags in (["--dry-run"], []):
         assert len(list(home.runs.glob("*/snapshot.jsonl"))) == 2
         code, done = call("prune", "--keep", "1", *flags)
@@ -361,7 +361,7 @@ def test_what_is_over_is_not_gone_on_with(call: Call, db: Database, tiny_directo
     assert 'go on with "trainer refresh --resume' in call("gate", run.id)[1]["error"]
     run = runs.resume(db, run.id)
     assert run is not None
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+    runs.finish(db, run, state="published", reason="A test.")
     assert "start a new refresh" in call("refresh", "--resume", run.id)[1]["error"]
     run = runs.claim(db, "sft-1", config={"model": str(tiny_directory)})
     assert run is not None

@@ -94,22 +94,17 @@ def test_a_run_that_lost_its_lease_cannot_publish(db: Database) -> None:
     made(db, run=late)
     assert runs.claim(db, "next", config={}, now=late.lease_until + 1) is not None
     with pytest.raises(Refused, match="lease was lost"):
-        versions.publish(
-            db, "v000001", actor="trainer", reason="", run_id=late.id, fencing_token=late.fencing_token
-        )
+        versions.publish(db, "v000001", actor="trainer", reason="", run=late)
     assert versions.serving(db).current == "base"
     assert versions.history(db) == []
 
 
-@pytest.mark.parametrize("token", [None, 99])
-def test_a_run_publishes_with_its_own_token_only(db: Database, token: int | None) -> None:
+def test_a_run_publishes_with_its_own_token_only(db: Database) -> None:
     run = claimed(db)
     made(db, run=run)
     with pytest.raises(Refused):
-        versions.publish(db, "v000001", actor="trainer", reason="", run_id=run.id, fencing_token=token)
-    serving = versions.publish(
-        db, "v000001", actor="trainer", reason="", run_id=run.id, fencing_token=run.fencing_token
-    )
+        versions.publish(db, "v000001", actor="trainer", reason="", run=replace(run, fencing_token=99))
+    serving = versions.publish(db, "v000001", actor="trainer", reason="", run=run)
     assert serving.current == "v000001"
 
 
@@ -253,7 +248,5 @@ def test_a_run_that_lost_its_lease_cannot_set_the_reference(db: Database) -> Non
     made(db, run=late)
     assert runs.claim(db, "next", config={}, now=late.lease_until + 1) is not None
     with pytest.raises(Refused, match="lease was lost"):
-        versions.set_reference(
-            db, "v000001", actor="trainer", run_id=late.id, fencing_token=late.fencing_token
-        )
+        versions.set_reference(db, "v000001", actor="trainer", run=late)
     assert versions.serving(db).reference is None

@@ -50,7 +50,7 @@ def claim(db: Database, now: float, since: float = 0.0) -> Run | None:
 def finish(db: Database, run: Run) -> None:
     """The run publishes what it learned from all rankings there are."""
     runs.set_snapshot(db, run.id, take_snapshot(db))
-    runs.finish(db, run.id, run.fencing_token, state="published", reason="A test.")
+    runs.finish(db, run, state="published", reason="A test.")
 
 
 def test_a_slot_with_enough_rankings_is_claimed_once(db: Database) -> None:
@@ -325,7 +325,7 @@ def test_a_night_that_was_held_up_goes_on_once(watch_with: Callable[[str], Watch
     run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
     assert run is not None
     watcher, reason = watch_with("import time; time.sleep(60)"), reason_of(Locked("The database is locked."))
-    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
+    runs.finish(db, run, state="interrupted", reason=reason)
     assert runs.get(db, run.id).reason == "It was held up: The database is locked."
     watcher.tick()
     again = runs.get(db, run.id)
@@ -333,7 +333,7 @@ def test_a_night_that_was_held_up_goes_on_once(watch_with: Callable[[str], Watch
     watcher.close()
     runs.resume(db, run.id)
     again = runs.get(db, run.id)
-    runs.finish(db, run.id, again.fencing_token, state="interrupted", reason=reason)
+    runs.finish(db, again, state="interrupted", reason=reason)
     watcher.tick()
     assert runs.get(db, run.id).state == "interrupted"
 
@@ -345,7 +345,7 @@ def test_a_child_that_is_told_to_end_while_the_watcher_stays_goes_on_once(
     assert run is not None
     watcher = watch_with("import time; time.sleep(60)")
     watcher.since -= 60
-    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    runs.finish(db, run, state="interrupted", reason=SHUT_DOWN)
     watcher.tick()
     assert runs.get(db, run.id).state == "running"
     watcher.close()
@@ -359,7 +359,7 @@ def test_a_night_that_was_to_be_cancelled_stays_ended_after_a_restart(
     run = runs.claim(db, "2026-11-21T03:30 UTC", config={})
     assert run is not None
     runs.request_cancel(db, run.id)
-    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=SHUT_DOWN)
+    runs.finish(db, run, state="interrupted", reason=SHUT_DOWN)
     watch_with("import time; time.sleep(60)").tick(time.time())
     assert runs.get(db, run.id).state == "interrupted"
 
@@ -401,7 +401,7 @@ def test_what_a_person_stopped_stays_stopped(
 ) -> None:
     run = runs.claim(db, "2026-11-21T03:30 UTC", config={}, now=NIGHT)
     assert run is not None
-    runs.finish(db, run.id, run.fencing_token, state="interrupted", reason=reason)
+    runs.finish(db, run, state="interrupted", reason=reason)
     watch_with("import time; time.sleep(60)").tick(NIGHT + 600)
     assert runs.get(db, run.id).state == "interrupted"
 

@@ -345,7 +345,7 @@ def test_the_only_operator_and_what_a_night_reads_stay(
     answer = browser.post("/account/delete", data={"password": PASSWORD})
     assert answer.status_code == 503 and "A refresh is running" in answer.text
     assert int(answer.headers["retry-after"]) > 0
-    runs.finish(db, run.id, run.fencing_token, state="cancelled", reason="Cancelled.")
+    runs.finish(db, run, state="cancelled", reason="Cancelled.")
     assert browser.post("/account/delete", data={"password": PASSWORD}).status_code == 200
 
 

@@ -68,6 +68,4 @@ def _reason(error: BaseException, run: Run, team: Team) -> str:
 
 def finish(db: Database, run: Run, *, state: RunState, reason: str, version: str | None = None) -> Run:
     """Ends the run as `runs.finish` does, with PATIENCE."""
-    return runs.finish(
-        db, run.id, run.fencing_token, state=state, reason=reason, version=version, patience=PATIENCE
-    )
+    return runs.finish(db, run, state=state, reason=reason, version=version, patience=PATIENCE)

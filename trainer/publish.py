@@ -59,7 +59,7 @@ class Candidate:
         """
         with self.db.write():
             if self.run is not None:
-                versions.check_lease(self.db, self.run.id, self.run.fencing_token)
+                versions.check_lease(self.db, self.run)
             version = versions.add(
                 self.db,
                 name=self.manifest.name,

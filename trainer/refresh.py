@@ -259,8 +259,7 @@ def _settle(night: Night, candidate: Candidate, verdict: Verdict, report: dict[s
             version.name,
             actor=audit.TRAINER,
             reason=reason,
-            run_id=night.run.id,
-            fencing_token=night.run.fencing_token,
+            run=night.run,
         )
     elif verdict.passed:
         reason += (

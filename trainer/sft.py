@@ -165,12 +165,12 @@ def _publish(
 
 def _settle(db: Database, run: Run, candidate: Candidate, report: dict[str, Any], before: str | None) -> Run:
     """The version appears and becomes the reference, unless another one did while it learned."""
-    name, token = candidate.appear(report=report, status="candidate").name, run.fencing_token
+    name = candidate.appear(report=report, status="candidate").name
     present = versions.serving(db).reference
     is_next = present == before
     reason = f"{name} imitates {report['demonstrations']} demonstrations"
     if is_next:
-        versions.set_reference(db, name, actor=audit.TRAINER, run_id=run.id, fencing_token=token)
+        versions.set_reference(db, name, actor=audit.TRAINER, run=run)
         reason += " and is the reference now"
     if losses := report["sft"]["held_out_loss"]:
         best = losses[report["sft"]["best_epoch"]]

@@ -84,7 +84,7 @@ def claim_due(
         run = runs.claim(db, key, config=config, now=now)
         if run is None or reason is None:
             return run
-        runs.finish(db, run.id, run.fencing_token, state="nothing_to_learn", reason=reason)
+        runs.finish(db, run, state="nothing_to_learn", reason=reason)
     return None
 
 
@@ -220,7 +220,7 @@ class Watcher:
                     state = "cancelled"
                 elif code < 0:
                     state = "interrupted"
-                runs.finish(self.db, run.id, run.fencing_token, state=state, reason=reason)
+                runs.finish(self.db, run, state=state, reason=reason)
         over = runs.get(self.db, run.id)
         log.info("Refresh %s is over (%s): %s", run.key, over.state, over.reason or f"{how}.")
         self._child = self._run = None
