@@ -159,8 +159,8 @@ def shipped_gate_prompts(base: Base, config: RefreshConfig) -> list[Prompt]:
 def choose_gate_prompts(
     db: Database, base: Base, config: RefreshConfig, ranked: Sequence[RankedTurn]
 ) -> list[Prompt]:
-    """The prompts of the gate's replay: people's newest turns that are kept for it, in rounds by person, up to
-    half; then others.
+    """The prompts of the gate's replay: people's newest turns that are kept for it, in rounds by person, at
+    most half; then others.
 
     So a candidate that fails at what is asked here cannot pass on what is asked everywhere. An operator's own
     file says by itself what is asked here.
