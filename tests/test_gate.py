@@ -32,6 +32,7 @@ from trainer.reward import scores_of
 
 LIKE = {"length": 60.0, "eos_rate": 0.5, "empty_rate": 0.0, "duplicate_rate": 0.02, "distinct_2": 0.8}
 GOOD_JUDGE = {"accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}
+NO_PROBES: Probes = ({}, {})
 
 
 def test_a_judge_that_beats_a_coin_may_judge() -> None:
@@ -146,7 +147,7 @@ def judged(
     policy: Policy,
     change: Callable[[PreTrainedModel], None],
     judge: dict[str, Any],
-    probes: Probes | None = None,
+    probes: Probes = NO_PROBES,
     prompts: Sequence[Prompt] = JUDGING,
 ) -> Verdict:
     """A verdict on a changed base against the base, over all judging prompts."""
@@ -178,6 +179,7 @@ def weighed(policy: Policy, replies: tuple[list[Reply], list[Reply]], prompts: S
         RefreshConfig(),
         sampling=Sampling(),
         length_preference=0.0,
+        probes=NO_PROBES,
         tell=lambda fraction, message: None,
     )
 
@@ -302,8 +304,9 @@ def test_a_report_for_the_terminal_tells_all_of_it(tiny_base: Base) -> None:
 
 def test_a_report_without_probes_or_with_few_is_told_too(tiny_base: Base) -> None:
     gate = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE)
-    assert gate.probes is None
-    assert not any("perplexity" in line for line in report_lines(gate.report()))
+    assert gate.passed and gate.probes == {"candidate": {}, "current": {}}
+    for old in (gate.report(), gate.report() | {"probes": None}):
+        assert not any("perplexity" in line for line in report_lines(old))
     few = judged(a_learner(tiny_base), lambda m: None, GOOD_JUDGE, ({"perplexity": 27.0}, SOUND))
     assert few.passed and any(line.startswith("capability") for line in report_lines(few.report()))
 

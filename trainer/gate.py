@@ -62,7 +62,7 @@ class Verdict:
     win_rate_interval: list[float]
     replies: dict[str, dict[str, float]]
     """Of candidate and current: length, end-of-turn rate, empty rate, distinct-2, duplicate rate."""
-    probes: dict[str, dict[str, float]] | None
+    probes: dict[str, dict[str, float]]
     """Of candidate and current: the figures of probes.py."""
     judge: dict[str, Any]
     sampling: dict[str, Any]
@@ -83,13 +83,13 @@ def judge_candidate(
     *,
     sampling: Sampling,
     length_preference: float,
-    probes: Probes | None = None,
+    probes: Probes,
     tell: Callable[[float, str], None],
 ) -> Verdict:
     """Compare what candidate and current said to `prompts`: their `replies`, one each to each.
 
     `judge_report` is the judge's own examination, `length_preference` the rankings' taste for length, and
-    `probes` what probes.probe found of both; left out, they veto nothing.
+    `probes` what probes.probe found of each; a figure that one lacks vetoes nothing.
     """
     tell(0.0, "The judge scores both sides.")
     scores = [scores_of(policy, JUDGE, side) for side in replies]
@@ -104,21 +104,16 @@ def judge_candidate(
         *check_judge(judge_report),  # a night asked before stage 3; the gate does not rely on it
         *check_wins(win_rate, interval, config.margin),
         *check_replies(profiles["candidate"], profiles["current"], length_preference, len(prompts)),
-        *(check_probes(*probes) if probes else []),
+        *check_probes(*probes),
     ]
     return Verdict(
         passed=not reasons,
         reasons=reasons or [won],
-        sentences=[
-            _judged(judge_report),
-            won,
-            *(_probed(*probes) if probes else []),
-            _concluded(reasons, config.margin),
-        ],
+        sentences=[_judged(judge_report), won, *_probed(*probes), _concluded(reasons, config.margin)],
         win_rate=win_rate,
         win_rate_interval=interval,
         replies=profiles,
-        probes=dict(zip(_SIDES, probes, strict=True)) if probes else None,
+        probes=dict(zip(_SIDES, probes, strict=True)),
         judge=judge_report,
         sampling=asdict(sampling),
         samples=_samples(policy, prompts, replies, scores),
@@ -269,7 +264,7 @@ def profile(replies: Sequence[Reply], decode: Callable[[Sequence[int]], str]) ->
 
 
 def report_lines(gate: Mapping[str, Any]) -> list[str]:
-    """The report of a verdict, `Verdict.report()`, for the terminal."""
+    """The report of a verdict, `Verdict.report()`, for the terminal; an old one may have no probes."""
     sides = [{**gate["replies"][side], **(gate["probes"] or {}).get(side, {})} for side in _SIDES]
     rows = [
         [key.replace("_", " "), *(f"{side[key]:.3g}" if key in side else "-" for side in sides)]
