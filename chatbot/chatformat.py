@@ -71,11 +71,17 @@ class ChatFormat:
         )
 
     def fits(self, messages: Messages, room: int) -> bool:
-        """Whether the template knows their roles and `fit` would leave out none of them for `room` tokens."""
+        """Whether the template knows their roles and `fit` would leave out none of them for `room` tokens.
+
+        Of a long conversation no more is tokenised than shows that it is one.
+        """
         if _last_length(messages) > MAX_CHARACTERS:
             return False
+        roles, content = tuple(message["role"] for message in messages), self._content_of(messages)
+        if self._oldest_with_room(roles, content, 0, room):
+            return False
         try:
-            return len(self.encode(messages)) <= room
+            return len(self._join(roles, content, True)) <= room
         except Refused:  # some templates have no place for a system message
             return False
 
@@ -100,12 +106,7 @@ class ChatFormat:
                 f"The message has {length:,} characters, more than {MAX_CHARACTERS:,} - shorten it."
             )
         roles = [message["role"] for message in messages]
-        head = 1 if roles[:1] == ["system"] else 0
-
-        @cache
-        def content(i: int, lead: str) -> list[int]:
-            return self.encode_text(lead + messages[i]["content"])
-
+        head, content = 1 if roles[:1] == ["system"] else 0, self._content_of(messages)
         oldest = self._oldest_with_room(roles, content, head, room)
         starts = [start for start in _starts(roles, head) if start >= oldest]
 
@@ -124,6 +125,15 @@ class ChatFormat:
         if at == len(starts):
             raise Refused(f"The message does not fit in {room:,} tokens - shorten it.")
         return FittedPrompt(prompt(starts[at]), starts[at] - head)
+
+    def _content_of(self, messages: Messages) -> Content:
+        """Of these messages; each is tokenised when it is asked for, once."""
+
+        @cache
+        def content(i: int, lead: str) -> list[int]:
+            return self.encode_text(lead + messages[i]["content"])
+
+        return content
 
     def _oldest_with_room(self, roles: Sequence[str], content: Content, head: int, room: int) -> int:
         """The number of the oldest message that has room beside the first `head` and all that are newer."""

@@ -223,6 +223,16 @@ def test_an_endless_conversation_costs_what_is_kept_of_it(
     assert len(fitted.ids) <= 2000 < len(format.encode([*head, *kept[fitted.dropped - 2 :]]))
 
 
+def test_of_a_conversation_that_does_not_fit_only_the_end_is_tokenised(
+    format: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, encode, messages = list[str](), format.encode_text, said(*("a" * 100 for _ in range(1_001)))
+    monkeypatch.setattr(format, "encode_text", lambda text: texts.append(text) or encode(text))
+    assert not format.fits(messages, 384) and len(texts) <= 8
+    assert not format.fits(messages, tokens := len(format.encode(messages)) - 1)
+    assert format.fits(messages, tokens + 1)
+
+
 def turn_by_turn(format: ChatFormat, messages: Messages, room: int) -> FittedPrompt | None:
     """What `fit` is to find, found by leaving out one turn after the other; None where there is nothing."""
     head = 1 if messages[0]["role"] == "system" else 0
@@ -258,6 +268,7 @@ def test_what_fits_is_what_leaving_out_turn_by_turn_finds(seed: int, template: s
         wanted = turn_by_turn(format, messages, room)
         is_lone_system = [message["role"] for message in messages] == ["system"]
         assert found == wanted or is_lone_system
+        assert format.fits(messages, room) == (found is not None and not found.dropped)
 
 
 def test_a_system_message_alone_is_a_prompt_too(format: ChatFormat) -> None:
