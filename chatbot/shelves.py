@@ -24,8 +24,8 @@ SHORTEST = 128
 _AT_FIRST = 1024
 """Columns of all families together that a shelf has room for at first."""
 WORTH_SHARING = 0.6
-"""A family is parted where reading all of its columns once is more than this part of reading every row alone:
-queries that read together also go through what is masked for them."""
+"""Rows stay together while reading their family's columns once costs at most this share of reading each row's
+own; beyond it, what is masked for a row outweighs what it shares."""
 _ALL, _NOBODY = -1, -2
 """Owners of a column that are no row's number."""
 

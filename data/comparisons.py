@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     """Two replies of a ranking, by their index, and what was said of them."""
 
     better: int
-    """Never the worse one."""
+    """The one put above; of a tie, the one that stands first."""
     worse: int
     q: float
     """The probability that `better` is: 1, or 0.5 where they tie."""

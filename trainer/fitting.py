@@ -49,9 +49,9 @@ _BEGINNING = "beginning.json"
 _EXAMINED = 200
 """Held-out rankings that a model is examined on, the newest. All of them may take longer than the lesson."""
 _ENOUGH_HERE = 100
-"""Of so many held-out rankings that were made here, no imported one is examined: a model that knows strangers
-and not the people here must not pass for one that does, nor one that knows them fail for the strangers. On
-so many, one that is right about 70 % is told from chance 98 times in 100, on 20 only 40 times."""
+"""From so many held-out rankings made here on, imported ones are not examined: the taste of strangers must
+neither pass a model nor fail it. With 100, one that is right 70 % of the time is told from chance in 98
+nights of 100; with 20, in 40."""
 _TRAINING = 0.9
 """The part of a stage's time that is training; the rest is the examination."""
 

@@ -52,7 +52,7 @@ Stage = Literal["reward", "ppo", "gate"]
 _REPLAY_SHARE = 0.86
 """The part of the gate's time in which both sides reply; the rest is the judge's."""
 _PROBING = 0.35
-"""The part of that which the probes take."""
+"""The part of each side's time that the probes take."""
 
 
 def refresh(
