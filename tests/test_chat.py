@@ -13,7 +13,7 @@ import pytest
 
 from chatbot.config import ServeConfig
 from chatbot.engine import Engine
-from chatbot.pages import markdown
+from chatbot.pages import fair, markdown
 from chatbot.pages.actions import Actions
 from chatbot.pages.chat import build_chat, follow
 from chatbot.pages.payload import Payload
@@ -49,7 +49,7 @@ def sent(actions: Actions, person: Person, **values: Any) -> str:
 
 
 def visitor(person_id: str | None) -> Any:
-    return SimpleNamespace(username=person_id, cookies={}, headers={})
+    return SimpleNamespace(username=person_id, cookies={}, headers={}, session_hash="tab")
 
 
 def test_a_message_begins_a_conversation_with_replies(actions: Actions, ada: Person) -> None:
@@ -563,6 +563,27 @@ def test_a_turn_is_followed_to_its_end_past_a_busy_database(
     monkeypatch.setattr(Actions, "board", board)
     *_, last = followed(actions, ada.id, text="Hello.", key="k", look=1)
     assert last[1]["turn_id"] == turn_id and boards == []
+
+
+def test_of_too_many_pages_that_follow_a_turn_the_latest_goes_on(
+    actions: Actions, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_id = sent(actions, ada)
+    opened = Payload({"conversation_id": messages.get(actions.db, turn_id).conversation_id, "look": 0})
+    monkeypatch.setattr(fair, "MOST_FOLLOWED", 1)
+    monkeypatch.setattr(Actions, "board", lambda *_: {"turn_id": turn_id})
+    monkeypatch.setattr(Turns, "live", lambda *_: SimpleNamespace(is_done=False))
+
+    async def look_twice() -> None:
+        earlier, later = (follow(actions, actions.open_chat, visitor(ada.id), opened) for _ in range(2))
+        for page in (earlier, later):
+            await anext(page)
+            await anext(page)
+        assert [seen async for seen in earlier] == []
+        await anext(later)
+        await later.aclose()
+
+    asyncio.run(look_twice())
 
 
 def test_no_event_of_the_page_is_described_as_an_api(actions: Actions) -> None:

@@ -78,12 +78,16 @@ class Tab:
         )
         self._session = f"tab-of-{person.name}"
 
-    async def fire(self, event: str, sent: dict[str, Any] | None = None) -> AsyncIterator[dict[str, Any]]:
-        """What the server says of an event, until it is done."""
+    async def join(self, event: str, sent: dict[str, Any] | None = None) -> httpx2.Response:
+        """An event's place in the queue, or why it has none."""
         config = (await self._client.get("/config")).json()
         numbers = {target[1]: fn["id"] for fn in config["dependencies"] for target in fn["targets"]}
         body = {"data": [], "event_data": sent, "fn_index": numbers[event], "session_hash": self._session}
-        joined = await self._client.post("/gradio_api/queue/join", json=body)
+        return await self._client.post("/gradio_api/queue/join", json=body)
+
+    async def fire(self, event: str, sent: dict[str, Any] | None = None) -> AsyncIterator[dict[str, Any]]:
+        """What the server says of an event, until it is done."""
+        joined = await self.join(event, sent)
         assert joined.status_code == 200, joined.text
         stream = self._client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self._session})
         async with stream as answer:
@@ -154,3 +158,28 @@ def test_a_vote_and_a_page_are_answered_while_a_crowd_waits(
         [chat] = conversations.list_for(db, somebody(db, name).id)
         [_, reply] = messages.list_for(db, chat.id)
         assert reply.is_finished
+
+
+async def take_it_all(url: str, db: Database, may_write: threading.Event) -> None:
+    """Mallory looks at a turn under way again and again and reads none of it; then ada opens the page."""
+    async with tabs(url, db, ["ada", "mallory"]) as (mine, theirs):
+        turn = asyncio.create_task(theirs.answer("send", {"text": "Hello.", "replies": 1}))
+        async with asyncio.timeout(PATIENCE):
+            while not (chats := conversations.list_for(db, somebody(db, "mallory").id)):
+                await asyncio.sleep(0.05)
+            unread = Tab(url, db, somebody(db, "mallory"))
+            unread._session = "unread"
+            looks = [unread.join("open_chat", {"conversation_id": chats[0].id, "look": 0}) for _ in range(60)]
+            answers = await asyncio.gather(*looks)
+            assert (await mine.answer("load"))["success"]
+        refused = [answer.json()["detail"] for answer in answers if answer.status_code == 429]
+        assert 60 > len(refused) > 0 and "wait a moment" in refused[0]
+        may_write.set()
+        assert (await turn)["success"]
+        await unread.close()
+
+
+def test_who_asks_for_too_much_at_once_is_told_so_and_keeps_nobody_out(
+    url: str, db: Database, may_write: threading.Event
+) -> None:
+    asyncio.run(take_it_all(url, db, may_write))

@@ -6,10 +6,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from chatbot import accounts
+from chatbot.pages import words
 from data import conversations
 from data.database import Database
 from data.records import Sampling
-from tests.browser import Server, Visitor, before_three, is_in_view, wait_for
+from tests.browser import EVENTS, Server, Visitor, before_three, is_in_view, wait_for
 from tests.test_page_lost import late
 
 pytestmark = pytest.mark.browser
@@ -152,6 +153,15 @@ def test_who_was_signed_out_elsewhere_reads_it_once_with_the_way_back(
         expect(page.locator(".composer textarea")).to_have_value("Are you there?")
     alert.get_by_role("link", name="Sign in").click()
     page.wait_for_url("**/login?next=*")
+
+
+def test_who_asks_for_too_much_at_once_reads_so_and_keeps_the_text(visitor: Visitor, page: Page) -> None:
+    said = words.word("too_much")
+    page.route(EVENTS, lambda route: route.fulfill(status=429, json={"detail": said}), times=1)
+    visitor.say("Hello.")
+    expect(page.locator(".toast-body").get_by_text(said)).to_be_visible()
+    expect(page.get_by_text("No answer came.")).to_be_visible()
+    expect(page.locator(".composer textarea")).to_have_value("Hello.")
 
 
 def test_replies_that_a_stopped_server_cut_off_and_why_a_message_was_refused(

@@ -6,7 +6,7 @@ one: answers carry the number of the look that asked (`look`). No events here; t
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import gradio as gr
@@ -18,6 +18,7 @@ from chatbot.pages import sidebar as sidebars
 from chatbot.pages import words
 from chatbot.pages.board import View
 from chatbot.pages.composer import Answer, composer_view
+from chatbot.pages.fair import Followers
 from chatbot.pages.payload import Payload
 from chatbot.turns import Turns
 from data import conversations, messages, people, rankings
@@ -41,6 +42,7 @@ class Actions:
     db: Database
     turns: Turns
     config: ServeConfig
+    followers: Followers = field(default_factory=Followers)
 
     def person(self, request: gr.Request) -> Person:
         """Who asks. Refused where the session has ended meanwhile."""

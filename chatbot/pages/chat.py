@@ -19,6 +19,7 @@ from chatbot.config import ServeConfig
 from chatbot.pages.actions import Actions, Page
 from chatbot.pages.board import Board, View, empty_board
 from chatbot.pages.composer import Composer
+from chatbot.pages.fair import Fair
 from chatbot.pages.history import History
 from chatbot.pages.payload import Payload
 from chatbot.pages.sidebar import Sidebar
@@ -77,6 +78,7 @@ def build_chat(db: Database, turns: Turns, config: ServeConfig) -> gr.Blocks:
         history.nudge(_nothing, None, None, **QUIET)
     page.max_threads = MOST_EVENTS  # before `queue`, which reads it
     page.queue(default_concurrency_limit=8, max_size=256, api_open=False)
+    Fair(page)
     return page
 
 
@@ -144,7 +146,8 @@ async def follow(
     request: gr.Request,
     sent: Payload,
 ) -> AsyncIterator[Any]:
-    """Do the action, show the page, then the board again and again until the turn has ended and is stored."""
+    """Do the action, show the page, then the board again and again until the turn has ended and is stored, or
+    this person follows too many."""
     try:
         person = await _aside(actions.person, request)
         page, turn_id = await _aside(_done, actions, action, person, sent)
@@ -154,18 +157,19 @@ async def follow(
         return
     yield page
     is_done = not turn_id
-    while not is_done:
-        live = actions.turns.live(turn_id)
-        is_done = live is None or live.is_done
-        try:
-            board = await _aside(actions.board, person, turn_id, sent.look)
-        except NotFound:  # the conversation was deleted meanwhile
-            return
-        except Problem:  # the database is busy: look again
-            is_done, board = False, gr.skip()
-        yield gr.skip(), board, gr.skip(), gr.skip()
-        if not is_done:
-            await asyncio.sleep(FOLLOW_SECONDS)
+    with actions.followers.one_more(person.id, request.session_hash or "") as goes_on:
+        while goes_on() and not is_done:
+            live = actions.turns.live(turn_id)
+            is_done = live is None or live.is_done
+            try:
+                board = await _aside(actions.board, person, turn_id, sent.look)
+            except NotFound:  # the conversation was deleted meanwhile
+                return
+            except Problem:  # the database is busy: look again
+                is_done, board = False, gr.skip()
+            yield gr.skip(), board, gr.skip(), gr.skip()
+            if not is_done:
+                await asyncio.sleep(FOLLOW_SECONDS)
 
 
 async def _aside(function: Callable[..., Result], *arguments: Any) -> Result:
