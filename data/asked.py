@@ -12,13 +12,17 @@ from collections.abc import Collection
 from data.comparisons import in_rounds
 from data.database import Database
 from data.errors import NotFound
-from data.messages import prompt_of
+from data.messages import end_of
 from data.records import Prompt
 from data.snapshots import opening_of
 from data.text import to_json
 
 _LOOKED_AT = 20
 """Times as many turns as are wanted are read at the most: a program may have asked the same for ever."""
+
+_LONGEST = 12_000
+"""Characters of a prompt with what stood before it: more than the 384 tokens of the longest that a night
+practises or judges on (trainer/practice.py), as long as these have 31 each."""
 
 _MAY_TEACH = (
     "FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN people p ON p.id = c.person_id"
@@ -28,7 +32,8 @@ _MAY_TEACH = (
 
 def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]:
     """What people really asked, with what stood before it, each once: everybody's newest first, then
-    everybody's second newest. So the first few are not one person's, however much they asked.
+    everybody's second newest. So the first few are not one person's, however much they asked. What is far
+    too long for a night is left out.
 
     `for_judging` gives the share that is kept for it, else the others.
     """
@@ -39,12 +44,13 @@ def user_prompts(db: Database, limit: int, *, for_judging: bool) -> list[Prompt]
         if len(found) >= limit:
             break
         try:
-            chat = prompt_of(db, row["id"])
+            chat, is_whole = end_of(db, row["id"], _LONGEST)
         except NotFound:  # deleted meanwhile
             continue
-        chat_id = row["conversation_id"]
-        prompt = Prompt(chat, row["id"], "people", chat_id, opening_of(db, chat_id))
-        found.setdefault(json.dumps(chat), prompt)
+        if is_whole:
+            chat_id = row["conversation_id"]
+            prompt = Prompt(chat, row["id"], "people", chat_id, opening_of(db, chat_id))
+            found.setdefault(json.dumps(chat), prompt)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from data.database import Database
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, prompt_of
 from data.records import Prompt, Source
-from data.snapshots import in_batches, opening_of
+from data.snapshots import Read, end_of_prompt, in_batches, opening_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Demonstration:
     """What somebody was asked, and the reply that a person gave."""
 
     messages: tuple[dict[str, str], ...]
-    """From the root down to the user's message."""
+    """From the root down to the user's message; what `collect` gives of a very long conversation, its end."""
     reply: str
     conversation_id: str
     source: Source
@@ -41,13 +41,13 @@ class Demonstration:
 
 
 def collect(db: Database) -> list[Demonstration]:
-    """All that there is to imitate at this moment, oldest first."""
+    """All that there is to imitate at this moment, oldest first; of a prompt as much as a night reads."""
     with db.read():
-        return list(stream(db))
+        return list(stream(db, end_of_prompt))
 
 
-def stream(db: Database) -> Iterator[Demonstration]:
-    """The same, few at a time. The same reply to the same messages counts once."""
+def stream(db: Database, read: Read = prompt_of) -> Iterator[Demonstration]:
+    """The same, few at a time, with whole prompts. The same reply to the same messages counts once."""
     seen: set[bytes] = set()
     for row in in_batches(
         db,
@@ -59,7 +59,7 @@ def stream(db: Database) -> Iterator[Demonstration]:
         " WHERE better.replaces_id = e.id) AND e.id > ? ORDER BY e.id LIMIT ?",
     ):
         try:
-            messages, reply = prompt_of(db, row["parent_id"]), row["content"]
+            messages, reply = read(db, row["parent_id"]), row["content"]
         except NotFound:  # deleted meanwhile
             continue
         digest = hashlib.sha256(json.dumps([messages, reply]).encode()).digest()

@@ -6,6 +6,7 @@ What may be written where is decided in conversations.py.
 import json
 import time
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Any
 
 from data.database import Connection, Database, Row, new_id
@@ -29,6 +30,10 @@ DEMONSTRATED = """messages e
 """The FROM and WHERE of every query for replies by people that the nights may learn from: of somebody's
 wordings of the same reply the last one, since it corrects the others. `+` keeps SQLite from looking through
 all that the author wrote."""
+
+
+AROUND = 60
+"""Characters that a message counts for beside its own: a chat template puts a few tokens around each."""
 
 
 def message_of(row: Row) -> Message:
@@ -90,6 +95,39 @@ def path_to(db: Database, message_id: str) -> list[Message]:
 def prompt_of(db: Database, message_id: str) -> tuple[dict[str, str], ...]:
     """What a model sees of the messages from the root down to this one."""
     return tuple({"role": entry.role, "content": entry.content} for entry in path_to(db, message_id))
+
+
+def end_of(db: Database, message_id: str, characters: int) -> tuple[tuple[dict[str, str], ...], bool]:
+    """Of `prompt_of` no more than a night can use, and whether that is all of it.
+
+    That is the system message and the newest messages of so many `characters`, each with AROUND more; this
+    one whatever it has. They begin with the user. What is older is not read, so that the turns of one long
+    conversation cost no more than as many others.
+    """
+    rows = db.query(
+        "WITH RECURSIVE path (id, parent_id, depth, size) AS ("
+        " SELECT id, parent_id, 0, length(content) + :around FROM messages WHERE id = :id UNION ALL"
+        " SELECT u.id, u.parent_id, depth + 1, size + length(u.content) + :around"
+        " FROM messages u JOIN path ON u.id = path.parent_id WHERE size <= :most)"
+        " SELECT m.role, m.content, m.conversation_id, size FROM path JOIN messages m ON m.id = path.id"
+        " ORDER BY depth DESC",
+        {"id": clean(message_id), "most": characters, "around": AROUND},
+    )
+    if not rows:
+        raise NotFound("This message does not exist or was deleted - reload the page.")
+    if rows[0]["size"] <= characters:
+        return tuple(_said(row) for row in rows), True
+    newest = list(dropwhile(lambda row: row["role"] != "user", rows[1:])) or rows[-1:]
+    first = db.one(  # a system message is the first of its conversation
+        "SELECT role, content FROM messages WHERE conversation_id = ? ORDER BY id LIMIT 1",
+        (rows[0]["conversation_id"],),
+    )
+    head = [first] if first and first["role"] == "system" else []
+    return tuple(_said(row) for row in (*head, *newest)), False
+
+
+def _said(row: Row) -> dict[str, str]:
+    return {"role": row["role"], "content": row["content"]}
 
 
 def replies(db: Database, turn_id: str) -> list[Message]:

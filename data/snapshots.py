@@ -11,7 +11,7 @@ from itertools import combinations, islice
 from data.comparisons import RankedTurn, Snapshot, lines_of, weigh
 from data.database import Database, Row
 from data.errors import NotFound
-from data.messages import DEMONSTRATED, WRITTEN, prompt_of
+from data.messages import DEMONSTRATED, WRITTEN, end_of, prompt_of
 from data.rankings import TEACHING
 from data.text import to_json
 from data.versions import number
@@ -19,14 +19,18 @@ from data.versions import number
 RECORDED = 10_000
 """How many of the newest rankings `version_record` reads, so that its cost stays bounded."""
 BATCH = 100
-
+_LONGEST = 32_000
+"""Characters of a prompt that a night keeps: more than the 1,024 tokens that it reads (trainer/reward.py,
+trainer/examples.py), as long as these have 31 each."""
+Read = Callable[[Database, str], tuple[dict[str, str], ...]]
+"""The prompt of a turn by its id."""
 
 _RANKED = (
     f"SELECT r.id, r.turn_id, r.person_id, r.source, r.kind, r.created_at, t.conversation_id FROM {TEACHING}"
 )
 _EDITS = f"messages m JOIN {DEMONSTRATED} AND m.id = e.replaces_id AND {WRITTEN}"
 _EDITED = (
-    "SELECT e.id, e.parent_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
+    "SELECT e.id, e.parent_id AS turn_id, e.conversation_id, e.author_id, e.created_at, e.content, p.kind,"
     f" m.content AS original, m.version, m.finish_reason FROM {_EDITS}"
 )
 _TIMES = (
@@ -68,7 +72,8 @@ def count_taught(db: Database, until: float | None = None, most: int = -1) -> in
 
 
 def turns_by_id(db: Database, ids: Sequence[str]) -> Iterator[RankedTurn]:
-    """Those of the rankings and edits that teach, in the order of `ids`, each at weight 1."""
+    """Those of the rankings and edits that teach, in the order of `ids`, each at weight 1. Of the prompt of a
+    very long conversation they have the end, which is all that a night reads."""
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
         wanted = (to_json(batch),)
@@ -78,15 +83,18 @@ def turns_by_id(db: Database, ids: Sequence[str]) -> Iterator[RankedTurn]:
                 (db.query(f"{_RANKED} AND r.id IN (SELECT value FROM json_each(?))", wanted), _ranked_turn),
                 (db.query(f"{_EDITED} AND e.id IN (SELECT value FROM json_each(?))", wanted), _edited_turn),
             )
-            for turn in _turns(db, rows, turn_of)
+            for turn in _turns(db, rows, turn_of, end_of_prompt)
         }
         yield from (found[id] for id in batch if id in found)
 
 
 def stream_turns(db: Database) -> Iterator[RankedTurn]:
-    """All that teaches, each at weight 1: the rankings, then the edits. Few are in memory at a time."""
-    yield from _turns(db, in_batches(db, f"{_RANKED} AND r.id > ? ORDER BY r.id LIMIT ?"), _ranked_turn)
-    yield from _turns(db, in_batches(db, f"{_EDITED} AND e.id > ? ORDER BY e.id LIMIT ?"), _edited_turn)
+    """All that teaches, with whole prompts, each at weight 1: the rankings, then the edits. Few are in memory
+    at a time."""
+    rankings = in_batches(db, f"{_RANKED} AND r.id > ? ORDER BY r.id LIMIT ?")
+    edits = in_batches(db, f"{_EDITED} AND e.id > ? ORDER BY e.id LIMIT ?")
+    yield from _turns(db, rankings, _ranked_turn, prompt_of)
+    yield from _turns(db, edits, _edited_turn, prompt_of)
 
 
 def in_batches(db: Database, sql: str) -> Iterator[Row]:
@@ -95,6 +103,11 @@ def in_batches(db: Database, sql: str) -> Iterator[Row]:
     while rows := db.query(sql, (last, BATCH)):
         yield from rows
         last = rows[-1]["id"]
+
+
+def end_of_prompt(db: Database, turn_id: str) -> tuple[dict[str, str], ...]:
+    """Of a turn's prompt as much as a night reads."""
+    return end_of(db, turn_id, _LONGEST)[0]
 
 
 def opening_of(db: Database, conversation_id: str) -> str:
@@ -110,18 +123,18 @@ def opening_of(db: Database, conversation_id: str) -> str:
 
 
 def _turns(
-    db: Database, rows: Iterable[Row], turn_of: Callable[[Database, Row], RankedTurn]
+    db: Database, rows: Iterable[Row], turn_of: Callable[[Database, Row, Read], RankedTurn], read: Read
 ) -> Iterator[RankedTurn]:
     """The rows with their texts; without those of which too few were written to say anything, or that were
     deleted since the row was read."""
     for row in rows:
         with suppress(NotFound):
-            turn = turn_of(db, row)
+            turn = turn_of(db, row, read)
             if turn.pairs() or (turn.replies and turn.kind == "all_bad"):
                 yield turn
 
 
-def _ranked_turn(db: Database, row: Row) -> RankedTurn:
+def _ranked_turn(db: Database, row: Row, read: Read) -> RankedTurn:
     """One ranking with those of its replies that were written."""
     placed = db.query(
         "SELECT m.content, m.version, m.finish_reason, place, shown FROM placements"
@@ -136,7 +149,7 @@ def _ranked_turn(db: Database, row: Row) -> RankedTurn:
         source=row["source"],
         kind=row["kind"],
         created_at=row["created_at"],
-        prompt=prompt_of(db, row["turn_id"]),
+        prompt=read(db, row["turn_id"]),
         replies=tuple(entry["content"] for entry in placed),
         places=tuple(entry["place"] for entry in placed),
         versions=tuple(entry["version"] for entry in placed),
@@ -147,17 +160,17 @@ def _ranked_turn(db: Database, row: Row) -> RankedTurn:
     )
 
 
-def _edited_turn(db: Database, row: Row) -> RankedTurn:
+def _edited_turn(db: Database, row: Row, read: Read) -> RankedTurn:
     """An edit beats the reply it replaced."""
     return RankedTurn(
         ranking_id=row["id"],
-        turn_id=row["parent_id"],
+        turn_id=row["turn_id"],
         conversation_id=row["conversation_id"],
         person_id=row["author_id"],
         source="human" if row["kind"] == "human" else "simulated",
         kind="best",
         created_at=row["created_at"],
-        prompt=prompt_of(db, row["parent_id"]),
+        prompt=read(db, row["turn_id"]),
         replies=(row["content"], row["original"]),
         places=(1, 2),
         versions=(None, row["version"]),

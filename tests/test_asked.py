@@ -60,11 +60,22 @@ def test_one_person_s_many_chats_leave_everybody_else_their_prompts(
     ]
 
 
+def test_what_is_far_too_long_takes_nobody_s_place(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
+    a_turn(db, somebody(db), question="Short?")
+    chat, parent = conversations.create(db, somebody(db).id), None
+    for number in range(9):
+        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 5_000, somebody(db).id)
+        parent = conversations.add_written_reply(db, turn.id, "ok", None).id
+    prompts = asked.user_prompts(db, 3, for_judging=False)
+    assert [len(prompt.messages) for prompt in prompts] == [3, 1, 1]
+
+
 def test_what_was_asked_the_same_way_for_ever_is_not_all_read(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, prompt_of = list[str](), asked.prompt_of
-    monkeypatch.setattr(asked, "prompt_of", lambda db, id: read.append(id) or prompt_of(db, id))
+    read, end_of = list[str](), asked.end_of
+    monkeypatch.setattr(asked, "end_of", lambda db, id, most: read.append(id) or end_of(db, id, most))
     monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
     monkeypatch.setattr(asked, "_LOOKED_AT", 3)
     for _ in range(9):
@@ -80,14 +91,14 @@ def test_what_is_deleted_while_prompts_are_read_is_left_out(
     chats = {str(reply.parent_id): reply.conversation_id for reply in replies}
     monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
     [newest, *_] = asked.user_prompts(db, 1, for_judging=False)
-    read = asked.prompt_of
+    read = asked.end_of
 
-    def read_after_a_deletion(db: Database, id: str) -> tuple[dict[str, str], ...]:
+    def read_after_a_deletion(db: Database, id: str, most: int) -> tuple[tuple[dict[str, str], ...], bool]:
         if id != newest.turn_id:
             conversations.delete(db, chats[id])
-        return read(db, id)
+        return read(db, id, most)
 
-    monkeypatch.setattr(asked, "prompt_of", read_after_a_deletion)
+    monkeypatch.setattr(asked, "end_of", read_after_a_deletion)
     assert asked.user_prompts(db, 9, for_judging=False) == [newest]
 
 

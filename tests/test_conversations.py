@@ -235,6 +235,24 @@ def test_a_path_leads_from_the_system_message_down_one_branch(db: Database) -> N
     assert messages.list_for(db, chat.id) == [system, turn, first, second, leaf]
 
 
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_the_end_of_a_path_is_the_system_message_and_the_newest_that_have_room(
+    db: Database, system: str
+) -> None:
+    ada = somebody(db)
+    chat = conversations.create(db, ada.id)
+    said = [{"role": role, "content": f"{n}{role}"} for n in range(5) for role in ("user", "assistant")][:-1]
+    head = [{"role": "system", "content": system}] if system else []
+    end = conversations.add_history(db, chat, [*head, *said])
+    assert end is not None and messages.prompt_of(db, end) == (*head, *said)
+    two = sum(len(entry["content"]) + messages.AROUND for entry in said[-3:])
+    for characters, kept in ((two, 3), (two + 99, 3), (two - 1, 1), (0, 1)):  # never a reply without its turn
+        assert messages.end_of(db, end, characters) == ((*head, *said[-kept:]), False)
+    assert messages.end_of(db, end, 10_000) == ((*head, *said), True)
+    with pytest.raises(NotFound):
+        messages.end_of(db, "nothing", 10)
+
+
 def test_a_history_is_one_branch_whose_replies_nobody_here_wrote(db: Database) -> None:
     ada = somebody(db)
     chat = conversations.create(db, ada.id)

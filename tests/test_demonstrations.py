@@ -105,6 +105,21 @@ def test_what_is_exported_is_what_is_learned_from(db: Database) -> None:
     assert [demonstration.reply for demonstration in collect(db)] == ["three"]
 
 
+def test_of_a_long_conversation_a_night_imitates_the_end_and_an_export_has_all(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.snapshots._LONGEST", 1_300)
+    ada, parent = somebody(db), None
+    chat = conversations.create(db, ada.id)
+    for number in range(9):
+        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 300, ada.id)
+        parent = conversations.add_written_reply(db, turn.id, "one", None).id
+    edit = conversations.add_edit(db, parent, "two", ada.id)
+    [demonstration], [row] = collect(db), list(export_rows(db, "sft"))
+    assert (demonstration.message_id, len(demonstration.messages), len(row["messages"])) == (edit.id, 5, 18)
+    assert demonstration.messages == tuple(row["messages"][-6:-1])
+
+
 def test_what_is_deleted_between_two_rows_is_left_out(db: Database) -> None:
     import_rows(db, [sft_row(f"Question {number}", "Yes.") for number in range(3)], "sft")
     first, second, third = collect(db)

@@ -16,9 +16,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from chatbot.basemodel import Base
 from chatbot.batch import TokenBatch
 from chatbot.policy import Policy
+from data import conversations
 from data.comparisons import RankedTurn
+from data.database import Database
 from data.errors import Refused
+from data.snapshots import stream_turns, take_snapshot
 from tests.learners import CPU, END, a_learner, ranked, some_replies
+from tests.stories import rank, somebody
 from trainer.config import RefreshConfig
 from trainer.forward import TOKENS_PER_PASS
 from trainer.reward import (
@@ -110,6 +114,20 @@ def test_prompt_and_reply_together_fit_a_base_with_a_short_context(tiny_base: Ba
     long, short = tokenise([turn], tiny_base.format, 301)[0].replies
     assert long.prompt == short.prompt == tiny_base.format.encode(turn.prompt)[-150:]
     assert (len(long.reply), short.reply) == (150, tiny_base.format.encode_reply("no"))
+
+
+def test_the_end_of_a_long_conversation_is_all_that_is_read_of_it(db: Database, tiny_base: Base) -> None:
+    ada, parent = somebody(db), None
+    chat = conversations.create(db, ada.id)
+    for number in range(100):
+        turn = conversations.add_user_message(db, chat.id, parent, f"{number} " + "why " * 100, ada.id)
+        replies = [conversations.add_written_reply(db, turn.id, text, None) for text in ("one", "two")]
+        parent = replies[0].id
+    rank(db, ada, replies, [1, 2])
+    [kept], [whole] = take_snapshot(db).turns, list(stream_turns(db))
+    assert 100 < len(kept.prompt) < len(whole.prompt) == 199
+    [short], [long] = (tokenise([turn], tiny_base.format) for turn in (kept, whole))
+    assert short.replies == long.replies
 
 
 def test_a_long_history_loses_its_oldest_turns_and_keeps_the_system_message(tiny_base: Base) -> None:

@@ -1,6 +1,7 @@
 """snapshots.py: what teaches, as the database holds it, and which version beat which."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,12 +148,34 @@ def test_whoever_said_little_keeps_all_of_it_beside_one_who_fills_a_night(db: Da
     assert [turn.ranking_id for turn in few] == [*said[-5:], standing[-1]], "everybody's newest"
 
 
+def test_of_a_long_conversation_a_night_keeps_the_end_and_an_export_all(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.snapshots._LONGEST", 5_000)
+    ada, parent = somebody(db), None
+    chat = conversations.create(db, ada.id)
+    for number in range(30):
+        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 500, ada.id)
+        replies = [conversations.add_written_reply(db, turn.id, text, None) for text in ("one", "two")]
+        rank(db, ada, replies, [1, 2])
+        parent = replies[0].id
+    conversations.add_edit(db, replies[0].id, "better", ada.id)
+    taken, whole = take_snapshot(db).turns, list(stream_turns(db))
+    assert [len(turn.prompt) for turn in whole] == [*range(1, 61, 2), 59]
+    for kept, all_of_it in zip(taken, whole, strict=True):
+        assert kept.prompt == all_of_it.prompt[-15:], "eight turns"
+        assert (kept.group, kept.part, kept.replies) == (all_of_it.group, all_of_it.part, all_of_it.replies)
+    assert tuple(turns_by_id(db, [turn.ranking_id for turn in whole])) == tuple(
+        replace(turn, weight=1.0) for turn in taken
+    ), "so that a warm start knows them"
+
+
 def test_only_what_is_chosen_is_read_with_its_texts(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     ada, read = somebody(db), list[str]()
     ids = [rank(db, ada, a_turn(db, ada), [1, 2, 3]).turn_id for _ in range(7)]
     monkeypatch.setattr("data.snapshots.BATCH", 2)
     monkeypatch.setattr(
-        "data.snapshots.prompt_of", lambda db, turn: read.append(turn) or messages.prompt_of(db, turn)
+        "data.snapshots.end_of", lambda db, id, most: read.append(id) or messages.end_of(db, id, most)
     )
     assert [turn.turn_id for turn in take_snapshot(db, 3).turns] == ids[-3:]
     assert set(read) == set(ids[-4:])
