@@ -34,8 +34,9 @@ class Waiting:
         return self.queue.event_ids_to_events[str(event_id)]
 
     def end(self, event: Any) -> None:
-        """As Gradio does when an event is over; its page session has its messages, or not yet."""
-        del self.queue.event_ids_to_events[event._id]
+        """As Gradio does when an event is over; its page session has its messages, or not yet. One that is
+        cancelled meanwhile may stay in `event_ids_to_events` for ever."""
+        self.queue.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
 
     def read(self, event: Any) -> None:
         """As a stream does that hands on all messages, the last one included."""

@@ -43,8 +43,7 @@ class Fair:
         Until the event has its place in the queue, nothing here or there waits and lets another count too.
         """
         person = username or ""
-        events = self._queue.event_ids_to_events.values()
-        if sum(event.username == username for event in events) >= MOST_EVENTS:
+        if sum(event.username == username for event in self._events()) >= MOST_EVENTS:
             sentence = words.word("too_much", words.language_of(request.cookies, request.headers))
             raise HTTPException(429, sentence, {"retry-after": str(RETRY_SECONDS)})
         self._forget_what_is_over()
@@ -52,6 +51,12 @@ class Fair:
             self._forget(max(unread, key=unread.__getitem__))
         self._sessions[body.session_hash] = person, time.monotonic()
         return await self._push(body, request, username)
+
+    def _events(self) -> list[Any]:
+        """Under way or waiting. Gradio's list of all of them may keep one that was cancelled as it ended."""
+        under_way = (event for job in self._queue.active_jobs for event in job or ())
+        lines = self._queue.event_queue_per_concurrency_id.values()
+        return [*under_way, *(event for line in lines for event in line.queue)]
 
     def _unread(self, person: str) -> dict[str, int]:
         """How many messages wait in each page session of a person."""
@@ -61,18 +66,18 @@ class Fair:
 
     def _forget_what_is_over(self) -> None:
         """Page sessions without an event whose answers were read, or were not for too long."""
-        under_way = {event.session_hash for event in self._queue.event_ids_to_events.values()}
+        has_events = {event.session_hash for event in self._events()}
         long_ago = time.monotonic() - UNREAD_SECONDS
         expected = self._queue.pending_event_ids_session
         for session, messages in list(self._queue.pending_messages_per_session.items()):
             _, latest = self._sessions.get(session, ("", 0.0))
             is_read = messages.empty() and not expected.get(session)
-            if session not in under_way and (is_read or latest < long_ago):
+            if session not in has_events and (is_read or latest < long_ago):
                 self._forget(session)
 
     def _forget(self, session: str) -> None:
         """Its events say nothing more and end; a stream that still reads it hears so within ten seconds."""
-        for event in self._queue.event_ids_to_events.values():
+        for event in self._events():
             if event.session_hash == session:
                 event.alive = False  # before its messages have no place to go
         self._queue.pending_messages_per_session.pop(session, None)
