@@ -74,6 +74,15 @@ async def test_nobody_has_more_events_at_once_than_their_share(page: Waiting) ->
 
 
 @waiting
+async def test_nobody_asks_in_a_page_session_of_somebody_else(page: Waiting) -> None:
+    await page.join("ada", "tab")
+    with pytest.raises(HTTPException, match="belongs to somebody else - reload") as refused:
+        await page.join("eve", "tab")
+    assert refused.value.status_code == 403
+    await page.join("ada", "tab")
+
+
+@waiting
 async def test_what_was_read_is_forgotten_and_no_sooner(page: Waiting) -> None:
     event = await page.join("ada", "tab")
     await page.join("eve", "tab of eve")

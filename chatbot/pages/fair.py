@@ -38,14 +38,16 @@ class Fair:
         page._queue.push = self.push  # type: ignore[method-assign]
 
     async def push(self, body: Any, request: Request, username: str | None) -> Any:
-        """Gradio's `push`; HTTPException 429 for whom this is too much.
+        """Gradio's `push`; HTTPException 429 for whom this is too much, 403 in somebody else's page session.
 
         Until the event has its place in the queue, nothing here or there waits and lets another count too.
         """
-        person = username or ""
+        person, language = username or "", words.language_of(request.cookies, request.headers)
+        if self._sessions.get(body.session_hash, (person, 0.0))[0] != person:
+            raise HTTPException(403, words.word("not_yours", language))
         if sum(event.username == username for event in self._events()) >= MOST_EVENTS:
-            sentence = words.word("too_much", words.language_of(request.cookies, request.headers))
-            raise HTTPException(429, sentence, {"retry-after": str(RETRY_SECONDS)})
+            retry = {"retry-after": str(RETRY_SECONDS)}
+            raise HTTPException(429, words.word("too_much", language), retry)
         self._forget_what_is_over()
         while sum((unread := self._unread(person)).values()) > MOST_UNREAD:
             self._forget(max(unread, key=unread.__getitem__))

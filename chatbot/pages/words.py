@@ -186,6 +186,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "You are signed out - reload the page to sign in again.",
         "您已退出登录，请刷新页面重新登录。",
     ),
+    "not_yours": (
+        "This page belongs to somebody else - reload it.",
+        "此页面属于他人，请刷新。",
+    ),
     "too_much": (
         "That was too much at once - wait a moment, then try again.",
         "一次请求太多，请稍候再试。",
