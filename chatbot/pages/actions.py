@@ -25,6 +25,7 @@ from data import conversations, messages, people, rankings
 from data.database import Database, new_id
 from data.errors import NotFound, Problem, Refused
 from data.records import Message, Person
+from data.text import MAX_CHARACTERS
 
 MESSAGE_LENGTH = 200_000
 """Longer texts are not even read; `Turns` refuses from 32,000 characters with a sentence."""
@@ -204,7 +205,7 @@ class Actions:
         reply_id = sent.text("message_id")
         if reply_id not in {reply.id for reply in boards.shown_replies(self.db, turn.id, person.id)}:
             raise Refused("This reply does not belong to the turn - reload the page.")
-        conversations.add_edit(self.db, reply_id, sent.text("text", 32_000), person.id)
+        conversations.add_edit(self.db, reply_id, sent.text("text", MAX_CHARACTERS), person.id)
         return self.board(person, turn.id, sent.look)
 
     def stop_reply(self, person: Person, sent: Payload) -> View:
