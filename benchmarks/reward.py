@@ -40,7 +40,7 @@ from chatbot.basemodel import Base, load_base
 from chatbot.models import pick_device, pick_dtype
 from chatbot.policy import Policy
 from data.cli import ENVIRONMENT
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
+from data.comparisons import RankedTurn, read_snapshot, write_snapshot
 from data.home import open_home
 from trainer.config import RefreshConfig
 from trainer.intervals import bootstrap_by_group, by_group, paired_bootstrap
@@ -257,8 +257,8 @@ def tested(path: Path) -> Path:
 def write(base: Base, name: str, turns: list[RankedTurn], test: list[RankedTurn], out: Path) -> Job:
     """Both forms of the data, beside the results."""
     path = out.parent / f"{name.replace(' ', '').replace(',', '-').replace('=', '')}.json"
-    write_snapshot(Snapshot(tuple(turns), ""), path.with_suffix(".jsonl"))
-    write_snapshot(Snapshot(tuple(test), ""), tested(path))
+    write_snapshot(turns, path.with_suffix(".jsonl"))
+    write_snapshot(test, tested(path))
     ids = {
         part: [
             {"sequences": [reply.ids for reply in entry.replies], "pairs": decided(entry.turn)}

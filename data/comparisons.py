@@ -102,9 +102,10 @@ class Snapshot:
     sha256: str
 
 
-def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Writes the snapshot as JSONL, a ranking a line; the file's sha256 is the snapshot's."""
-    path.write_bytes(lines_of(snapshot.turns))
+def write_snapshot(turns: Iterable[RankedTurn], path: Path) -> None:
+    """Writes the turns as JSONL, a ranking a line; `read_snapshot` makes a snapshot of it."""
+    rows = (json.dumps(asdict(turn), ensure_ascii=False, separators=(",", ":")) + "\n" for turn in turns)
+    path.write_bytes("".join(rows).encode())
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -120,12 +121,6 @@ def read_snapshot(path: Path) -> Snapshot:
                 f"Line {line} of {str(path)!r} is no ranking ({error}) - take a new snapshot."
             ) from error
     return Snapshot(tuple(turns), hashlib.sha256(content).hexdigest())
-
-
-def lines_of(turns: Iterable[RankedTurn]) -> bytes:
-    """The file of a snapshot."""
-    rows = (json.dumps(asdict(turn), ensure_ascii=False, separators=(",", ":")) + "\n" for turn in turns)
-    return "".join(rows).encode()
 
 
 def _tuple(value: Any) -> Any:

@@ -2,13 +2,12 @@
 and everybody's last edit of a reply, which beats what it replaced.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import combinations, islice
 
-from data.comparisons import RankedTurn, Snapshot, lines_of, weigh
+from data.comparisons import RankedTurn
 from data.database import Database, Row
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, WRITTEN, end_of, prompt_of
@@ -44,8 +43,8 @@ _IN_ROUNDS = (
 )
 
 
-def take_snapshot(db: Database, most: int | None = None) -> Snapshot:
-    """What teaches at this moment, oldest first, weighed: all of it, or `most`.
+def taught_turns(db: Database, most: int | None = None) -> list[RankedTurn]:
+    """What teaches at this moment, oldest first, each at weight 1: all of it, or `most`.
 
     These are chosen in rounds, everybody's newest first, then everybody's second newest: whoever said little
     keeps all of it, however much others said since. Imports take only the places that people here leave to
@@ -54,8 +53,7 @@ def take_snapshot(db: Database, most: int | None = None) -> Snapshot:
     with db.read():
         ids = [row["id"] for row in db.query(_IN_ROUNDS)]
         found = list(islice(turns_by_id(db, ids), most))
-    turns = weigh(sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id)))
-    return Snapshot(tuple(turns), hashlib.sha256(lines_of(turns)).hexdigest())
+    return sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id))
 
 
 def last_taught(db: Database) -> float | None:

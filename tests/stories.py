@@ -1,10 +1,14 @@
 """Small pieces of a day that tests of `data` begin with: somebody, a turn with replies, a ranking."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from data import conversations, people, rankings
+from data.comparisons import Snapshot, read_snapshot, write_snapshot
 from data.database import Database
 from data.records import Message, Person, Placement, Ranking, RankingKind, Sampling, Source
+from data.snapshots import taught_turns
 
 
 def somebody(db: Database, name: str = "ada") -> Person:
@@ -57,3 +61,10 @@ def rank(
     return rankings.save(
         db, turn_id=turn_id, person_id=person.id, kind=kind, placements=places(replies, order), source=source
     )
+
+
+def frozen(db: Database) -> Snapshot:
+    """All that teaches now, as a night would have frozen it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_snapshot(taught_turns(db), file := Path(folder) / "snapshot.jsonl")
+        return read_snapshot(file)

@@ -23,7 +23,7 @@ from data import conversations, messages, people, rankings
 from data.database import Database
 from data.errors import Busy, Problem, Refused
 from data.records import FinishReason, Person, RankingKind, Sampling
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.operating import add_version
 from tests.stories import a_turn, rank, somebody
 
@@ -272,7 +272,7 @@ def test_of_a_single_reply_it_can_be_said_that_it_is_bad_and_nights_learn_it(
     vote = {"kind": "all_bad", "places": {reply.id: 1}, "shown": [reply.id], "reasons": ["unsafe"]}
     board = actions.save_ranking(ada, Payload({"turn_id": reply.parent_id, **vote}))
     assert board["saved"]["word"] == "order_bad"
-    [learned] = take_snapshot(actions.db).turns
+    [learned] = taught_turns(actions.db)
     assert (learned.kind, learned.replies) == ("all_bad", ("one",))
     conversations.add_user_message(actions.db, reply.conversation_id, reply.id, "Go on.", ada.id)
     history = actions.show(ada, reply.conversation_id, 0)[0]

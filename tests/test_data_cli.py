@@ -20,8 +20,8 @@ from data.forgetting import forget, scrub
 from data.home import Home
 from data.records import Person, Run
 from data.runfolder import LOG
-from data.snapshots import take_snapshot
-from tests.stories import a_turn, rank, somebody
+from data.snapshots import taught_turns
+from tests.stories import a_turn, frozen, rank, somebody
 
 CANARY = "canary-7f3a91"
 
@@ -221,9 +221,9 @@ def a_person_who_taught(db: Database, home: Home) -> Person:
     replies = a_turn(db, person, [f"{CANARY} reply", "other"], question=f"{CANARY} question")
     rank(db, person, replies, [1, 2])
     run = a_run(db, home, "tonight", f"{CANARY} by {person.id}")
-    snapshot = take_snapshot(db)
+    snapshot = frozen(db)
     runs.set_snapshot(db, run.id, snapshot)
-    write_snapshot(snapshot, home.runs / run.id / "snapshot.jsonl")
+    write_snapshot(snapshot.turns, home.runs / run.id / "snapshot.jsonl")
     shown = {"samples": {"4": [{"prompt": CANARY, "reply": CANARY}]}}
     report = {"ppo": shown, "reward": {"accuracy_by_person": {person.id: 1.0}}}
     a_version(db, run, report, "v000001")
@@ -370,7 +370,7 @@ def test_a_forgotten_persons_versions_stay_known_after_the_rankings_are_gone(
     (row,) = db.query("SELECT * FROM run_rankings")
     assert row["person_id"] is None
     assert versions.learned_from(db, [row["ranking_id"]]) == ["v000001"]
-    assert take_snapshot(db).turns == ()
+    assert taught_turns(db) == []
 
 
 def test_of_runs_that_may_have_read_a_forgotten_persons_words_only_the_log_stays(
@@ -504,7 +504,7 @@ def test_rankings_that_compare_a_forgotten_persons_words_go_too(db: Database, ho
     rank(db, eve, [*replies, edit], [2, 3, 4, 1])
     kept = rank(db, eve, a_turn(db, eve), [1, 2, 3])
     forget(db, home, person)
-    assert [turn.ranking_id for turn in take_snapshot(db).turns] == [kept.id]
+    assert [turn.ranking_id for turn in taught_turns(db)] == [kept.id]
     assert [entry.content for entry in messages.path_to(db, going_on.id)][1:] == ["(deleted)", "Go on"]
     assert rankings.count(db) == 1
 

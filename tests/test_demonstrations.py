@@ -12,7 +12,7 @@ from data.exchange import export_rows, import_rows
 from data.forgetting import forget
 from data.home import Home
 from data.messages import DEMONSTRATED
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.stories import a_turn, rank, somebody
 
 
@@ -65,7 +65,7 @@ def test_an_edit_is_a_ranking_and_a_demonstration(db: Database) -> None:
     assert demonstration.message_id == edit.id
     assert (demonstration.messages[-1]["content"], demonstration.reply) == ("Count.", "one, two")
     assert (demonstration.source, demonstration.person_id) == ("human", ada.id)
-    (turn,) = take_snapshot(db).turns
+    (turn,) = taught_turns(db)
     assert (turn.replies, turn.places) == (("one, two", "one"), (1, 2))
 
 
@@ -91,7 +91,7 @@ def test_a_corrected_rewording_is_the_only_one_that_teaches(db: Database) -> Non
         conversations.add_edit(db, reply.id, text, person.id)
     wanted = ["Eve's own", "Better wording"]
     assert [demonstration.reply for demonstration in collect(db)] == wanted
-    assert [turn.replies for turn in take_snapshot(db).turns] == [(text, "one") for text in wanted]
+    assert [turn.replies for turn in taught_turns(db)] == [(text, "one") for text in wanted]
     assert [row["messages"][-1]["content"] for row in export_rows(db, "sft")] == wanted
     assert [row["chosen"][0]["content"] for row in export_rows(db, "preference")] == wanted
 

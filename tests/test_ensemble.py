@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from chatbot.basemodel import Base, load_base
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
+from data.comparisons import RankedTurn, read_snapshot, write_snapshot
 from data.errors import Refused
 from data.home import Home, open_home
 from data.runfolder import JUDGE
@@ -244,10 +244,6 @@ def test_where_members_disagree_the_reward_is_less_than_their_mean() -> None:
     assert pessimistic(scores, 0.0)[0].tolist() == [1.0, 2.0]
 
 
-def night(turns: Sequence[RankedTurn]) -> Snapshot:
-    return Snapshot(tuple(turns), "")
-
-
 def lesson_after(
     before: Sequence[RankedTurn] | Mapping[str, str] | None,
     now: Sequence[RankedTurn],
@@ -259,8 +255,8 @@ def lesson_after(
 ) -> TrainingSet:
     """What is learned `now` by models that learned from `before`; `still` is there what is there `now`."""
     learned = before if before is None or isinstance(before, Mapping) else lesson_after(None, before).learned
-    there = night(now if still is None else still)
-    return warm_start(night(now), config, seed, learned=learned, still=there, saved_rank=saved_rank)
+    there = now if still is None else still
+    return warm_start(now, config, seed, learned=learned, still=there, saved_rank=saved_rank)
 
 
 def test_a_warm_start_learns_the_new_rankings_and_repeats_a_few_old_ones() -> None:
@@ -341,7 +337,7 @@ def test_models_that_go_on_with_another_rank_than_asked_say_so(tiny_base: Base, 
 
 def test_a_ranking_that_has_only_aged_is_the_same_one(tmp_path: Path) -> None:
     before = some_turns(6)
-    write_snapshot(night(before), tmp_path / "snapshot.jsonl")
+    write_snapshot(before, tmp_path / "snapshot.jsonl")
     now = [replace(t, weight=0.5, reliability=0.5) for t in before] + some_turns(2, first=10)
     lesson = lesson_after(read_snapshot(tmp_path / "snapshot.jsonl").turns, now)
     assert lesson.is_warm and {t.weight for t in lesson.turns} == {0.5, 1.0}  # weighed among themselves

@@ -14,7 +14,7 @@ from data.comparisons import RankedTurn
 from data.database import Database
 from data.exchange import import_rows
 from data.prompts import Paraphrase
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.learners import CPU, ranked, shake
 from trainer.examine import (
     calibration_bins,
@@ -117,7 +117,7 @@ def test_an_import_was_shown_to_nobody_however_its_rows_are_sorted(
     }[fmt]
     assert import_rows(db, [a | row for a, row in zip(asked, rows, strict=True)], fmt).added == 6
     policy, names = an_ensemble(tiny_base, 1)
-    report = examine(policy, names, take_snapshot(db).turns, seed=0)
+    report = examine(policy, names, taught_turns(db), seed=0)
     assert (report["pairs"], report["always_first_shown"]) == (6, 0.5)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from data import asked, conversations, messages, people, rankings
+from data.comparisons import weigh
 from data.database import Database, open_database
 from data.errors import NotFound, Refused
 from data.exchange import export_rows, import_rows, read_rows
 from data.home import open_home
 from data.records import Placement
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.stories import a_turn, rank, somebody
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -80,7 +81,7 @@ def test_rows_of_one_dialogue_are_of_one_part_though_each_is_a_conversation(db: 
             rows.append({"prompt": prompt, "chosen": f"{reply} than {i}", "rejected": "none"})
             prompt = [*prompt, {"role": "assistant", "content": reply}, {"role": "user", "content": "Sure?"}]
     assert import_rows(db, rows, "preference").added == 24
-    turns = take_snapshot(db).turns
+    turns = taught_turns(db)
     assert len({turn.conversation_id for turn in turns}) == 24 and len({turn.group for turn in turns}) == 12
     assert len({(turn.group, turn.part) for turn in turns}) == 12
 
@@ -101,7 +102,7 @@ def test_a_ranking_with_a_reply_that_says_nothing_comes_back_whole(
     rank(db, ada, a_turn(db, ada, ["yes", "", "no"]), [1, 3, 2])
     assert import_rows(other, export_rows(db, fmt), fmt).skipped == []
     assert rows(other, fmt) == rows(db, fmt) and '""' in "".join(rows(other, fmt))
-    assert [len(turn.replies) for turn in take_snapshot(other).turns] == [2 if fmt == "kto" else 3]
+    assert [len(turn.replies) for turn in taught_turns(other)] == [2 if fmt == "kto" else 3]
 
 
 @pytest.mark.parametrize("fmt", ["preference", "tiers", "normalised", "hh", "kto"])
@@ -124,7 +125,7 @@ def test_tiers_say_which_replies_were_cut_off(db: Database, other: Database) -> 
         conn.execute("UPDATE messages SET finish_reason = 'length' WHERE id = ?", (replies[1].id,))
     rank(db, ada, replies, [1, 2])
     assert import_rows(other, export_rows(db, "tiers"), "tiers").added == 1
-    assert [turn.cut for turn in take_snapshot(other).turns] == [(False, True)]
+    assert [turn.cut for turn in taught_turns(other)] == [(False, True)]
     assert rows(other, "tiers") == rows(db, "tiers")
 
 
@@ -145,7 +146,7 @@ def test_a_prompt_with_a_crowd_of_labelled_replies_keeps_as_many_good_ones_as_ba
         for lines, label in ((range(33, 41), "true"), (range(73, 81), "false"))
         for line in lines
     ]
-    (turn,) = take_snapshot(db).turns
+    (turn,) = taught_turns(db)
     assert turn.places == (1,) * 32 + (2,) * 32
 
 
@@ -212,13 +213,13 @@ def test_normalised_says_of_the_best_only_what_it_beats(filled: Database, other:
     assert [row["replies"] for row in best] == [["e", "d"], ["e", "f"]]
     assert len({row["id"] for row in best}) == 2
     assert import_rows(other, best, "normalised").added == 2
-    assert [turn.pairs() for turn in take_snapshot(other).turns] == [[(0, 1, 1.0)]] * 2
+    assert [turn.pairs() for turn in taught_turns(other)] == [[(0, 1, 1.0)]] * 2
 
 
 def test_an_imported_row_is_a_ranking_of_its_own_source_and_asks_nobody(db: Database) -> None:
     import_rows(db, [{"prompt": "Why?", "chosen": "so", "rejected": "no"}], "preference", "a file")
-    (turn,) = take_snapshot(db).turns
-    assert (turn.source, turn.versions, turn.weight) == ("imported", (None, None), 0.5)
+    (turn,) = taught_turns(db)
+    assert (turn.source, turn.versions, weigh([turn])[0].weight) == ("imported", (None, None), 0.5)
     assert (turn.replies, turn.places) == (("so", "no"), (1, 2))
     person = people.by_name(db, "a file")
     assert person is not None
@@ -248,7 +249,7 @@ def test_dialogues_without_a_prompt_of_their_own_share_what_is_common(db: Databa
 def test_one_speaker_twice_in_a_row_is_joined(db: Database) -> None:
     text = "\n\nHuman: One\n\nHuman: Two\n\nAssistant: "
     assert import_rows(db, [{"chosen": text + "a", "rejected": text + "b"}], "hh").added == 1
-    assert take_snapshot(db).turns[0].prompt == ({"role": "user", "content": "One\n\nTwo"},)
+    assert taught_turns(db)[0].prompt == ({"role": "user", "content": "One\n\nTwo"},)
 
 
 def pair(chosen: Any, rejected: Any, prompt: Any = "Why?") -> dict[str, Any]:
@@ -427,7 +428,7 @@ def test_an_export_is_read_while_it_is_written(db: Database) -> None:
             rank(db, ada, a_turn(db, ada, ["a", "b"], question=f"{number}"), [1, 2])
     stream = export_rows(db, "preference")
     next(stream)
-    conversations.delete(db, take_snapshot(db).turns[-1].conversation_id)
+    conversations.delete(db, taught_turns(db)[-1].conversation_id)
     assert 1 + sum(1 for _ in stream) == 249
 
 
@@ -446,4 +447,4 @@ def test_published_files_go_in_whole_or_say_why(db: Database, name: str, fmt: st
     result = import_rows(db, lines, fmt)
     assert result.added + len(result.skipped) == len(lines)
     assert result.added >= 0.9 * len(lines)
-    assert len(take_snapshot(db).turns) == result.added
+    assert len(taught_turns(db)) == result.added

@@ -15,16 +15,16 @@ from chatbot.basemodel import Base
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
 from data import conversations, rankings, runs
-from data.comparisons import RankedTurn, Snapshot, read_snapshot, write_snapshot
+from data.comparisons import RankedTurn, read_snapshot, write_snapshot
 from data.database import Database
 from data.forgetting import forget
 from data.home import Home
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.adapter_files import make_version
 from tests.learners import fair_share, predicted, shares
 from tests.nights import a_run, known_conversations, tiny_night
 from tests.operating import add_version
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_turn, frozen, rank, somebody
 from trainer import ensemble, fitting
 from trainer.fitting import fit_rewards, freeze_snapshot
 from trainer.night import Night, begin
@@ -92,19 +92,19 @@ def many_rankings(db: Database, people: Sequence[str], first: int = 0, question:
 def a_night_before(db: Database, home: Home, base: Base) -> Path:
     """The folder of an accepted version that learned from all there is, with what a warm start needs."""
     run = a_run(db)
-    folder, snapshot = home.runs / run.id, take_snapshot(db)
+    folder, snapshot = home.runs / run.id, frozen(db)
     for name in MODELS:
         (folder / name).mkdir(parents=True)
         (folder / name / "adapter_config.json").write_text('{"r": 8}')
-    write_snapshot(snapshot, folder / "snapshot.jsonl")
+    write_snapshot(snapshot.turns, folder / "snapshot.jsonl")
     runs.set_snapshot(db, run.id, snapshot)
     learned = {
         part: ensemble.warm_start(
-            Snapshot(tuple(t for t in snapshot.turns if t.part == part), ""),
+            [turn for turn in snapshot.turns if turn.part == part],
             tiny_night(home),
             0,
             learned=None,
-            still=Snapshot((), ""),
+            still=[],
             saved_rank=None,
         ).learned
         for part in "AB"
@@ -369,7 +369,7 @@ def accept_a_version(db: Database, home: Home, base: Base) -> None:
 
 
 def delete_a_ranking(db: Database, home: Home, base: Base) -> None:
-    conversations.delete(db, take_snapshot(db).turns[0].conversation_id)
+    conversations.delete(db, taught_turns(db)[0].conversation_id)
 
 
 @pytest.mark.parametrize("change", [accept_a_version, delete_a_ranking])

@@ -3,8 +3,7 @@
 from data import lessons, runs
 from data.database import Database
 from data.records import Run
-from data.snapshots import take_snapshot
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_turn, frozen, rank, somebody
 
 
 def claimed(db: Database, key: str = "tonight", now: float | None = None) -> Run:
@@ -18,7 +17,7 @@ def test_what_a_run_learned_from_is_written_down_once(db: Database) -> None:
     ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
     run = claimed(db)
     for _ in range(2):
-        runs.set_snapshot(db, run.id, take_snapshot(db))
+        runs.set_snapshot(db, run.id, frozen(db))
     rows = [tuple(row) for row in db.query("SELECT * FROM run_rankings")]
     assert rows == [(run.id, ranking.id, ada.id)]
 
@@ -27,7 +26,7 @@ def test_each_person_is_told_how_much_of_a_run_is_theirs(db: Database) -> None:
     ada, ben, run = somebody(db, "ada"), somebody(db, "ben"), claimed(db)
     for person in (ada, ben, ada):
         rank(db, person, a_turn(db, person), [1, 2, 3])
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert [lessons.count_by(db, run.id, person.id) for person in (ada, ben)] == [2, 1]
     assert lessons.count_by(db, None, ada.id) == 0, "of a version made by hand"

@@ -13,7 +13,7 @@ from data.errors import NotFound, Refused
 from data.home import Home
 from data.prompts import borderline_prompts, judging_prompts, practice_prompts
 from data.records import Prompt
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.learners import ranked
 from tests.nights import JUDGING, PRACTICE, known_conversations, short_prompts, tiny_night, write_prompts
 from tests.stories import a_turn, rank, somebody
@@ -138,7 +138,7 @@ def test_people_s_own_turns_are_practised_on_unless_they_were_ranked(
         a_turn(db, ada, question="Why is the sky blue?")
         rank(db, ada, a_turn(db, ada, question="Why is grass green?"), (1, 2, 3))
 
-    said = words(choose_practice_prompts(db, tiny_base, tiny_night(home), take_snapshot(db).turns))
+    said = words(choose_practice_prompts(db, tiny_base, tiny_night(home), taught_turns(db)))
 
     assert "Why is the sky blue?" in said
     assert "Why is grass green?" not in said
@@ -221,7 +221,7 @@ def test_prompts_stand_together_as_rankings_do_however_a_first_message_was_rewor
     prompts = asked.user_prompts(db, 10, for_judging=False)
 
     assert len(prompts) == 4 and len({prompt.conversation_id for prompt in prompts}) == 2
-    assert {prompt.group for prompt in prompts} == {turn.group for turn in take_snapshot(db).turns}
+    assert {prompt.group for prompt in prompts} == {turn.group for turn in taught_turns(db)}
     assert len({prompt.group for prompt in prompts}) == 1
 
 
@@ -272,7 +272,7 @@ def test_a_demonstration_that_was_taken_back_is_repeated_no_longer(
 ) -> None:
     ada = somebody(db)
     edit = conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
-    chosen = choose(db, tiny_base, tiny_night(home, ptx=1.0, ptx_data=None), take_snapshot(db).turns)
+    chosen = choose(db, tiny_base, tiny_night(home, ptx=1.0, ptx_data=None), taught_turns(db))
     assert is_still_allowed(db, chosen)
     conversations.set_may_train(db, edit.conversation_id, False)
     assert not is_still_allowed(db, chosen)

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,13 +13,13 @@ import pytest
 
 from chatbot.manifest import Manifest, write_manifest
 from data import runs, versions
-from data.comparisons import Snapshot, write_snapshot
+from data.comparisons import RankedTurn, write_snapshot
 from data.database import Database, connect
 from data.errors import Problem, Refused
 from data.home import Home
 from data.records import Run, RunState, Version, VersionStatus
 from data.runfolder import JUDGE, LEARNED, can_go_on, is_reward_model, reward_model
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.operating import add_version, end_run, start_run
 from tests.stories import a_turn, rank, somebody
 from trainer import prune as prune_module
@@ -44,7 +44,7 @@ def a_run(db: Database, home: Home, number: int, state: RunState = "refused", ve
         (folder / name / "adapter_model.safetensors").write_bytes(b"w" * 1000)
     for name in (*WORK, *STAYS):
         (folder / name).write_text(json.dumps({"A": {}, "B": {}}))
-    write_snapshot(take_snapshot(db), folder / "snapshot.jsonl")
+    write_snapshot(taught_turns(db), folder / "snapshot.jsonl")
     return run if state == "running" else end_run(db, run, state, version or None)
 
 
@@ -85,7 +85,7 @@ def start_of(db: Database, home: Home, sha256: str, members: int) -> Before | No
     return newest_accepted(cast(Any, night))
 
 
-def lesson(present: Snapshot, learned: Mapping[str, str] | None) -> TrainingSet:
+def lesson(present: Sequence[RankedTurn], learned: Mapping[str, str] | None) -> TrainingSet:
     """What a night learns from all that is `present`, with models that know what they `learned`."""
     return warm_start(present, RefreshConfig(), 0, learned=learned, still=present, saved_rank=None)
 
@@ -194,7 +194,7 @@ def test_the_models_that_a_night_goes_on_from_stay_without_the_words_that_taught
 ) -> None:
     person = somebody(db)
     rank(db, person, a_turn(db, person), (1, 2, 3))
-    taught = take_snapshot(db)
+    taught = taught_turns(db)
     everything = lesson(taught, None).learned
     accepted = a_night(db, home, 1)
     write_manifest(home.adapters / "v000001", a_manifest(versions.get(db, "v000001")))
@@ -210,7 +210,7 @@ def test_the_models_that_a_night_goes_on_from_stay_without_the_words_that_taught
 
     before = start_of(db, home, SHA, members=3)
     assert before is not None and before.folder == folder
-    for present, is_warm in ((taught, True), (Snapshot((), ""), False)):  # the second time it was deleted
+    for present, is_warm in ((taught, True), ([], False)):  # the second time it was deleted
         tonight = lesson(present, before.learned["A"])
         assert tonight.is_warm == is_warm, tonight.reason
     newer = a_night(db, home, 3)

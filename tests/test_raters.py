@@ -12,7 +12,7 @@ from data.database import Database
 from data.errors import Refused
 from data.prompts import practice_prompts
 from data.records import Prompt
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from trainer.raters import Simulation, _send, _that_fit, places, simulate
 from trainer.tastes import EMPTY, concise
 
@@ -41,9 +41,9 @@ def test_the_spread_is_not_drowned_by_one_extreme() -> None:
 
 def test_simulated_people_rank_as_the_taste_says(db: Database, turns: Turns) -> None:
     simulate(db, turns, taste=lambda _, reply: float(len(reply)), turns_count=6, noise=0.0, people=3)
-    snapshot = take_snapshot(db)
-    assert len(snapshot.turns) == 6 and len({turn.person_id for turn in snapshot.turns}) == 3
-    for turn in snapshot.turns:
+    ranked = taught_turns(db)
+    assert len(ranked) == 6 and len({turn.person_id for turn in ranked}) == 3
+    for turn in ranked:
         assert turn.source == "simulated" and turn.kind == "full" and len(turn.replies) == 4
         by_place = [len(reply) for _, reply in sorted(zip(turn.places, turn.replies, strict=True))]
         assert by_place[0] == max(by_place) and by_place[-1] <= by_place[0]
@@ -55,7 +55,7 @@ def test_flipped_rankings_put_the_worst_first(db: Database, turns: Turns) -> Non
         return float(len(reply))
 
     simulate(db, turns, taste=length, turns_count=5, noise=0.0, people=2, flipped=1.0)
-    for turn in take_snapshot(db).turns:
+    for turn in taught_turns(db):
         by_place = [len(reply) for _, reply in sorted(zip(turn.places, turn.replies, strict=True))]
         assert by_place[0] == min(by_place)
     with pytest.raises(Refused, match="flips from 0 to 1"):
@@ -95,7 +95,7 @@ def test_a_prompt_with_a_history_is_played_into_its_conversation(db: Database, t
 
 def test_prompts_are_not_asked_twice_before_all_were_asked(db: Database, turns: Turns) -> None:
     simulate(db, turns, taste=concise, turns_count=20, replies=2)
-    asked = [turn.prompt for turn in take_snapshot(db).turns]
+    asked = [turn.prompt for turn in taught_turns(db)]
     assert len({str(prompt) for prompt in asked}) == 20
     assert {prompt[-1]["content"] for prompt in asked} <= {
         p.messages[-1]["content"] for p in practice_prompts()

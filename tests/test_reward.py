@@ -20,7 +20,7 @@ from data import conversations
 from data.comparisons import RankedTurn
 from data.database import Database
 from data.errors import Refused
-from data.snapshots import stream_turns, take_snapshot
+from data.snapshots import stream_turns, taught_turns
 from tests.learners import CPU, END, a_learner, ranked, some_replies
 from tests.stories import rank, somebody
 from trainer.config import RefreshConfig
@@ -124,7 +124,7 @@ def test_the_end_of_a_long_conversation_is_all_that_is_read_of_it(db: Database, 
         replies = [conversations.add_written_reply(db, turn.id, text, None) for text in ("one", "two")]
         parent = replies[0].id
     rank(db, ada, replies, [1, 2])
-    [kept], [whole] = take_snapshot(db).turns, list(stream_turns(db))
+    [kept], [whole] = taught_turns(db), list(stream_turns(db))
     assert 100 < len(kept.prompt) < len(whole.prompt) == 199
     [short], [long] = (tokenise([turn], tiny_base.format) for turn in (kept, whole))
     assert short.replies == long.replies

@@ -12,8 +12,7 @@ from data.database import Database
 from data.errors import NotFound, Refused
 from data.home import Home
 from data.records import Run
-from data.snapshots import take_snapshot
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_turn, frozen, rank, somebody
 
 
 def claimed(db: Database, key: str = "tonight", now: float | None = None) -> Run:
@@ -193,7 +192,7 @@ def test_rankings_after_the_snapshot_of_a_judged_run_are_new(db: Database, home:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     run = claimed(db)
-    snapshot = take_snapshot(db)
+    snapshot = frozen(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot)
     assert runs.learned_until(db) is None
@@ -210,7 +209,7 @@ def test_a_ranking_of_a_clock_that_was_ahead_makes_none_after_it_old(db: Databas
             "UPDATE rankings SET created_at = ? WHERE id = ?", (time.time() + 30 * 86400, ranking.id)
         )
     run = claimed(db)
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     runs.finish(db, run, state="published", reason="It won.")
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     assert rankings.count(db, after=runs.learned_until(db)) == 2, "that one, and the one after it"
@@ -231,7 +230,7 @@ def test_a_run_of_a_clock_that_was_ahead_makes_no_ranking_old(db: Database) -> N
 def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    run, snapshot = claimed(db), take_snapshot(db)
+    run, snapshot = claimed(db), frozen(db)
     runs.set_snapshot(db, run.id, snapshot)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
     runs.set_snapshot(db, run.id, snapshot, newest=time.time())
@@ -241,6 +240,6 @@ def test_a_run_that_is_taken_up_has_seen_no_more_than_before(db: Database) -> No
 
 def test_a_failed_run_has_seen_nothing(db: Database) -> None:
     run = claimed(db)
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     runs.finish(db, run, state="failed", reason="The disk was full.")
     assert runs.learned_until(db) is None

@@ -1,7 +1,6 @@
 """snapshots.py: what teaches, as the database holds it, and which version beat which."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,15 @@ import pytest
 from data import comparisons, conversations, messages, people
 from data.database import Database
 from data.records import FinishReason, Message, Sampling
-from data.snapshots import count_taught, last_taught, stream_turns, take_snapshot, turns_by_id, version_record
-from tests.stories import a_turn, rank, somebody
+from data.snapshots import count_taught, last_taught, stream_turns, taught_turns, turns_by_id, version_record
+from tests.stories import a_turn, frozen, rank, somebody
 
 
 def test_a_snapshot_holds_the_texts_versions_and_cuts(db: Database) -> None:
     ada = somebody(db)
     replies = a_turn(db, ada, ["short", "long"], version=["base", "v000001"], question="Why?")
     ranking = rank(db, ada, replies[::-1], [1, 2])
-    (turn,) = take_snapshot(db).turns
+    (turn,) = taught_turns(db)
     assert (turn.ranking_id, turn.conversation_id) == (ranking.id, replies[0].conversation_id)
     assert turn.prompt == ({"role": "user", "content": "Why?"},)
     assert (turn.replies, turn.places, turn.versions) == (("short", "long"), (2, 1), ("base", "v000001"))
@@ -31,7 +30,7 @@ def test_a_reply_that_did_not_end_by_itself_is_cut(db: Database) -> None:
     (long,) = conversations.start_replies(db, turn, "base", Sampling(), [9])
     replies.append(conversations.finish_reply(db, long.id, "without end", 128, "length"))
     rank(db, ada, replies, [1, 2])
-    assert take_snapshot(db).turns[0].cut == (False, True)
+    assert taught_turns(db)[0].cut == (False, True)
 
 
 def with_an_empty_reply(db: Database, texts: list[str], reason: FinishReason) -> list[Message]:
@@ -50,14 +49,14 @@ def test_a_reply_that_was_cut_off_before_its_first_word_teaches_nothing(
     rank(db, ada, with_an_empty_reply(db, ["one"], reason), [1, 2])
     rank(db, ada, with_an_empty_reply(db, ["one", "two"], reason), [2, 2, 1], kind="best")
     conversations.add_edit(db, replies[-1].id, "three", ada.id)
-    (turn,) = take_snapshot(db).turns
+    (turn,) = taught_turns(db)
     assert (turn.replies, turn.pairs()) == (("one", "two"), [(0, 1, 1.0)])
     assert version_record(db) == {}
 
 
 def test_a_model_that_had_nothing_to_say_is_judged_for_it(db: Database) -> None:
     rank(db, somebody(db), with_an_empty_reply(db, ["one"], "stop"), [1, 2])
-    assert take_snapshot(db).turns[0].pairs() == [(0, 1, 1.0)]
+    assert taught_turns(db)[0].pairs() == [(0, 1, 1.0)]
     assert version_record(db) == {("v000001", "base"): (0, 0, 1)}
 
 
@@ -70,18 +69,18 @@ def test_only_what_teaches_is_in_the_snapshot(db: Database) -> None:
     changed = a_turn(db, ada)
     rank(db, ada, changed, [1, 2, 3])
     last = rank(db, ada, changed, [1, 1, 1], kind="all_bad")
-    assert [turn.ranking_id for turn in take_snapshot(db).turns] == [kept.id, last.id]
+    assert [turn.ranking_id for turn in taught_turns(db)] == [kept.id, last.id]
 
 
 def test_an_edit_beats_what_it_replaced(db: Database) -> None:
     ada = somebody(db)
     replies = a_turn(db, ada)
     edit = conversations.add_edit(db, replies[2].id, "four", ada.id)
-    (turn,) = take_snapshot(db).turns
+    (turn,) = taught_turns(db)
     assert (turn.ranking_id, turn.kind, turn.source) == (edit.id, "best", "human")
     assert (turn.replies, turn.pairs()) == (("four", "three"), [(0, 1, 1.0)])
     conversations.set_may_train(db, edit.conversation_id, False)
-    assert take_snapshot(db).turns == ()
+    assert taught_turns(db) == []
 
 
 @pytest.mark.parametrize("has_system", [True, False])
@@ -99,7 +98,7 @@ def test_what_follows_each_wording_of_a_first_message_is_of_one_part(db: Databas
             conversations.add_edit(db, replies[0].id, "three", ada.id)
         else:
             rank(db, ada, replies, [1, 2])
-    turns = take_snapshot(db).turns
+    turns = taught_turns(db)
     assert len(turns) == 21 and {turn.prompt[-1]["content"] for turn in turns} == set(wordings)
     assert {turn.opening for turn in turns} == {wordings[0]}
     assert len({turn.group for turn in turns}) == len({turn.part for turn in turns}) == 1
@@ -129,7 +128,7 @@ def test_the_newest_are_chosen_and_imports_take_what_people_here_leave(db: Datab
     everything = [*ranked, *imported, edit]
     newest = [{edit}, {edit, ranked[2]}, {edit, *ranked[1:]}, {edit, *ranked}, {edit, *ranked, imported[1]}]
     for most, chosen in enumerate([set(), *newest, set(everything), set(everything)]):
-        turns = take_snapshot(db, most).turns
+        turns = taught_turns(db, most)
         assert [turn.ranking_id for turn in turns] == [id for id in everything if id in chosen]
 
 
@@ -140,11 +139,11 @@ def test_whoever_said_little_keeps_all_of_it_beside_one_who_fills_a_night(db: Da
     with db.write():
         edits = [conversations.add_edit(db, replies[i % 9].id, f"Buy {i}!", mallory.id).id for i in range(50)]
     standing = edits[-9:]  # of each reply the last
-    turns = take_snapshot(db, 24).turns
+    turns = comparisons.weigh(taught_turns(db, 24))
     assert [turn.ranking_id for turn in turns] == [*said, *standing[-4:]]
     hers = sum(turn.weight for turn in turns if turn.person_id == mallory.id)
     assert hers <= 2 / 6 * sum(turn.weight for turn in turns)
-    few = take_snapshot(db, 6).turns
+    few = taught_turns(db, 6)
     assert [turn.ranking_id for turn in few] == [*said[-5:], standing[-1]], "everybody's newest"
 
 
@@ -160,14 +159,13 @@ def test_of_a_long_conversation_a_night_keeps_the_end_and_an_export_all(
         rank(db, ada, replies, [1, 2])
         parent = replies[0].id
     conversations.add_edit(db, replies[0].id, "better", ada.id)
-    taken, whole = take_snapshot(db).turns, list(stream_turns(db))
+    taken, whole = taught_turns(db), list(stream_turns(db))
     assert [len(turn.prompt) for turn in whole] == [*range(1, 61, 2), 59]
     for kept, all_of_it in zip(taken, whole, strict=True):
         assert kept.prompt == all_of_it.prompt[-15:], "eight turns"
         assert (kept.group, kept.part, kept.replies) == (all_of_it.group, all_of_it.part, all_of_it.replies)
-    assert tuple(turns_by_id(db, [turn.ranking_id for turn in whole])) == tuple(
-        replace(turn, weight=1.0) for turn in taken
-    ), "so that a warm start knows them"
+    again = list(turns_by_id(db, [turn.ranking_id for turn in whole]))
+    assert again == taken, "so that a warm start knows them"
 
 
 def test_only_what_is_chosen_is_read_with_its_texts(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +175,7 @@ def test_only_what_is_chosen_is_read_with_its_texts(db: Database, monkeypatch: p
     monkeypatch.setattr(
         "data.snapshots.end_of", lambda db, id, most: read.append(id) or messages.end_of(db, id, most)
     )
-    assert [turn.turn_id for turn in take_snapshot(db, 3).turns] == ids[-3:]
+    assert [turn.turn_id for turn in taught_turns(db, 3)] == ids[-3:]
     assert set(read) == set(ids[-4:])
 
 
@@ -198,9 +196,9 @@ def test_the_time_of_what_was_said_last_is_known_without_texts(db: Database) -> 
     rank(db, ada, a_turn(db, ada), [1, 2, 3], source="imported")
     for _ in range(2):
         rank(db, ada, a_turn(db, ada), [1, 2, 3])
-        assert last_taught(db) == take_snapshot(db).turns[-1].created_at
+        assert last_taught(db) == taught_turns(db)[-1].created_at
     conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
-    newest = take_snapshot(db).turns[-1].created_at
+    newest = taught_turns(db)[-1].created_at
     assert last_taught(db) == newest
     assert (count_taught(db), count_taught(db, newest - 1e-6), count_taught(db, most=2)) == (4, 3, 2)
 
@@ -213,19 +211,19 @@ def test_a_snapshot_is_its_file(db: Database, tmp_path: Path) -> None:
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada, ["één\u2028", "zwei\n", "三"]), [1, 2, 2])
     conversations.add_edit(db, a_turn(db, ada)[0].id, "better", ada.id)
-    snapshot, path = take_snapshot(db), tmp_path / "snapshot.jsonl"
-    comparisons.write_snapshot(snapshot, path)
-    assert comparisons.read_snapshot(path) == snapshot
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == snapshot.sha256
-    assert take_snapshot(db) == snapshot
+    turns, path = taught_turns(db), tmp_path / "snapshot.jsonl"
+    comparisons.write_snapshot(turns, path)
+    snapshot = comparisons.read_snapshot(path)
+    assert snapshot.turns == tuple(turns)
+    assert snapshot.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == frozen(db).sha256
 
 
 def test_a_later_ranking_changes_the_hash_and_an_empty_snapshot_has_one(db: Database) -> None:
-    empty = take_snapshot(db)
+    empty = frozen(db)
     assert empty.turns == ()
     ada = somebody(db)
     rank(db, ada, a_turn(db, ada), [1, 2, 3])
-    assert take_snapshot(db).sha256 != empty.sha256
+    assert frozen(db).sha256 != empty.sha256
 
 
 def test_versions_are_compared_where_they_met(db: Database) -> None:

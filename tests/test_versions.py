@@ -9,8 +9,7 @@ from data import audit, runs, versions
 from data.database import Database
 from data.errors import NotFound, Refused
 from data.records import Run, Version, VersionStatus
-from data.snapshots import take_snapshot
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_turn, frozen, rank, somebody
 
 
 def made(
@@ -150,7 +149,7 @@ def test_versions_that_learned_from_a_ranking_are_found_with_their_descendants(d
     made(db)
     ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
     run = claimed(db)
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     made(db, "v000001", run=run)
     made(db, "v000002")
     made(db)
@@ -162,7 +161,7 @@ def test_a_version_descends_from_its_reference_too(db: Database) -> None:
     ada = somebody(db)
     ranking = rank(db, ada, a_turn(db, ada), [1, 2, 3])
     run = claimed(db)
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     made(db, run=run)
     made(db, reference="v000001")
     made(db, "v000002")

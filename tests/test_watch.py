@@ -24,8 +24,7 @@ from data.database import Database, open_database
 from data.errors import Locked
 from data.home import Home, open_home
 from data.records import Run, Schedule
-from data.snapshots import take_snapshot
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_turn, frozen, rank, somebody
 from tests.waiting import until
 from trainer.reasons import SHUT_DOWN, reason_of
 from trainer.watch import Watcher, claim_due, cores, last_slot, log_file, next_night
@@ -49,7 +48,7 @@ def claim(db: Database, now: float, since: float = 0.0) -> Run | None:
 
 def finish(db: Database, run: Run) -> None:
     """The run publishes what it learned from all rankings there are."""
-    runs.set_snapshot(db, run.id, take_snapshot(db))
+    runs.set_snapshot(db, run.id, frozen(db))
     runs.finish(db, run, state="published", reason="A test.")
 
 

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
+from data.comparisons import weigh
 from data.database import Database
 from data.home import Home
 from data.records import Prompt, Sampling
-from data.snapshots import take_snapshot
+from data.snapshots import taught_turns
 from tests.candidates import Court, Maker, Worth, push, replies_of
 from tests.learners import CPU, shake
 from tests.nights import JUDGING, PRACTICE, likes_ers, tiny_night
@@ -43,7 +44,7 @@ def court(ranked: Database, home: Home, tiny_base: Base) -> Court:
     """Reward from part A, judge from part B of a hundred simulated rankings."""
     policy, config = Policy(tiny_base, device=CPU, dtype=torch.float32), tiny_night(home)
     base = load_model(tiny_base, device=CPU, dtype=torch.float32)
-    turns = take_snapshot(ranked).turns
+    turns = weigh(taught_turns(ranked))
     reference = replies_of(base, policy, PRACTICE * 4, SAMPLING, seed=5)
     for seed, (name, part) in enumerate((("reward-0", "A"), ("judge", "B"))):
         own = [turn for turn in turns if turn.part == part]

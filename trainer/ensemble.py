@@ -13,7 +13,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch
 from chatbot import adapters
 from chatbot.manifest import RewardRecord, hash_file
 from chatbot.policy import Policy
-from data.comparisons import RankedTurn, Snapshot, weigh
+from data.comparisons import RankedTurn, weigh
 from data.files import make_it_appear
 from data.runfolder import JUDGE, reward_model
 from trainer import reward
@@ -46,12 +46,12 @@ class TrainingSet:
 
 
 def warm_start(
-    now: Snapshot,
+    now: Sequence[RankedTurn],
     config: RefreshConfig,
     seed: int,
     *,
     learned: Mapping[str, str] | None,
-    still: Snapshot,
+    still: Sequence[RankedTurn],
     saved_rank: int | None,
 ) -> TrainingSet:
     """The new rankings and a replay sample of the old ones; or all of them, for models that start anew.
@@ -68,7 +68,7 @@ def warm_start(
     tonight = _hashes(now)
 
     def anew(why: str) -> TrainingSet:
-        return TrainingSet(tuple(weigh(now.turns)), False, f"Trained anew{why}", tonight)
+        return TrainingSet(tuple(weigh(now)), False, f"Trained anew{why}", tonight)
 
     if not config.warm_start:
         return anew(", as asked.")
@@ -79,8 +79,8 @@ def warm_start(
     if gone:
         why = f": of the {len(learned)} rankings learned from before, {gone} {'is' if gone == 1 else 'are'} "
         return anew(why + "deleted, revised or in the other part now.")
-    new = [turn for turn in now.turns if turn.ranking_id not in learned]
-    old = [turn for turn in now.turns if turn.ranking_id in learned]
+    new = [turn for turn in now if turn.ranking_id not in learned]
+    old = [turn for turn in now if turn.ranking_id in learned]
     again = random.Random(seed).sample(old, min(len(old), round(config.replay * len(new))))
     chosen = {turn.ranking_id for turn in (*new, *again)}
     reason = (
@@ -89,11 +89,11 @@ def warm_start(
     )
     if saved_rank not in (None, config.rank):
         reason += f" They keep their rank, {saved_rank}; --no-warm-start trains some of rank {config.rank}."
-    turns = weigh([turn for turn in now.turns if turn.ranking_id in chosen])
+    turns = weigh([turn for turn in now if turn.ranking_id in chosen])
     return TrainingSet(tuple(turns), True, reason, {**learned, **tonight})
 
 
-def _hashes(snapshot: Snapshot) -> dict[str, str]:
+def _hashes(turns: Iterable[RankedTurn]) -> dict[str, str]:
     """Ranking -> hash of all of it but what it weighs, which changes with time, and its chat's opening, which
     decides no more than the part. Nobody's words are kept."""
 
@@ -102,7 +102,7 @@ def _hashes(snapshot: Snapshot) -> dict[str, str]:
         del facts["opening"]  # models from before there was one go on
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    return {turn.ranking_id: hashed(turn) for turn in snapshot.turns}
+    return {turn.ranking_id: hashed(turn) for turn in turns}
 
 
 def rank_of(folder: Path) -> int:

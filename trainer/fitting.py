@@ -9,7 +9,7 @@ were. Each step leaves its result in the run's folder; a run that is taken up ag
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from data.errors import Problem
 from data.files import replace_durably, write_json
 from data.prompts import paraphrases
 from data.runfolder import EXAMINATIONS, JUDGE, LEARNED, LOG, SNAPSHOT, TAKEN_UP, can_go_on
-from data.snapshots import last_taught, take_snapshot, turns_by_id
+from data.snapshots import last_taught, taught_turns, turns_by_id
 from trainer import ensemble
 from trainer.config import RefreshConfig
 from trainer.examine import examine
@@ -86,15 +86,15 @@ def freeze_snapshot(night: Night) -> Snapshot:
         newest = last_taught(night.db)  # also where it finds no place
         if not _may_go_on(night):
             past = [v for v in versions.list_all(night.db) if v.base_sha256 == night.base.sha256]
-            present = take_snapshot(night.db, night.config.max_rankings).turns
-            turns = tuple(weigh(relied_on(present, past)))
+            present = taught_turns(night.db, night.config.max_rankings)
+            turns = weigh(relied_on(present, past))
             _check(turns, night.config.min_rankings)
             _clear(night.folder)
             night.progress.begin_anew()
             runs.forget_metrics(night.db, night.run)
             lessons.forget(night.db, night.run)
             write_json(night.folder / _BEGINNING, _beginning(night))
-            write_snapshot(Snapshot(turns, ""), file.with_suffix(".part"))
+            write_snapshot(turns, file.with_suffix(".part"))
             replace_durably(file.with_suffix(".part"), file)
     night.team.wait()
     snapshot = read_snapshot(file)  # exactly what the hash stands for
@@ -137,7 +137,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
+def _check(turns: Sequence[RankedTurn], fewest: int) -> None:
     if len(turns) < fewest:
         counted = "1 ranking" if len(turns) == 1 else f"{len(turns)} rankings and edited replies"
         raise NothingToLearn(
@@ -145,7 +145,7 @@ def _check(turns: tuple[RankedTurn, ...], fewest: int) -> None:
             'in all, however few a slot asks for - rank more replies, or "trainer refresh --min-rankings N".'
         )
     for part, who in (("A", "the reward model"), ("B", "the judge")):
-        if not can_teach([t for t in turns if t.part == part]):
+        if not can_teach(_part(turns, part)):
             raise NothingToLearn(
                 f"None of the {len(turns)} rankings lets {who} prefer one reply over another - "
                 "rank replies in more conversations, to other questions."
@@ -201,7 +201,7 @@ def fit_rewards(
             team=night.team,
         )
         if night.team.is_chief and name not in reports:
-            report = _examine(night, policy, name, _part(snapshot, other), seed)
+            report = _examine(night, policy, name, _part(snapshot.turns, other), seed)
             reports[name] = {**report, "warm_start": {"is_warm": lesson.is_warm, "reason": lesson.reason}}
             write_json(file, reports)
         reports = night.team.broadcast(reports)
@@ -219,10 +219,10 @@ def _training_sets(
 ) -> dict[str, ensemble.TrainingSet]:
     """By part, what tonight's models learn from; models of `before` go on if all they know is still there."""
     known = [ranking for rankings in before.learned.values() for ranking in rankings] if before else []
-    still = Snapshot(tuple(turns_by_id(night.db, known)), "")
+    still = list(turns_by_id(night.db, known))
     return {
         part: ensemble.warm_start(
-            _part(snapshot, part),
+            _part(snapshot.turns, part),
             night.config,
             _seed(night.config, part),
             learned=before.learned[part] if before else None,
@@ -256,8 +256,8 @@ def newest_accepted(night: Night) -> Before | None:
     return None
 
 
-def _part(snapshot: Snapshot, part: str) -> Snapshot:
-    return Snapshot(tuple(t for t in snapshot.turns if t.part == part), "")
+def _part(turns: Sequence[RankedTurn], part: str) -> list[RankedTurn]:
+    return [turn for turn in turns if turn.part == part]
 
 
 def _message(night: Night, name: str, lesson: ensemble.TrainingSet) -> str:
@@ -279,11 +279,13 @@ def _teller(night: Night, message: str) -> ModelStep:
     return tell
 
 
-def _examine(night: Night, policy: Policy, name: str, held_out: Snapshot, seed: int) -> dict[str, Any]:
+def _examine(
+    night: Night, policy: Policy, name: str, held_out: Sequence[RankedTurn], seed: int
+) -> dict[str, Any]:
     """The report of examine() on the newest of `held_out`, those made here first, in rounds by person, so
     that nobody passes or fails a model alone; the stage's last tenth."""
     message = f"Examining {_who(night, name)} on rankings of the other part."
-    newest_last = in_rounds(reversed(held_out.turns), lambda turn: turn.person_id)[::-1]
+    newest_last = in_rounds(reversed(held_out), lambda turn: turn.person_id)[::-1]
     here = [turn for turn in newest_last if turn.source != "imported" and turn.pairs()]
     # examine() takes the last ones: those made here stand behind the imported.
     imports_first = sorted(newest_last, key=lambda turn: turn.source != "imported")
