@@ -33,8 +33,8 @@ from data.home import open_home
 from data.prompts import practice_prompts
 from data.records import Sampling
 from trainer.config import RefreshConfig
-from trainer.endings import Endings
 from trainer.ppo import train_ppo
+from trainer.rollout import Roles, Task
 from trainer.sampler import MergedSampler
 
 ROOT = Path(__file__).parent.parent
@@ -127,17 +127,9 @@ def run_ours(base: Base, prompts: list[list[int]], arguments: argparse.Namespace
         ppo_lr=1e-5,  # time does not depend on it, and no guard should stop a measurement
     )
     times = [time.monotonic()]
-    result = train_ppo(
-        policy,
-        MergedSampler(merged),
-        prompts,
-        config,
-        sampling=Sampling(temperature=TEMPERATURE, max_new_tokens=TOKENS),
-        reference=None,
-        starts_at_reference=True,
-        endings=Endings(),
-        tell=lambda update, fraction, metrics: times.append(time.monotonic()),
-    )
+    sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=TOKENS)
+    task = Task(MergedSampler(merged), prompts, config, sampling, Roles(("reward-0",)))
+    result = train_ppo(policy, task, tell=lambda update, fraction, metrics: times.append(time.monotonic()))
     if result.stopped:
         sys.exit(f"A guard stopped the measurement: {result.stopped}")
     return {

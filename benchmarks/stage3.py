@@ -56,9 +56,11 @@ from trainer.ensemble import rewards_of
 from trainer.forward import Reply, logprobs_of
 from trainer.guards import Guards
 from trainer.measure import compare
+from trainer.members import members_of
 from trainer.ppo import train_ppo
 from trainer.result import PolicyResult
 from trainer.reward import length_preference
+from trainer.rollout import Roles, Task
 from trainer.sampler import MergedSampler, sample_replies
 from trainer.sft import train_sft
 from trainer.tastes import Taste, load_taste
@@ -173,33 +175,23 @@ class Bench:
                 policy, "policy", self._winners(), [], config, tell=tell, temperature=SAMPLING.temperature
             )
             return {"curve": []}
+        roles = Roles(tuple(members_of(policy)))
+        task = Task(MergedSampler(merged), self.prompts, config, SAMPLING, roles)
         if row.startswith("bestofk"):
-            result = train_best_of_k(
-                policy,
-                MergedSampler(merged),
-                self.prompts,
-                replace(config, updates=max(1, round(more * config.updates))),
-                sampling=SAMPLING,
-                reference=None,
-                tell=tell,
-            )
+            longer = replace(config, updates=max(1, round(more * config.updates)))
+            result = train_best_of_k(policy, replace(task, config=longer), tell=tell)
             return {"curve": [], **end_of(result)}
         curve: list[dict[str, float]] = []
         unguarded = row == "unguarded"
         ppo.Guards = Fearless if unguarded else Guards  # type: ignore[misc]
         with self._true_taste(curve):
-            result = train_ppo(
-                policy,
-                MergedSampler(merged),
-                self.prompts,
-                replace(config, **UNGUARDED) if unguarded else config,
-                sampling=SAMPLING,
-                reference=None,
-                starts_at_reference=True,
-                endings=endings_of(self.reference, rewards_of(policy, self.reference, config.pessimism)),
-                length_preference=length_preference(self.turns),
-                tell=tell,
+            rewards = rewards_of(policy, self.reference, config.pessimism)
+            task = replace(
+                task,
+                config=replace(config, **UNGUARDED) if unguarded else config,
+                endings=endings_of(self.reference, rewards),
             )
+            result = train_ppo(policy, task, length_preference=length_preference(self.turns), tell=tell)
         curve = [{**seen, **update} for seen, update in zip(curve, result.history, strict=False)]
         return {"curve": curve, **end_of(result)}
 

@@ -16,11 +16,13 @@ from chatbot.policy import Policy
 from data.comparisons import RankedTurn
 from data.records import RankingKind, Sampling
 from trainer.config import RefreshConfig
-from trainer.endings import Endings
 from trainer.forward import Reply
+from trainer.members import members_of
 from trainer.ppo import train_ppo
 from trainer.result import PolicyResult
+from trainer.rollout import Roles, Task
 from trainer.sampler import MergedSampler
+from trainer.telling import Step, nobody
 
 CPU = torch.device("cpu")
 END = 2
@@ -143,16 +145,34 @@ def a_config(**changes: Any) -> RefreshConfig:
 PROMPTS = [[1, 80], [1, 90, 91], [1, 100], [1, 110, 111]]
 
 
-def a_run(policy: Policy, config: RefreshConfig, *, tokens: int = 6, **more: Any) -> PolicyResult:
-    """PPO on four short prompts, from the base unless `more` says otherwise."""
+def a_task(
+    policy: Policy,
+    config: RefreshConfig,
+    *,
+    tokens: int = 6,
+    reference: str | None = None,
+    start: str | None = None,
+    **more: Any,
+) -> Task:
+    """Stage 3 on four short prompts, from the base unless it is said otherwise."""
     merged = load_model(policy.base, device=CPU, dtype=torch.float32)
     usual = {
         "sampling": Sampling(config.temperature, 1.0, tokens),
-        "reference": None,
-        "starts_at_reference": True,
-        "endings": Endings(),
+        "roles": Roles(tuple(members_of(policy)), reference, start),
     }
-    return train_ppo(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
+    return Task(MergedSampler(merged), PROMPTS, config, **(usual | more))
+
+
+def a_run(
+    policy: Policy,
+    config: RefreshConfig,
+    *,
+    checkpoints: Path | None = None,
+    tell: Step = nobody,
+    **more: Any,
+) -> PolicyResult:
+    """PPO, which is given `a_task`."""
+    return train_ppo(policy, a_task(policy, config, **more), checkpoints=checkpoints, tell=tell)
 
 
 def predicted(accuracies: Mapping[str, float], pairs: int = 3000) -> dict[str, Any]:

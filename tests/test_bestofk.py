@@ -13,7 +13,7 @@ from chatbot.basemodel import Base
 from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.records import Sampling
-from tests.learners import CPU, END, PROMPTS, a_config, a_learner, shake, some_replies
+from tests.learners import CPU, END, PROMPTS, a_config, a_learner, a_task, shake, some_replies
 from trainer import bestofk, sampler
 from trainer.bestofk import kl_bound, passes_of, train_best_of_k
 from trainer.config import RefreshConfig
@@ -21,7 +21,8 @@ from trainer.ensemble import rewards_of
 from trainer.forward import Reply
 from trainer.result import PolicyResult
 from trainer.rollout import minibatches
-from trainer.sampler import MergedSampler, sample_replies
+from trainer.sampler import sample_replies
+from trainer.telling import Step, nobody
 
 SAMPLING = Sampling(0.8, 1.0, 4)
 
@@ -32,10 +33,17 @@ def config_of(**changes: Any) -> RefreshConfig:
     return a_config(**(few | changes))
 
 
-def a_run(policy: Policy, config: RefreshConfig, **more: Any) -> PolicyResult:
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
-    usual: dict[str, Any] = {"sampling": SAMPLING, "reference": None}
-    return train_best_of_k(policy, MergedSampler(merged), PROMPTS, config, **(usual | more))
+def a_run(
+    policy: Policy,
+    config: RefreshConfig,
+    *,
+    start: str | None = "start",
+    checkpoints: Path | None = None,
+    tell: Step = nobody,
+    **more: Any,
+) -> PolicyResult:
+    task = a_task(policy, config, sampling=SAMPLING, start=start, **more)
+    return train_best_of_k(policy, task, checkpoints=checkpoints, tell=tell)
 
 
 def fresh_score(policy: Policy, config: RefreshConfig) -> float:
@@ -214,6 +222,15 @@ def test_the_kl_is_held_against_the_reference_and_against_the_start(tiny_base: B
     assert against_base.history[0]["kl"] > 0.01
     assert against_itself.history[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert against_itself.history[1]["kl"] == pytest.approx(against_itself.history[1]["start_kl"], abs=1e-5)
+
+
+def test_a_start_that_is_the_reference_is_not_kept_twice(tiny_base: Base) -> None:
+    histories = []
+    for start in (None, "start"):
+        policy = a_learner(tiny_base)
+        policy.copy("policy", "reference")
+        histories.append(a_run(policy, config_of(), reference="reference", start=start).history)
+    assert histories[0] == histories[1]
 
 
 def test_a_run_that_was_killed_does_not_sample_its_favourites_again(

@@ -45,7 +45,7 @@ def a_night(
     result = a_run(
         policy,
         a_config(**{**CONFIG.__dict__, **changes}),
-        starts_at_reference=False,
+        start="start",
         endings=Endings(0.4, 64, difference=0.5, weight=8.0),
         ptx=some_replies(),
         checkpoints=folder,
@@ -147,7 +147,7 @@ def test_other_reward_models_make_another_run(tiny_base: Base, tmp_path: Path) -
     policy: Policy = a_learner(tiny_base)
     with torch.no_grad():
         policy.heads["reward-1"].bias.add_(1e-3)
-    result = a_run(policy, CONFIG, starts_at_reference=False, ptx=some_replies(), checkpoints=tmp_path)
+    result = a_run(policy, CONFIG, start="start", ptx=some_replies(), checkpoints=tmp_path)
     assert "is of a run with another beginning" in result.notes[0]
 
 

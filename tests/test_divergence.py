@@ -73,7 +73,7 @@ def test_a_spoilt_reward_stops_within_five_updates(
         head(policy, "judge").copy_(head(policy, "reward-0") + head(policy, "reward-1"))
         spoil(policy)
     before = policy.keep("policy")
-    result = a_run(policy, a_sound_config(), tokens=12, starts_at_reference=False)
+    result = a_run(policy, a_sound_config(), tokens=12, start="start")
     assert sentence in stopped_in_time(result)
     assert all(bool(t.isfinite().all()) for t in policy.state("policy").values())
     if result.best_update == 0:
@@ -83,7 +83,7 @@ def test_a_spoilt_reward_stops_within_five_updates(
 def test_a_hundredfold_learning_rate_stops_within_five_updates(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     before = policy.keep("policy")
-    result = a_run(policy, a_sound_config(ppo_lr=100 * SOUND_LR), tokens=12, starts_at_reference=False)
+    result = a_run(policy, a_sound_config(ppo_lr=100 * SOUND_LR), tokens=12, start="start")
     reason = stopped_in_time(result)
     assert "nats a token, more than 0.15." in reason or "is not a finite number." in reason
     assert result.best_update == 0

@@ -28,11 +28,11 @@ from tests.learners import ranked
 from tests.tiny import base_of
 from trainer.canary import canaries, exact_format
 from trainer.config import RefreshConfig
-from trainer.endings import Endings
 from trainer.forward import TOKENS_PER_PASS, logprobs_of
 from trainer.ppo import train_ppo
 from trainer.result import PolicyResult
 from trainer.reward import normalise, scores_of, tokenise, train_reward
+from trainer.rollout import Roles, Task
 from trainer.sampler import MergedSampler
 
 pytestmark = [
@@ -216,17 +216,9 @@ def improved(base: Base, precision: str, four_bit: bool = False, **more: Any) ->
         policy.add(name, seed=1, with_head=True)
     config = RefreshConfig(updates=2, prompts_per_update=8, minibatch=4, ppo_lr=1e-3, warmup_updates=1)
     merged = merged_model(base, None, device=CUDA, dtype=pick_dtype(precision, CUDA), four_bit=four_bit)
-    return train_ppo(
-        policy,
-        MergedSampler(merged),
-        PROMPTS,
-        config,
-        sampling=Sampling(config.temperature, 1.0, 16),
-        reference=None,
-        starts_at_reference=True,
-        endings=Endings(),
-        **more,
-    )
+    sampling = Sampling(config.temperature, 1.0, 16)
+    task = Task(MergedSampler(merged), PROMPTS, config, sampling, Roles(("reward-0",)))
+    return train_ppo(policy, task, **more)
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

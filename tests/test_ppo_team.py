@@ -23,7 +23,7 @@ CONFIG = a_config(
 def a_night(base: Base, folder: Path, team: Team) -> dict[str, Any]:
     policy = a_learner(base)
     result = a_run(
-        policy, CONFIG, tokens=8, starts_at_reference=False, endings=Endings(0.9),
+        policy, CONFIG, tokens=8, start="start", endings=Endings(0.9),
         ptx=some_replies(), checkpoints=folder, team=team,
     )  # fmt: skip
     history = [{k: v for k, v in m.items() if not k.startswith("seconds")} for m in result.history]

@@ -10,18 +10,10 @@ from torch import Tensor
 import trainer.ppo
 import trainer.rollout
 from chatbot.basemodel import Base, load_base
-from chatbot.models import load_model
 from chatbot.policy import Policy
 from data.home import Home
 from data.records import Sampling
-from tests.learners import (
-    CPU,
-    a_config,
-    a_learner,
-    a_run,
-    shake,
-    some_replies,
-)
+from tests.learners import a_config, a_learner, a_run, a_task, shake, some_replies
 from tests.plain_ppo import (
     PlainModel,
     plain_episodes,
@@ -31,7 +23,6 @@ from tests.plain_ppo import (
 )
 from tests.tiny import make_tiny_model
 from trainer.checkpoint import PPOState
-from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import PRIOR_TOKENS, TOKENS_PER_PASS, Reply
 from trainer.guards import Guards
@@ -45,15 +36,7 @@ from trainer.ppo import (
     token_rewards,
     whiten,
 )
-from trainer.rollout import Batch, Roles, Rollout, Task, measure_replies
-from trainer.sampler import MergedSampler
-
-
-def a_task(policy: Policy, config: RefreshConfig, **more: Any) -> Task:
-    """What a run would be given, without a model to sample from."""
-    merged = load_model(policy.base, device=CPU, dtype=torch.float32)
-    roles = Roles(("reward-0", "reward-1"), more.pop("reference", None), more.pop("start", None))
-    return Task(MergedSampler(merged), [[1]], config, Sampling(config.temperature), roles, **more)
+from trainer.rollout import Batch, Rollout, Task, measure_replies
 
 
 def begun(policy: Policy, **changes: Any) -> tuple[PPOState, Task]:
@@ -178,9 +161,7 @@ def test_nothing_but_policy_and_value_moves(tiny_base: Base) -> None:
     def tell(update: int, fraction: float, metrics: dict[str, float]) -> None:
         moved.append(any(not torch.equal(t, before["policy"][k]) for k, t in policy.state("policy").items()))
 
-    a_run(
-        policy, a_config(updates=2, ppo_lr=1e-2), reference="reference", starts_at_reference=False, tell=tell
-    )
+    a_run(policy, a_config(updates=2, ppo_lr=1e-2), reference="reference", start="start", tell=tell)
     assert all(moved)
     for name in roles:
         assert all(torch.equal(t, before[name][k]) for k, t in policy.state(name).items()), name
@@ -214,9 +195,7 @@ def test_a_run_logs_what_the_night_is_judged_by(tiny_base: Base) -> None:
 def test_a_run_that_a_guard_stops_goes_back_to_the_best_checkpoint(tiny_base: Base) -> None:
     policy = a_learner(tiny_base)
     before = policy.keep("policy")
-    result = a_run(
-        policy, a_config(updates=6, ppo_lr=1e-3, inner_epochs=2, max_kl=0.001), starts_at_reference=False
-    )
+    result = a_run(policy, a_config(updates=6, ppo_lr=1e-3, inner_epochs=2, max_kl=0.001), start="start")
     assert result.stopped is not None and "nats a reply from where it started" in result.stopped
     assert result.best_update == 0 < result.updates < 6
     assert all(torch.equal(tensor, before[key]) for key, tensor in policy.state("policy").items())
@@ -234,7 +213,7 @@ def test_a_checkpoint_too_far_from_the_start_is_never_the_best(
     monkeypatch.setattr(Guards, "keeps_endings", True)
     monkeypatch.setattr(Guards, "more_endings", 0.0)
     policy = a_learner(tiny_base)
-    result = a_run(policy, a_config(updates=3, ppo_lr=1e-2, max_kl=0.01), starts_at_reference=False)
+    result = a_run(policy, a_config(updates=3, ppo_lr=1e-2, max_kl=0.01), start="start")
     assert max(metrics["start_kl"] for metrics in result.history[1:]) > 0.01
     assert result.history[result.best_update]["start_kl"] <= 0.01
 
@@ -348,7 +327,7 @@ def test_the_moving_average_is_what_is_kept(tiny_base: Base, monkeypatch: pytest
 
 def test_a_run_far_from_its_reference_says_so(tiny_base: Base) -> None:
     policy = a_learner(tiny_base, size=0.5)  # as different from the base as many nights would make it
-    result = a_run(policy, a_config(), tokens=24, starts_at_reference=False)
+    result = a_run(policy, a_config(), tokens=24, start="start")
     assert result.history[0]["kl"] > 30 > result.history[0]["start_kl"]
     assert (
         "nats a reply from the reference, past 30 - run trainer sft and publish it, or roll back."
@@ -425,7 +404,7 @@ def test_the_penalty_pulls_towards_the_reference_wherever_the_run_began(
     if reference:
         policy.add(reference, seed=5, rank=4)
         shake(policy, reference, 0.3, seed=5)
-    run = a_run(policy, a_config(beta=0.1), reference=reference, starts_at_reference=False)
+    run = a_run(policy, a_config(beta=0.1), reference=reference, start="start")
     first = run.history[0]
     assert first["eos_rate"] == 0 and first["start_kl"] == pytest.approx(0, abs=1e-5)
     assert abs(first["kl"]) > 0.05

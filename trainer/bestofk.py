@@ -28,17 +28,14 @@ from torch import Tensor
 
 from chatbot.policy import Policy
 from data.files import write_json
-from data.records import Sampling
 from trainer import ensemble
 from trainer.checkpoint import fingerprint_of
 from trainer.config import RefreshConfig
 from trainer.forward import Reply, hash_seed
-from trainer.members import members_of, pessimistic
+from trainer.members import pessimistic
 from trainer.result import PolicyResult
-from trainer.rollout import Roles, Task, measure_replies, rollout_metrics, some_samples
-from trainer.sampler import Sampler
+from trainer.rollout import Task, measure_replies, rollout_metrics, some_samples
 from trainer.sft import train_sft
-from trainer.team import SOLO, Team
 from trainer.telling import Done, Step, nobody, within
 
 _MEASURED = 2
@@ -58,31 +55,22 @@ def passes_of(rows: int, config: RefreshConfig) -> int:
 
 
 def train_best_of_k(
-    policy: Policy,
-    sampler: Sampler,
-    prompts: Sequence[list[int]],
-    config: RefreshConfig,
-    *,
-    sampling: Sampling,
-    reference: str | None,
-    ptx: Sequence[Reply] = (),
-    tell: Step = nobody,
-    team: Team = SOLO,
-    checkpoints: Path | None = None,
+    policy: Policy, task: Task, *, checkpoints: Path | None = None, tell: Step = nobody
 ) -> PolicyResult:
     """Improve the adapter `policy` by imitating its own favourites; leaves behind what PPO would.
 
-    `policy` must hold the adapters `policy`, `reward-0`.., `judge` and, where it is named, `reference`. The
+    `policy` must hold the adapters `policy` and `judge`, the members of the ensemble and the reference. The
     history has two rows, fresh samples before and after; where the judge does not like those after better,
     the policy is put back and `best_update` is 0.
-    ptx: demonstrations to imitate beside the favourites, where `config.ptx` is not 0.
     checkpoints: a folder for the favourites; a run that was killed need not sample them again.
     """
-    assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "favourites off the policy"
+    config, ptx = task.config, task.ptx
     count = max(1, config.updates * config.prompts_per_update // config.best_of)
-    asked, others = _parted(prompts, count, _MEASURED * config.prompts_per_update)
-    roles = _prepare_roles(policy, reference)
-    student = Student(policy, Task(sampler, asked, config, sampling, roles, team=team))
+    asked, others = _parted(task.prompts, count, _MEASURED * config.prompts_per_update)
+    policy.copy(task.roles.members[0], "value")  # it is read and never learns
+    if task.roles.start:
+        policy.copy("policy", task.roles.start)
+    student = Student(policy, replace(task, prompts=asked, ptx=()))
     start, result = policy.keep("policy"), PolicyResult(best_update=1, updates=1)
 
     # 1) What the policy says now.
@@ -103,7 +91,7 @@ def train_best_of_k(
     taught = within(has_come, 0.5, 0.9)
     report = train_sft(
         policy, "policy", rows, [], replace(config, sft_epochs=passes_of(len(rows), config)),
-        tell=lambda step, done, metrics: taught(done), team=team, weights=weights,
+        tell=lambda step, done, metrics: taught(done), team=task.team, weights=weights,
         temperature=config.temperature,
     )  # fmt: skip
 
@@ -114,7 +102,7 @@ def train_best_of_k(
     result.history += [before, after]
     tell(1, 1.0, after)
     _decide(policy, result, start, config)
-    for name in ("value", "start"):
+    for name in filter(None, ("value", task.roles.start)):
         policy.drop(name)
     return result
 
@@ -129,14 +117,6 @@ def _parted(
     kept = min(asked, max(len(prompts) - measured, math.ceil(len(prompts) / 2)))
     others = prompts[kept:] or prompts
     return list(islice(cycle(prompts[:kept]), asked)), list(islice(cycle(others), measured))
-
-
-def _prepare_roles(policy: Policy, reference: str | None) -> Roles:
-    """Those that the figures of a rollout are read with; the value is read and never learns."""
-    members = tuple(members_of(policy))
-    policy.copy(members[0], "value")
-    policy.copy("policy", "start")
-    return Roles(members, reference, "start")
 
 
 @dataclass(frozen=True)

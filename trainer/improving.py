@@ -7,6 +7,7 @@ reference, and the checkpoint that the judge likes best is the candidate.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from trainer.endings import endings_of
 from trainer.ensemble import rewards_of
 from trainer.fitting import learned_in
 from trainer.forward import Reply
+from trainer.members import members_of
 from trainer.night import REFERENCE, Night, with_own_seed
 from trainer.ppo import train_ppo
 from trainer.practice import (
@@ -35,6 +37,7 @@ from trainer.practice import (
 )
 from trainer.result import PolicyResult
 from trainer.reward import length_preference
+from trainer.rollout import Roles, Task
 from trainer.sampler import MARK, WAITING, MergedSampler, Sampler, ServerSampler
 from trainer.telling import Step
 
@@ -57,39 +60,21 @@ def improve_policy(
     night.progress.enter("ppo", f"Improving the policy with {name}.")
     exercises = _choose_once(night, snapshot, config)
     prompts = [night.base.format.encode(prompt.messages) for prompt in exercises.practice]
-    anchor = REFERENCE if night.reference is not None else None
+    roles = Roles(
+        tuple(members_of(policy)),
+        reference=REFERENCE if night.reference is not None else None,
+        start=None if night.parent in (BASE_VERSION, night.reference) else "start",
+    )
     checkpoints = night.folder / config.algorithm
     with _sampler(night, merged) as sampler:
+        task = Task(sampler, prompts, config, night.sampling, roles, ptx=exercises.ptx, team=night.team)
         if config.algorithm == "bestofk":
-            result = train_best_of_k(
-                policy,
-                sampler,
-                prompts,
-                config,
-                sampling=night.sampling,
-                reference=anchor,
-                ptx=exercises.ptx,
-                checkpoints=checkpoints,
-                team=night.team,
-                tell=tell,
-            )
+            result = train_best_of_k(policy, task, checkpoints=checkpoints, tell=tell)
         else:
             rewards = rewards_of(policy, reference_replies, config.pessimism, night.team)
-            result = train_ppo(
-                policy,
-                sampler,
-                prompts,
-                config,
-                sampling=night.sampling,
-                reference=anchor,
-                starts_at_reference=night.parent in (BASE_VERSION, night.reference),
-                endings=endings_of(reference_replies, rewards),
-                length_preference=length_preference(snapshot.turns),
-                ptx=exercises.ptx,
-                checkpoints=checkpoints,
-                team=night.team,
-                tell=tell,
-            )
+            task = replace(task, endings=endings_of(reference_replies, rewards))
+            taste = length_preference(snapshot.turns)
+            result = train_ppo(policy, task, length_preference=taste, checkpoints=checkpoints, tell=tell)
     theirs = [ids for ids, prompt in zip(prompts, exercises.practice, strict=True) if prompt.turn_id]
     result.samples = shown_samples(result.samples, theirs)
     return result

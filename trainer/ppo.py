@@ -13,7 +13,6 @@ base, without dropout; the reference never moves. What is kept is the checkpoint
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,18 +20,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from chatbot.policy import Policy
-from data.records import Sampling
 from trainer.checkpoint import Checkpoints, PPOState, fingerprint_of
-from trainer.config import RefreshConfig
 from trainer.endings import Endings
 from trainer.forward import Reply, forward_replies, hash_seed, micro_batches, reply_logprobs, reply_values
 from trainer.guards import Guards
-from trainer.members import members_of, pessimistic
+from trainer.members import pessimistic
 from trainer.ptx import add_ptx, pick_examples
 from trainer.result import PolicyResult, notes_on
 from trainer.rollout import (
     Batch,
-    Roles,
     Task,
     minibatches,
     roll_out,
@@ -40,8 +36,6 @@ from trainer.rollout import (
     some_samples,
     value_metrics,
 )
-from trainer.sampler import Sampler
-from trainer.team import SOLO, Team
 from trainer.telling import Step, nobody
 
 _SUMMED = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio_mean")
@@ -143,47 +137,31 @@ def adapt_beta(beta: float, kl: float, target: float) -> float:
 
 def train_ppo(
     policy: Policy,
-    sampler: Sampler,
-    prompts: Sequence[list[int]],
-    config: RefreshConfig,
+    task: Task,
     *,
-    sampling: Sampling,
-    reference: str | None,
-    starts_at_reference: bool,
-    endings: Endings,
     length_preference: float = 0.0,
-    ptx: Sequence[Reply] = (),
     checkpoints: Path | None = None,
-    team: Team = SOLO,
     tell: Step = nobody,
 ) -> PolicyResult:
-    """Improve the adapter `policy` against the reward models `reward-0`.., within reach of `reference`.
+    """Improve the adapter `policy` against the reward models of `task.roles`, within reach of the reference.
 
-    sampler: writes the replies.
-    prompts: token ids, used in order, over and over.
-    reference: the adapter that anchors the KL; None is the bare base.
-    starts_at_reference: the adapter `policy` says what `reference` says.
-    endings: how the replies of the reference end within the limit, and what being cut gains.
+    `policy` must hold the adapters `policy` and `judge`, the members of the ensemble and the reference.
     length_preference: how much winning goes with length in the rankings.
-    ptx: demonstrations for the language-model loss, where `config.ptx` is not 0.
     checkpoints: a folder; a run that was killed goes on from the newest one there, by itself.
     """
-    assert (sampling.temperature, sampling.top_p) == (config.temperature, 1.0), "rollouts off the policy"
-    roles = Roles(tuple(members_of(policy)), reference, None if starts_at_reference else "start")
-    task = Task(sampler, prompts, config, sampling, roles, endings, ptx, team)
-    store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", team)
+    store = Checkpoints(checkpoints, fingerprint_of(policy, task) if checkpoints else "", task.team)
     state = begin(policy, task, length_preference)
     store.go_on(state)
-    for update in range(state.result.updates, config.updates + 1):
+    for update in range(state.result.updates, task.config.updates + 1):
         with policy.remembering():
             metrics = one_update(state, task, update)
-        is_over = bool(state.result.stopped) or update == config.updates
-        tell(update, 1.0 if is_over else (update + 1) / config.updates, metrics)
+        is_over = bool(state.result.stopped) or update == task.config.updates
+        tell(update, 1.0 if is_over else (update + 1) / task.config.updates, metrics)
         if is_over:
             break
         store.save(state)
     policy.bring_back("policy", state.best)
-    for name in filter(None, ("value", roles.start)):
+    for name in filter(None, ("value", task.roles.start)):
         policy.drop(name)
     state.result.notes += notes_on(state.result, state.endings)
     return state.result

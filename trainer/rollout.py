@@ -50,21 +50,31 @@ class Roles:
     reference: str | None = None
     """The anchor of the KL; None is the bare base."""
     start: str | None = None
-    """The night's starting policy; None where that is the reference."""
+    """Where the night's starting policy is kept; None where that says what the reference says."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a run is given and never changes."""
+    """What a run of stage 3 is given and never changes."""
 
     sampler: Sampler
+    """Writes the replies."""
     prompts: Sequence[list[int]]
+    """Token ids, used in order, over and over."""
     config: RefreshConfig
     sampling: Sampling
+    """How replies are drawn: from the whole distribution, at the temperature of the losses."""
     roles: Roles
     endings: Endings = field(default_factory=Endings)
+    """How the replies of the reference end within the limit, and what being cut gains: PPO alone asks."""
     ptx: Sequence[Reply] = ()
+    """Demonstrations to imitate besides, where `config.ptx` is not 0."""
     team: Team = SOLO
+    """The processes that share the work."""
+
+    def __post_init__(self) -> None:
+        drawn = (self.sampling.temperature, self.sampling.top_p)
+        assert drawn == (self.config.temperature, 1.0), "rollouts off the policy"
 
 
 @dataclass(frozen=True)
