@@ -3,11 +3,12 @@ and everybody's last edit of a reply, which beats what it replaced.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import combinations, islice
 
-from data.comparisons import RankedTurn
+from data.comparisons import HALF_LIFE_SECONDS, RankedTurn
 from data.database import Database, Row
 from data.errors import NotFound
 from data.messages import DEMONSTRATED, WRITTEN, end_of, prompt_of
@@ -38,8 +39,8 @@ _TIMES = (
 )
 _IN_ROUNDS = (
     "SELECT id FROM (SELECT *, row_number() OVER (PARTITION BY is_imported, person_id"
-    f" ORDER BY created_at DESC, id DESC) AS round FROM ({_TIMES}))"
-    " ORDER BY is_imported, round, created_at DESC, id DESC"
+    " ORDER BY created_at DESC, id DESC) * (1 + max(0, ? - created_at) / ?) AS round"
+    f" FROM ({_TIMES})) ORDER BY is_imported, round, created_at DESC, id DESC"
 )
 
 
@@ -47,11 +48,12 @@ def taught_turns(db: Database, most: int | None = None) -> list[RankedTurn]:
     """What teaches at this moment, oldest first, each at weight 1: all of it, or `most`.
 
     These are chosen in rounds, everybody's newest first, then everybody's second newest: whoever said little
-    keeps all of it, however much others said since. Imports take only the places that people here leave to
-    them. Texts are read of what is chosen, no more.
+    keeps all of it, however much others said since. What was said a half-life ago has its turn twice as late,
+    so that those who left do not push out those who are here. Imports take only the places that people here
+    leave to them. Texts are read of what is chosen, no more.
     """
     with db.read():
-        ids = [row["id"] for row in db.query(_IN_ROUNDS)]
+        ids = [row["id"] for row in db.query(_IN_ROUNDS, (time.time(), HALF_LIFE_SECONDS))]
         found = list(islice(turns_by_id(db, ids), most))
     return sorted(found, key=lambda turn: (turn.created_at, turn.ranking_id))
 

@@ -1,14 +1,17 @@
 """snapshots.py: what teaches, as the database holds it, and which version beat which."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data import comparisons, conversations, messages, people
+from data.comparisons import HALF_LIFE_SECONDS
 from data.database import Database
 from data.records import FinishReason, Message, Sampling
 from data.snapshots import count_taught, last_taught, stream_turns, taught_turns, turns_by_id, version_record
+from data.text import to_json
 from tests.stories import a_turn, frozen, rank, somebody
 
 
@@ -145,6 +148,23 @@ def test_whoever_said_little_keeps_all_of_it_beside_one_who_fills_a_night(db: Da
     assert hers <= 2 / 6 * sum(turn.weight for turn in turns)
     few = taught_turns(db, 6)
     assert [turn.ranking_id for turn in few] == [*said[-5:], standing[-1]], "everybody's newest"
+
+
+def test_people_who_left_do_not_push_out_those_who_are_here(db: Database) -> None:
+    """Who left more than a year ago has a first turn after the seventh of the others."""
+    here, left = ["ada", "bob"], [f"p{i}" for i in range(10)]
+    for name in [*left, *here * 10]:
+        rank(db, somebody(db, name), a_turn(db, somebody(db)), [1, 2, 3])
+    gone = to_json([somebody(db, name).id for name in left])
+    with db.write() as conn:
+        conn.execute(
+            "UPDATE rankings SET created_at = created_at - ?"
+            " WHERE person_id IN (SELECT value FROM json_each(?))",
+            (6.5 * HALF_LIFE_SECONDS, gone),
+        )
+    said = Counter(turn.person_id for turn in taught_turns(db, 14))
+    assert [said[somebody(db, name).id] for name in here] == [7, 7]
+    assert len(taught_turns(db)) == 30
 
 
 def test_of_a_long_conversation_a_night_keeps_the_end_and_an_export_all(
