@@ -22,9 +22,9 @@ from data.errors import Busy, Problem, Refused, no_file
 _OWNER_ONLY = 0o600
 _LEAST_ROOM = 2**16
 _GZIP = b"\x1f\x8b"
-_LONGEST_LINE = 2**24
-"""In bytes: room for 64 replies of 32,000 characters, each written as an escape. A line might else fill the
-memory, however small the gzip'd file is."""
+_LONGEST_LINE = 2**26
+"""In bytes: room for two thousand messages of 32,000 characters. A line might else fill the memory, however
+small the gzip'd file is."""
 
 
 def private_file(path: Path) -> Path:

@@ -573,13 +573,15 @@ def test_of_too_many_pages_that_follow_a_turn_the_latest_goes_on(
     monkeypatch.setattr(fair, "MOST_FOLLOWED", 1)
     monkeypatch.setattr(Actions, "board", lambda *_: {"turn_id": turn_id})
     monkeypatch.setattr(Turns, "live", lambda *_: SimpleNamespace(is_done=False))
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", told.append)
 
     async def look_twice() -> None:
         earlier, later = (follow(actions, actions.open_chat, visitor(ada.id), opened) for _ in range(2))
         for page in (earlier, later):
             await anext(page)
             await anext(page)
-        assert [seen async for seen in earlier] == []
+        assert [seen async for seen in earlier] == [] and "too many pages - reload" in told[0]
         await anext(later)
         await later.aclose()
 

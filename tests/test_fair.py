@@ -24,7 +24,7 @@ class Waiting:
         with gr.Blocks() as page:
             page.load(lambda: None)
         page.queue()
-        Fair(page)
+        self.fair = Fair(page)
         self.queue = page._queue
 
     async def join(self, person: str, session: str) -> Any:
@@ -64,7 +64,7 @@ def waiting(story: Callable[[Waiting], Coroutine[Any, Any, None]]) -> Callable[[
 
 @waiting
 async def test_nobody_has_more_events_at_once_than_their_share(page: Waiting) -> None:
-    events = [await page.join("ada", f"tab {n}") for n in range(fair.MOST_EVENTS)]
+    events = [await page.join("ada", f"tab {n}") for n in range(fair.MOST_OF_ONE)]
     with pytest.raises(HTTPException, match="too much at once - wait") as refused:
         await page.join("ada", "one more")
     assert refused.value.status_code == 429 and "one more" not in page.kept()
@@ -93,6 +93,15 @@ async def test_what_was_read_is_forgotten_and_no_sooner(page: Waiting) -> None:
     page.read(event)
     await page.join("eve", "tab of eve")
     assert page.kept() == {"tab of eve"}
+
+
+@waiting
+async def test_nothing_is_left_of_a_page_that_was_closed_in_the_middle_of_a_stream(page: Waiting) -> None:
+    event = await page.join("ada", "closed tab")
+    del page.queue.pending_messages_per_session["closed tab"]  # as Gradio does, which knows who went
+    page.end(event)
+    await page.join("eve", "tab of eve")
+    assert set(page.fair._sessions) == set(page.queue.pending_event_ids_session) == {"tab of eve"}
 
 
 @waiting

@@ -278,13 +278,16 @@ def test_one_person_s_newest_rankings_are_not_all_that_a_model_is_examined_on(
     asked: list[list[str]] = []
 
     def examine(*given: Any, most: int, **_: object) -> Any:
-        asked.append([turn.person_id for turn in given[2][-most:]])
+        asked.append([turn.person_id for turn in given[2] if turn.pairs()][-most:])
         return {"accuracy": 0.5}
 
     monkeypatch.setattr(fitting, "examine", examine)
     monkeypatch.setattr(fitting, "_EXAMINED", 6)
     many_rankings(db, ["ada", "bob"] * 10)
     many_rankings(db, ["mallory"] * 50, first=20)
+    with known_conversations(70):
+        for _ in range(20):  # these examine nothing, and take no turn of ada's
+            rank(db, (ada := somebody(db, "ada")), a_turn(db, ada), (1, 1, 1), kind="all_bad")
     night = begun(db, home, tiny_base)
     fit_rewards(night, NO_POLICY, freeze_snapshot(night), [])
     assert [sorted(Counter(people).values()) for people in asked] == [[2, 2, 2]] * 2

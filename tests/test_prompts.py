@@ -75,8 +75,8 @@ def test_a_file_may_be_packed(tmp_path: Path) -> None:
 
 
 def test_a_line_that_would_fill_the_memory_is_no_prompt(tmp_path: Path) -> None:
-    (path := tmp_path / "prompts.jsonl").write_bytes(b" " * (2**24 + 1))
-    with pytest.raises(Refused, match="has a line of more than 16 MiB"):
+    (path := tmp_path / "prompts.jsonl").write_bytes(b" " * (2**26 + 1))
+    with pytest.raises(Refused, match="has a line of more than 64 MiB"):
         read_prompts(path)
 
 

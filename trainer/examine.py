@@ -83,9 +83,9 @@ def examine(
 ) -> dict[str, Any]:
     """The report on the reward models `names` of `policy`, as JSON.
 
-    turns: rankings they did not learn from, oldest first; `held_out` of them say something.
+    turns: rankings they did not learn from; `held_out` of them say something.
     seed: the bootstrap's.
-    most: of more rankings than this, only the newest are examined; None examines all.
+    most: of more rankings than this, only the last are examined; None examines all.
     """
     held_out = [turn for turn in turns if turn.pairs()]
     asked = held_out if most is None else held_out[-most:]

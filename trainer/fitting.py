@@ -1,9 +1,9 @@
 """Stage 2 of a night: what the rankings say, as a snapshot and as reward models that know it.
 
 The rankings are frozen first, so that all that follows learns from the same ones. The ensemble learns from
-conversations of part A, the judge from part B, and each is examined on the newest of the other's part. Where
-last night's reward models are there and nothing they learned from was taken back, they go on from where they
-were. Each step leaves its result in the run's folder; a run that is taken up again finds it there.
+conversations of part A, the judge from part B, and each is examined on the other's part. Where last night's
+reward models are there and nothing they learned from was taken back, they go on from where they were. Each
+step leaves its result in the run's folder; a run that is taken up again finds it there.
 """
 
 import json
@@ -47,7 +47,7 @@ _REFERENCE_DRAWS = 77
 _BEGINNING = "beginning.json"
 """What served and what anchored the KL when the run began."""
 _EXAMINED = 200
-"""Held-out rankings that a model is examined on, the newest. All of them may take longer than the lesson."""
+"""Held-out rankings that a model is examined on. All of them may take longer than the lesson."""
 _ENOUGH_HERE = 100
 """From so many held-out rankings made here on, imported ones are not examined: the taste of strangers must
 neither pass a model nor fail it. With 100, one that is right 70 % of the time is told from chance in 98
@@ -282,13 +282,13 @@ def _teller(night: Night, message: str) -> ModelStep:
 def _examine(
     night: Night, policy: Policy, name: str, held_out: Sequence[RankedTurn], seed: int
 ) -> dict[str, Any]:
-    """The report of examine() on the newest of `held_out`, those made here first, in rounds by person, so
-    that nobody passes or fails a model alone; the stage's last tenth."""
+    """The report of examine() on `held_out`, those made here first, in rounds by person, so that nobody
+    passes or fails a model alone; the stage's last tenth."""
     message = f"Examining {_who(night, name)} on rankings of the other part."
-    newest_last = in_rounds(reversed(held_out), lambda turn: turn.person_id)[::-1]
-    here = [turn for turn in newest_last if turn.source != "imported" and turn.pairs()]
-    # examine() takes the last ones: those made here stand behind the imported.
-    imports_first = sorted(newest_last, key=lambda turn: turn.source != "imported")
+    newest_first = (turn for turn in reversed(held_out) if turn.pairs())
+    newest_last = in_rounds(newest_first, lambda turn: turn.person_id)[::-1]
+    here = [turn for turn in newest_last if turn.source != "imported"]
+    imports_first = sorted(newest_last, key=lambda turn: turn.source != "imported")  # the last are taken
     return examine(
         policy,
         members_of(policy) if name == "reward" else [JUDGE],

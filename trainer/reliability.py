@@ -59,7 +59,7 @@ def _reliability(hits: float, pairs: float, others_hits: float, others_pairs: fl
 def relied_on(turns: Sequence[RankedTurn], past: Sequence[Version]) -> list[RankedTurn]:
     """The turns with each person's reliability by the newest of `past`, oldest first, that measured them.
 
-    A night examines its newest rankings only, so that whoever gave none of them has a figure of an earlier
+    A night examines some of its rankings only, so that whoever gave none of them has a figure of an earlier
     one. Imports have none and measure nobody: their pairs may be harder or easier, and they carry a weight
     of their own.
     """

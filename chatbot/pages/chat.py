@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from chatbot.config import ServeConfig
+from chatbot.pages import words
 from chatbot.pages.actions import Actions, Page
 from chatbot.pages.board import Board, View, empty_board
 from chatbot.pages.composer import Composer
@@ -170,6 +171,8 @@ async def follow(
             yield gr.skip(), board, gr.skip(), gr.skip()
             if not is_done:
                 await asyncio.sleep(FOLLOW_SECONDS)
+        if not is_done:
+            gr.Warning(words.word("not_followed", words.language_of(request.cookies, request.headers)))
 
 
 async def _aside(function: Callable[..., Result], *arguments: Any) -> Result:

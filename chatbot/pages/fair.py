@@ -17,8 +17,8 @@ from fastapi import HTTPException, Request
 from chatbot.openai_errors import RETRY_SECONDS
 from chatbot.pages import words
 
-MOST_EVENTS = 24
-"""Of one person under way or waiting: a browser has six connections to a server, so no page comes near."""
+MOST_OF_ONE = 24
+"""Events of one person under way or waiting: room for all the looks below, and for what is done meanwhile."""
 MOST_FOLLOWED = 16
 """Looks at turns under way, of one person."""
 MOST_UNREAD = 100
@@ -45,7 +45,7 @@ class Fair:
         person, language = username or "", words.language_of(request.cookies, request.headers)
         if self._sessions.get(body.session_hash, (person, 0.0))[0] != person:
             raise HTTPException(403, words.word("not_yours", language))
-        if sum(event.username == username for event in self._events()) >= MOST_EVENTS:
+        if sum(event.username == username for event in self._events()) >= MOST_OF_ONE:
             retry = {"retry-after": str(RETRY_SECONDS)}
             raise HTTPException(429, words.word("too_much", language), retry)
         self._forget_what_is_over()
@@ -67,14 +67,15 @@ class Fair:
         return {session: messages[session].qsize() for session in mine if session in messages}
 
     def _forget_what_is_over(self) -> None:
-        """Page sessions without an event whose answers were read, or were not for too long."""
-        has_events = {event.session_hash for event in self._events()}
+        """Page sessions without an event whose answers were read, or were not for too long. Of one that was
+        closed in the middle of a stream Gradio has forgotten the messages already."""
+        kept, expected = self._queue.pending_messages_per_session, self._queue.pending_event_ids_session
         long_ago = time.monotonic() - UNREAD_SECONDS
-        expected = self._queue.pending_event_ids_session
-        for session, messages in list(self._queue.pending_messages_per_session.items()):
-            _, latest = self._sessions.get(session, ("", 0.0))
-            is_read = messages.empty() and not expected.get(session)
-            if session not in has_events and (is_read or latest < long_ago):
+        has_events = {event.session_hash for event in self._events()}
+        for session in {*self._sessions, *kept, *expected} - has_events:
+            messages, (_, latest) = kept.get(session), self._sessions.get(session, ("", 0.0))
+            is_read = messages is None or (messages.empty() and not expected.get(session))
+            if is_read or latest < long_ago:
                 self._forget(session)
 
     def _forget(self, session: str) -> None:
@@ -106,5 +107,5 @@ class Followers:
         finally:
             if this in mine:
                 mine.remove(this)
-            if not mine:
-                self._of.pop(person_id, None)
+            if not mine and self._of.get(person_id) is mine:
+                del self._of[person_id]

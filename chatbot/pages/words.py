@@ -190,6 +190,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "This page belongs to somebody else - reload it.",
         "此页面属于他人，请刷新。",
     ),
+    "not_followed": (
+        "You follow replies on too many pages - reload this one to go on here.",
+        "您在过多页面上关注回复，请刷新此页面以继续。",
+    ),
     "too_much": (
         "That was too much at once - wait a moment, then try again.",
         "一次请求太多，请稍候再试。",
