@@ -29,7 +29,7 @@ async def slow(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """That of a server on which nobody may be silent for long."""
-    monkeypatch.setattr(server, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(server, "SILENT_SECONDS", 1.5)
     config = uvicorn.Config(slow, port=0, lifespan="off", http=server._Connection, log_level="critical")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
@@ -40,6 +40,14 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     thread.join()
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """By the other side; where it was when our last word came, that is a reset."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 @pytest.mark.parametrize(
     "said",
     [b"", b"GET / HTTP/1.1\r\nhost: x\r\n", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"],
@@ -48,7 +56,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_a_connection_that_asks_for_nothing_is_closed(port: int, said: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(said)
-        assert connection.recv(1) == b""
+        assert is_closed(connection)
 
 
 def test_one_that_was_answered_and_begins_again_is_closed_too(port: int) -> None:
@@ -58,14 +66,14 @@ def test_one_that_was_answered_and_begins_again_is_closed_too(port: int) -> None
         while not said.endswith(b"hi"):
             said += connection.recv(1000)
         connection.sendall(b"G")  # which ends the time that uvicorn itself gives it
-        assert connection.recv(1) == b""
+        assert is_closed(connection)
 
 
 def test_one_that_goes_on_slowly_is_not(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n")
         for _ in range(20):
-            time.sleep(0.06)  # 1.2 s in all
+            time.sleep(0.1)  # two seconds in all
             connection.sendall(b"x")
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
