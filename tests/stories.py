@@ -40,6 +40,20 @@ def a_turn(
     ]
 
 
+def a_long_chat(
+    db: Database, person: Person, turns: int, length: int, texts: Sequence[str] = ("one",)
+) -> list[list[Message]]:
+    """The replies of each turn of one conversation; a question is a number and `length` letters, and follows
+    the first reply of the turn before."""
+    chat, parent, found = conversations.create(db, person.id), None, []
+    for number in range(turns):
+        question = f"{number}" + "x" * length
+        turn = conversations.add_user_message(db, chat.id, parent, question, person.id)
+        found.append([conversations.add_written_reply(db, turn.id, text, None) for text in texts])
+        parent = found[-1][0].id
+    return found
+
+
 def places(replies: Sequence[Message], order: Sequence[int]) -> list[Placement]:
     """Each reply at its place, shown in the order given."""
     return [

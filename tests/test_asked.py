@@ -5,7 +5,7 @@ import pytest
 from data import asked, conversations, people
 from data.database import Database
 from data.records import Prompt
-from tests.stories import a_turn, somebody
+from tests.stories import a_long_chat, a_turn, somebody
 
 
 def words(prompts: list[Prompt]) -> list[str]:
@@ -63,10 +63,7 @@ def test_one_person_s_many_chats_leave_everybody_else_their_prompts(
 def test_what_is_far_too_long_takes_nobody_s_place(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asked, "_is_kept_for_judging", lambda _: False)
     a_turn(db, somebody(db), question="Short?")
-    chat, parent = conversations.create(db, somebody(db).id), None
-    for number in range(9):
-        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 5_000, somebody(db).id)
-        parent = conversations.add_written_reply(db, turn.id, "ok", None).id
+    a_long_chat(db, somebody(db), turns=9, length=5_000)
     prompts = asked.user_prompts(db, 3, for_judging=False)
     assert [len(prompt.messages) for prompt in prompts] == [3, 1, 1]
 

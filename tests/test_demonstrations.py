@@ -13,7 +13,7 @@ from data.forgetting import forget
 from data.home import Home
 from data.messages import DEMONSTRATED
 from data.snapshots import taught_turns
-from tests.stories import a_turn, rank, somebody
+from tests.stories import a_long_chat, a_turn, rank, somebody
 
 
 def sft_row(question: str, reply: str) -> dict[str, Any]:
@@ -109,12 +109,8 @@ def test_of_a_long_conversation_a_night_imitates_the_end_and_an_export_has_all(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.snapshots._LONGEST", 1_300)
-    ada, parent = somebody(db), None
-    chat = conversations.create(db, ada.id)
-    for number in range(9):
-        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 300, ada.id)
-        parent = conversations.add_written_reply(db, turn.id, "one", None).id
-    edit = conversations.add_edit(db, parent, "two", ada.id)
+    [*_, [last]] = a_long_chat(db, ada := somebody(db), turns=9, length=300)
+    edit = conversations.add_edit(db, last.id, "two", ada.id)
     [demonstration], [row] = collect(db), list(export_rows(db, "sft"))
     assert (demonstration.message_id, len(demonstration.messages), len(row["messages"])) == (edit.id, 5, 18)
     assert demonstration.messages == tuple(row["messages"][-6:-1])

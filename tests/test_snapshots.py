@@ -12,7 +12,7 @@ from data.database import Database
 from data.records import FinishReason, Message, Sampling
 from data.snapshots import count_taught, last_taught, stream_turns, taught_turns, turns_by_id, version_record
 from data.text import to_json
-from tests.stories import a_turn, frozen, rank, somebody
+from tests.stories import a_long_chat, a_turn, frozen, rank, somebody
 
 
 def test_a_snapshot_holds_the_texts_versions_and_cuts(db: Database) -> None:
@@ -171,13 +171,8 @@ def test_of_a_long_conversation_a_night_keeps_the_end_and_an_export_all(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.snapshots._LONGEST", 5_000)
-    ada, parent = somebody(db), None
-    chat = conversations.create(db, ada.id)
-    for number in range(30):
-        turn = conversations.add_user_message(db, chat.id, parent, f"{number}" + "x" * 500, ada.id)
-        replies = [conversations.add_written_reply(db, turn.id, text, None) for text in ("one", "two")]
+    for replies in a_long_chat(db, ada := somebody(db), turns=30, length=500, texts=("one", "two")):
         rank(db, ada, replies, [1, 2])
-        parent = replies[0].id
     conversations.add_edit(db, replies[0].id, "better", ada.id)
     taken, whole = taught_turns(db), list(stream_turns(db))
     assert [len(turn.prompt) for turn in whole] == [*range(1, 61, 2), 59]
